@@ -1,0 +1,78 @@
+"""Box conversion, overlap and the clamped inverse sigmoid: pure functions on tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) center, width, height -> (..., 4) corners."""
+    centers, sizes = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centers - 0.5 * sizes, centers + 0.5 * sizes], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corners -> (..., 4) center, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) top left corner, width, height (COCO's json) -> (..., 4) corners."""
+    return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corners -> (..., 4) top left corner, width, height (COCO's json)."""
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """(..., 4) corners -> (...) area."""
+    sizes = boxes[..., 2:] - boxes[..., :2]
+    return sizes[..., 0] * sizes[..., 1]
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection over union, and the union, of broadcastable corner boxes."""
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
+    sides = (high - low).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = box_area(a) + box_area(b) - intersection
+    return intersection / union, union
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of broadcastable corner boxes, (..., 4) and (..., 4) -> (...)."""
+    return _overlap(a, b)[0]
+
+
+def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of broadcastable corner boxes: ``IoU - (hull - union) / hull``.
+
+    Like the originals it has no epsilon: two boxes that are both empty give NaN.
+
+    Args:
+        a: (..., 4) corners.
+        b: (..., 4) corners; give ``a[:, None]`` and ``b[None]`` for all pairs.
+
+    Returns:
+        (...) in (-1, 1].
+
+    Source: arXiv 1902.09630, section 3.
+    """
+    iou, union = _overlap(a, b)
+    hull_sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = hull_sides[..., 0] * hull_sides[..., 1]
+    return iou - (hull - union) / hull
+
+
+def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
+    """The logit of ``values`` in [0, 1], clamped so that its size stays below ``log(1 / eps)``.
+
+    Source: arXiv 2010.04159, appendix A.4, as the original code clamps it.
+    """
+    values = values.clamp(0, 1)
+    return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))

@@ -1,0 +1,229 @@
+"""Configuration: small frozen records, validated where they are made, round-trip to YAML.
+
+The classes of the model never see these; ``models.build`` turns them into plain numbers and
+parts. No torch is imported here, so that the command line can read a recipe instantly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detrlab.errors import UserError, did_you_mean
+
+
+class Record(BaseModel):
+    """A frozen, validated set of settings.
+
+    Raises:
+        UserError: a key is unknown (the closest match is named) or a value is out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str = "") -> Self:
+        """Build from plain values; ``where`` names their origin in the error."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UserError(_explain(error, cls, where)) from None
+
+    def change(self, **changes: Any) -> Self:
+        """A copy with ``changes``, validated again."""
+        return self.parse({**self.model_dump(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for YAML and JSON."""
+        return self.model_dump(mode="json")
+
+    def save(self, path: str | Path) -> None:
+        """Write as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read YAML written by ``save`` or by hand."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read as YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} should hold settings as 'name: value' lines")
+        return cls.parse(values, where=str(path))
+
+
+def _explain(error: ValidationError, record: type[Record], where: str) -> str:
+    """One line per mistake, with the value and, for an unknown key, the closest known one."""
+    lines = []
+    for mistake in error.errors():
+        name = ".".join(str(part) for part in mistake["loc"])
+        if mistake["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {name!r}{did_you_mean(name, record.model_fields)}")
+        elif mistake["type"] == "value_error":
+            lines.append(str(mistake["ctx"]["error"]))
+        else:
+            lines.append(f"{name}: {mistake['msg']} (got {mistake['input']!r})")
+    prefix = f"{where}: " if where else ""
+    return prefix + "; ".join(lines)
+
+
+class ModelConfig(Record):
+    """The architecture of one detector. Every row of ``presets.PRESETS`` is one of these."""
+
+    preset: str = "custom"
+    """The row this came from. Shown to people; nothing branches on it."""
+    num_classes: int = Field(ge=1)
+
+    backbone: str = "resnet50"
+    """Any timm model that gives feature maps."""
+    dilation: bool = False
+    """Dilate the last stage instead of striding it (DC5)."""
+    backbone_norms: Literal["frozen", "trained"] = "frozen"
+    """Frozen batch norm needs pretrained statistics; from nothing, train the norms."""
+    backbone_trains: Literal["late", "all", "none"] = "late"
+    """``late``: all but the stem and the first stage, as the originals."""
+
+    neck: Literal["projection", "pyramid"] = "projection"
+    """``projection``: one 1x1 convolution. ``pyramid``: levels with GroupNorm and embedding."""
+    levels: int = Field(1, ge=1, le=6)
+    position_offset: float = 0.0
+    """Added to the cell counts of the sine embedding: 0 in DETR, -0.5 in Deformable DETR."""
+
+    attention: Literal["dense", "deformable"] = "dense"
+    width: int = Field(256, ge=8)
+    num_heads: int = Field(8, ge=1)
+    ffn_width: int = Field(2048, ge=1)
+    encoder_layers: int = Field(6, ge=0)
+    decoder_layers: int = Field(6, ge=1)
+    points: int = Field(4, ge=1)
+    """Sampling points per head and level (deformable attention only)."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    queries: Literal["positions", "points", "proposals"] = "positions"
+    """``positions``: DETR's; ``points``: with a learned reference; ``proposals``: two-stage."""
+    num_queries: int = Field(100, ge=1)
+    decoder_norm: bool = True
+    """Normalise the decoder states before the heads (DETR)."""
+    refine: bool = False
+    """Iterative bounding-box refinement: each layer starts from the boxes of the one before."""
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is not divisible by num_heads {self.num_heads}: "
+                f"choose a multiple, such as {self.num_heads * (self.width // self.num_heads + 1)}"
+            )
+        if self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 (sine embedding)")
+        if self.neck == "pyramid" and self.width % 32:
+            raise ValueError(
+                f"width {self.width} must be a multiple of 32: the pyramid's GroupNorm has 32 groups"
+            )
+        if self.neck == "projection" and self.levels != 1:
+            raise ValueError(
+                f"neck 'projection' gives one level, not {self.levels}: use neck 'pyramid'"
+            )
+        if self.attention == "dense" and self.queries != "positions":
+            raise ValueError(
+                f"queries {self.queries!r} need attention 'deformable': dense attention "
+                "has no reference to look from"
+            )
+        if self.attention == "deformable" and self.queries == "positions":
+            raise ValueError(
+                "attention 'deformable' needs queries 'points' or 'proposals': "
+                "it samples around a reference, and 'positions' have none"
+            )
+        if self.refine and self.attention == "dense":
+            raise ValueError("refine needs attention 'deformable': there is no box to refine")
+        if self.queries == "proposals" and not self.refine:
+            raise ValueError("queries 'proposals' (two-stage) need refine: there is no such detector")
+        if self.queries == "proposals" and self.scoring != "sigmoid":
+            raise ValueError("queries 'proposals' need scoring 'sigmoid': logit 0 is the objectness")
+        if self.backbone_norms == "trained" and self.backbone_trains == "none":
+            raise ValueError("backbone_norms 'trained' contradicts backbone_trains 'none'")
+        return self
+
+
+class DataConfig(Record):
+    """Which images, at what size, changed how."""
+
+    data: str = "shapes"
+    """A folder, a file or the name of a built-in set."""
+    image_size: int = Field(800, ge=32)
+    """Short side in pixels at evaluation, and the largest short side in training."""
+    max_size: int = Field(1333, ge=32)
+    """Bound of the long side in pixels."""
+    augmentation: Literal["detr", "light", "none"] = "detr"
+    workers: int = Field(2, ge=0)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _sides_fit(self) -> Self:
+        if self.max_size < self.image_size:
+            raise ValueError(
+                f"max_size {self.max_size} is below image_size {self.image_size}: "
+                "the bound of the long side cannot be below the short side"
+            )
+        return self
+
+
+class LearningRateGroup(Record):
+    """Parameters whose name matches ``pattern`` (a regular expression, searched) learn slower."""
+
+    name: str
+    pattern: str
+    factor: float = Field(ge=0)
+
+
+BACKBONE_GROUP = LearningRateGroup(name="backbone", pattern=r"^backbone\.", factor=0.1)
+SAMPLING_GROUP = LearningRateGroup(
+    name="sampling", pattern=r"sampling_offsets|reference_points", factor=0.1
+)
+
+
+class TrainConfig(Record):
+    """How a detector is trained."""
+
+    epochs: int = Field(50, ge=1)
+    batch: int = Field(16, ge=1)
+    """Images an optimiser step sees, over all processes and micro-batches."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images a forward pass sees at once; None means the whole batch."""
+    learning_rate: float = Field(1e-4, gt=0)
+    groups: tuple[LearningRateGroup, ...] = (BACKBONE_GROUP, SAMPLING_GROUP)
+    """The first group that matches a parameter takes it; the rest learns at full rate."""
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(0.1, ge=0)
+    """Bound of the total gradient norm; 0 switches clipping off."""
+    schedule: Literal["step", "cosine"] = "step"
+    drop_epoch: int | None = Field(None, ge=1)
+    """``step``: the rate is divided by 10 after each so many epochs; None never drops."""
+    warmup_steps: int = Field(0, ge=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    auxiliary_losses: bool = True
+    class_weight: float | None = Field(None, gt=0)
+    """Weight of the class loss; None takes the scoring's own (softmax 1, sigmoid 2)."""
+    box_weight: float = Field(5.0, ge=0)
+    giou_weight: float = Field(2.0, ge=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = Field(42, ge=0)
+    weights: str = "imagenet"
+    """Where the first weights come from: ``imagenet`` (backbone), ``none``, or a checkpoint."""
+
+
+class Recipe(Record):
+    """Everything a run needs besides the detector's name: one readable record."""
+
+    name: str
+    description: str = ""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the preset, the same for every detector."""
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()

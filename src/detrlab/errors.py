@@ -1,0 +1,22 @@
+"""Mistakes a user can make, told in one message, and the closest match to a mistyped word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake at the border: the message holds the offending value and the fix.
+
+    The command line prints it as one line and exits with 2, without a traceback.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` or, without a close match, the list of known words."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f", did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}"

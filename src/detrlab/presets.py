@@ -1,0 +1,113 @@
+"""The detectors as rows that show only what differs, and the recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.errors import UserError, did_you_mean
+
+# DETR is what ModelConfig's defaults say: dense attention on C5, learned positions, softmax.
+_DETR: dict[str, Any] = {}
+_DEFORMABLE: dict[str, Any] = {
+    "neck": "pyramid",
+    "levels": 4,
+    "position_offset": -0.5,
+    "attention": "deformable",
+    "ffn_width": 1024,
+    "queries": "points",
+    "num_queries": 300,
+    "decoder_norm": False,
+    "scoring": "sigmoid",
+}
+_SINGLE_SCALE = {**_DEFORMABLE, "levels": 1}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "detr": _DETR,
+    "detr-dc5": {**_DETR, "dilation": True},
+    "deformable-detr": _DEFORMABLE,
+    "deformable-detr-refine": {**_DEFORMABLE, "refine": True},
+    "deformable-detr-two-stage": {**_DEFORMABLE, "refine": True, "queries": "proposals"},
+    "deformable-detr-single-scale": _SINGLE_SCALE,
+    "deformable-detr-single-scale-dc5": {**_SINGLE_SCALE, "dilation": True},
+}
+
+FIVE = tuple(PRESETS)[:5]
+"""The detectors of the original experiment, in the order of its table."""
+
+
+def model_config(preset: str, num_classes: int, **changes: Any) -> ModelConfig:
+    """The architecture of a named detector.
+
+    Args:
+        preset: a row of ``PRESETS``.
+        num_classes: K, the classes of the data.
+        **changes: fields of ``ModelConfig`` that should differ from the row.
+
+    Raises:
+        UserError: unknown preset or field (the closest match is named), impossible values.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"unknown model {preset!r}{did_you_mean(preset, PRESETS)}")
+    row = {"preset": preset, "num_classes": num_classes, **PRESETS[preset], **changes}
+    return ModelConfig.parse(row, where=f"model {preset!r}")
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="tiny",
+            description="The demo: small networks from nothing on small generated pictures.",
+            model={
+                "backbone": "resnet10t",
+                "backbone_norms": "trained",
+                "backbone_trains": "all",
+                "width": 64,
+                "num_heads": 4,
+                "ffn_width": 128,
+                "encoder_layers": 1,
+                "decoder_layers": 2,
+                "num_queries": 30,
+                "dropout": 0.0,
+            },
+            train=TrainConfig(
+                epochs=12, batch=8, learning_rate=5e-4, drop_epoch=10, weights="none"
+            ),
+            data=DataConfig(
+                data="shapes", image_size=128, max_size=128, augmentation="light", workers=0
+            ),
+        ),
+        Recipe(
+            name="laptop",
+            description="EfficientNet-Lite0 with ImageNet weights, 320 px, a small transformer.",
+            model={
+                "backbone": "tf_efficientnet_lite0",
+                "width": 128,
+                "ffn_width": 512,
+                "encoder_layers": 3,
+                "decoder_layers": 3,
+                "num_queries": 100,
+            },
+            train=TrainConfig(epochs=12, batch=8, learning_rate=4e-4, drop_epoch=10),
+            data=DataConfig(
+                image_size=320,
+                max_size=320,
+                augmentation="light",
+                mean=(127 / 255, 127 / 255, 127 / 255),
+                std=(128 / 255, 128 / 255, 128 / 255),
+            ),
+        ),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """A named recipe.
+
+    Raises:
+        UserError: unknown name; the closest match is named.
+    """
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}")
+    return RECIPES[name]
