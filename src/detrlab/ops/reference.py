@@ -1,0 +1,120 @@
+"""Deformable attention in plain PyTorch: readable, differentiable, exportable, on any device.
+
+Every faster backend is tested against this file, and whatever a backend cannot do comes here.
+
+Source: arXiv 2010.04159, section 4.1 and appendix A.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrlab.structures import LevelShapes, References
+
+
+def computing_dtype(values: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64 stays, all else is float32.
+
+    Half precision would blur sampling locations: bfloat16 steps by 1/256 near 1.
+    """
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def attend(
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    references: References,
+    offsets: Tensor,
+    scores: Tensor,
+) -> Tensor:
+    """Each query's weighted sum of the values at the points it chose around its reference.
+
+    Args:
+        values: (B, S, M, D), zero at padded cells.
+        level_shapes: (height, width) of each level; their products sum to S.
+        valid_ratios: (B, L, 2), the unpadded share of each level's width and height.
+        references: the queries' points or boxes, as fractions of the unpadded image.
+        offsets: (B, Q, M, L, P, 2), x and y; in cells of the level around a point, in P-ths of
+            the half box around a box.
+        scores: (B, Q, M, L * P) logits; one softmax runs over levels and points jointly.
+
+    Returns:
+        (B, Q, M * D), heads side by side, in the dtype of ``values``.
+    """
+    dtype = computing_dtype(values)
+    # Autocast would turn half precision back on inside, and export would record that it might.
+    locations = sampling_locations(
+        References(*(None if part is None else part.to(dtype) for part in references)),
+        valid_ratios.to(dtype),
+        offsets.to(dtype),
+        level_shapes,
+    )
+    weights = scores.to(dtype).softmax(-1).view(offsets.shape[:-1])
+    return sample(values, level_shapes, locations, weights)
+
+
+def sampling_locations(
+    references: References,
+    valid_ratios: Tensor,
+    offsets: Tensor,
+    level_shapes: LevelShapes,
+) -> Tensor:
+    """Where each query looks, as fractions (x, y) of each padded level.
+
+    Args:
+        references: (B, Q, 2) centers and sizes, or no sizes.
+        valid_ratios: (B, L, 2).
+        offsets: (B, Q, M, L, P, 2).
+        level_shapes: (height, width) of each level.
+
+    Returns:
+        (B, Q, M, L, P, 2), not clamped: points may lie outside.
+    """
+    centers = (references.centers[:, :, None] * valid_ratios[:, None])[:, :, None, :, None]
+    if references.sizes is None:
+        # Width before height: the order of the coordinates, not of the level's shape.
+        cells = offsets.new_tensor([(width, height) for height, width in level_shapes])
+        return centers + offsets / cells[:, None]
+    points = offsets.shape[4]
+    sizes = (references.sizes[:, :, None] * valid_ratios[:, None])[:, :, None, :, None]
+    return centers + offsets / points * sizes * 0.5
+
+
+def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of bilinear samples of all levels.
+
+    A cell's value sits at its middle, and outside the map everything is zero:
+    ``grid_sample`` with ``align_corners=False`` and zero padding.
+
+    Args:
+        values: (B, S, M, D).
+        level_shapes: (height, width) of each level; their products sum to S.
+        locations: (B, Q, M, L, P, 2), fractions (x, y) of each padded level.
+        weights: (B, Q, M, L, P).
+
+    Returns:
+        (B, Q, M * D), heads side by side, in the dtype of ``values``.
+    """
+    dtype = computing_dtype(values)
+    batch, _, heads, width = values.shape
+    queries = locations.shape[1]
+    maps = values.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (B*M, D, S)
+    grids = (2 * locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
+    weights = weights.to(dtype).transpose(1, 2).flatten(0, 1)[:, None]  # (B*M, 1, Q, L, P)
+
+    levels = maps.split([height * width for height, width in level_shapes], dim=2)
+    total = maps.new_zeros(batch * heads, width, queries)
+    for index, (level, shape) in enumerate(zip(levels, level_shapes, strict=True)):
+        samples = F.grid_sample(
+            level.unflatten(2, shape),
+            grids[:, :, index],
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )  # (B*M, D, Q, P)
+        total = total + (samples * weights[:, :, :, index]).sum(-1)
+    output = total.view(batch, heads * width, queries).transpose(1, 2)
+    return output.to(values.dtype)
