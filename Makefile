@@ -1,0 +1,80 @@
+# Two commands do everything on a fresh machine:
+#
+#   make demo    set up .venv, train the five detectors on generated pictures, compare them
+#   make test    set up .venv with the test tools, run the tests
+#
+# Variables, all optional:
+#
+#   PYTHON=python3.12     the Python (3.11 or newer) that .venv is made from
+#   SYSTEM_TORCH=1        use the torch, and whatever else, that PYTHON already has installed
+#   PIP_ARGS="..."        more arguments for pip: a mirror, --no-index --find-links DIR, or the
+#                         index of CPU-only torch wheels, which saves gigabytes without a GPU
+#   MARKERS="not slow"    which tests run (a pytest expression); MARKERS= runs all of them
+#   PYTEST_ARGS="..."     more arguments for pytest
+#   DEMO_ARGS="..."       more arguments for the demo, such as DEMO_ARGS="--seeds 0 1"
+#
+# Set-up happens once and again only when pyproject.toml changes; it needs no network when
+# everything is installed already.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+MARKERS ?= not slow and not browser
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Waiting threads must not burn the cores that data loading and kernels share.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help demo test lint types format clean
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,17p'
+
+demo: $(VENV)/.ready
+	$(BIN)/detrlab compare --recipe tiny --output runs/compare/demo $(DEMO_ARGS)
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m "$(MARKERS)" $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.ready-dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache src/*.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or \
+	  sys.exit(f"detrlab needs Python 3.11 or newer, this is {v}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+ifneq ($(SYSTEM_TORCH),)
+	@# A .pth line rather than --system-site-packages: right for conda and for another venv too.
+	@$(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).resolve().parents[1])' \
+	  > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/system-torch.pth
+endif
+
+# The build tool first and without isolation: then pip asks the network only for what is missing.
+define install
+	@$(PIP) install --quiet "setuptools>=77" $(PIP_ARGS)
+	@echo "Installing detrlab into $(VENV): a few minutes the first time"
+	@$(PIP) install --quiet --no-build-isolation --editable "$(1)" $(PIP_ARGS)
+	@touch $@
+endef
+
+$(VENV)/.ready: pyproject.toml | $(BIN)/python
+	$(call install,.[laptop])
+
+$(VENV)/.ready-dev: pyproject.toml | $(BIN)/python
+	$(call install,.[laptop$(comma)dev])
+	@touch $(VENV)/.ready
+
+comma := ,
