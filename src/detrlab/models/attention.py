@@ -1,0 +1,109 @@
+"""Attention: among queries, dense over the memory, and deformable over its levels.
+
+Attention over the memory follows one protocol, ``(query, references, memory) -> tensor``, so
+that dense and deformable attention share the encoder and decoder layers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrlab.ops.deformable import attend
+from detrlab.structures import Memory, References
+
+
+class _MultiheadAttention(nn.Module):
+    """Scaled dot-product attention with packed in-projections, rows [query; key; value].
+
+    Args:
+        width: D.
+        num_heads: M; D is divisible by M.
+        dropout: probability of dropping an attention weight.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+        """Attend; (B, Q, D), (B, S, D), (B, S, D), bool broadcastable to (B, M, Q, S)."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(_MultiheadAttention):
+    """Attention among the object queries.
+
+    Source: arXiv 2005.12872, section 3.2.
+    """
+
+    def forward(self, content: Tensor, position: Tensor) -> Tensor:
+        """(B, Q, D), (B, Q, D) -> (B, Q, D); position counts for comparing, not for mixing."""
+        query = content + position
+        return self._mix(query, query, content, None)
+
+
+class DenseAttention(_MultiheadAttention):
+    """Attention over every unpadded cell of the memory.
+
+    Source: arXiv 2005.12872, section 3.2.
+    """
+
+    def forward(self, query: Tensor, references: References | None, memory: Memory) -> Tensor:  # noqa: ARG002
+        """(B, Q, D) -> (B, Q, D); it looks everywhere, so it needs no reference."""
+        visible = ~memory.padding[:, None, None, :]
+        return self._mix(query, memory.tokens + memory.position, memory.tokens, visible)
+
+
+class DeformableAttention(nn.Module):
+    """Attention over a few sampled points around a reference, on every level.
+
+    The query (not the feature at the reference) predicts where to sample and how much each
+    sample weighs; the weights are one softmax over levels and points together.
+
+    Args:
+        width: D.
+        num_heads: M; D is divisible by M.
+        levels: L.
+        points: P per head and level.
+
+    Source: arXiv 2010.04159, section 4.1, equation 3.
+    """
+
+    def __init__(self, width: int, num_heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.levels = levels
+        self.points = points
+        self.sampling_offsets = nn.Linear(width, num_heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, num_heads * levels * points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, references: References, memory: Memory) -> Tensor:
+        """(B, Q, D) -> (B, Q, D)."""
+        # Zeroed after the projection, so that its bias does not leak in from the padding.
+        values = self.value_proj(memory.tokens).masked_fill(memory.padding[..., None], 0.0)
+        offsets = self.sampling_offsets(query)
+        mixed = attend(
+            values.unflatten(-1, (self.num_heads, -1)),
+            memory.level_shapes,
+            memory.valid_ratios,
+            references,
+            offsets.unflatten(-1, (self.num_heads, self.levels, self.points, 2)),
+            self.attention_weights(query).unflatten(-1, (self.num_heads, -1)),
+        )
+        return self.output_proj(mixed)

@@ -1,0 +1,72 @@
+"""Two-stage queries: the encoder proposes boxes, the best become the decoder's queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from detrlab.models.position import box_sine_features
+from detrlab.models.references import cell_centers
+from detrlab.structures import Memory, Predictions, Queries, References
+
+BASE_SIZE = 0.05  # of a proposal on the finest level; doubled on each coarser one
+
+
+class ProposalQueries(nn.Module):
+    """Scores every cell of the memory as a proposal and turns the best into queries.
+
+    Logit 0 of its head is the objectness: it is trained with all labels set to class 0.
+
+    Args:
+        num_queries: Q; fewer when the memory has fewer cells.
+        width: D.
+        head: predicts logits and box deltas of every cell.
+
+    Source: arXiv 2010.04159, section 4.2 ("Two-Stage Deformable DETR") and appendix A.4, with
+    the original code's sizes (0.05, 0.1, 0.2, 0.4) and choice by logit 0.
+    """
+
+    def __init__(self, num_queries: int, width: int, head: nn.Module) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.width = width
+        self.memory_proj = nn.Linear(width, width)
+        self.memory_norm = nn.LayerNorm(width)
+        self.head = head
+        self.embedding_proj = nn.Linear(2 * width, 2 * width)
+        self.embedding_norm = nn.LayerNorm(2 * width)
+
+    def forward(self, memory: Memory) -> tuple[Queries, Predictions]:
+        """Queries (B, min(Q, S), D) and the predictions of all S cells."""
+        anchors, usable = anchor_logits(memory)
+        tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
+        logits, deltas = self.head(self.memory_norm(self.memory_proj(tokens)))
+        unactivated = deltas + anchors  # stays inf where no proposal can be: a box of (1, 1, 1, 1)
+
+        count = min(self.num_queries, unactivated.shape[1])
+        best = logits[..., 0].topk(count, dim=1).indices
+        chosen = unactivated.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+        embedding = self.embedding_norm(self.embedding_proj(box_sine_features(chosen, self.width)))
+        position, content = embedding.chunk(2, dim=-1)  # position first
+        centers, sizes = chosen.split(2, dim=-1)
+        queries = Queries(content, position, References(centers, sizes))
+        return queries, Predictions(logits, unactivated.sigmoid())
+
+
+def anchor_logits(memory: Memory) -> tuple[Tensor, Tensor]:
+    """The box each cell starts from, in logit space, and which cells may propose at all.
+
+    Cells that are padded, or whose box center or size lies within 0.01 of 0 or 1, may not.
+
+    Returns:
+        (B, S, 4), inf where the cell may not propose; (B, S) bool.
+    """
+    centers = cell_centers(memory).centers
+    sizes = [
+        torch.full_like(centers[:1, : height * width], BASE_SIZE * 2.0**level)
+        for level, (height, width) in enumerate(memory.level_shapes)
+    ]
+    boxes = torch.cat([centers, torch.cat(sizes, dim=1).expand_as(centers)], dim=-1)
+    usable = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & ~memory.padding
+    logits = torch.log(boxes / (1 - boxes))
+    return logits.masked_fill(~usable[..., None], float("inf")), usable
