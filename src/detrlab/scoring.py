@@ -56,6 +56,10 @@ class Scoring(Protocol):
     def initial_bias(self) -> float | None:
         """Initial bias of the class head; None leaves PyTorch's default."""
 
+    @property
+    def class_weight(self) -> float:
+        """Weight of the class term in the matching cost and in the loss."""
+
     def num_logits(self, num_classes: int) -> int:
         """Outputs of the class head for K classes."""
 
@@ -64,6 +68,9 @@ class Scoring(Protocol):
 
     def loss(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
         """Class loss of (B, Q, K') logits for (B, Q) labels, ``UNMATCHED`` where no object."""
+
+    def claims(self, logits: Tensor) -> Tensor:
+        """Which queries say they found an object: (B, Q, K') logits -> (B, Q) bool."""
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
         """At most ``limit`` detections an image from (B, Q, K') logits."""
@@ -82,6 +89,7 @@ class SoftmaxScoring:
     """
 
     no_object_weight: float = 0.1
+    class_weight: float = 1.0
 
     @property
     def initial_bias(self) -> float | None:
@@ -103,6 +111,9 @@ class SoftmaxScoring:
         unmatched = counts.queries - counts.matched
         return total / (counts.matched + self.no_object_weight * unmatched)
 
+    def claims(self, logits: Tensor) -> Tensor:
+        return logits.argmax(-1) != logits.shape[-1] - 1
+
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         scores, queries = scores.topk(min(limit, scores.shape[1]), dim=1)
@@ -119,6 +130,7 @@ class SigmoidScoring:
     alpha: float = 0.25
     gamma: float = 2.0
     prior: float = 0.01
+    class_weight: float = 2.0
 
     @property
     def initial_bias(self) -> float | None:
@@ -144,6 +156,9 @@ class SigmoidScoring:
         p_true = p * targets + (1 - p) * (1 - targets)
         alpha = self.alpha * targets + (1 - self.alpha) * (1 - targets)
         return (alpha * (1 - p_true) ** self.gamma * cross_entropy).sum() / counts.objects
+
+    def claims(self, logits: Tensor) -> Tensor:
+        return (logits > 0).any(-1)  # sigmoid above one half
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
         num_classes = logits.shape[-1]

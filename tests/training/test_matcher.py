@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from detrlab.scoring import SigmoidScoring, SoftmaxScoring
+from detrlab.structures import Predictions, Target
+from detrlab.training.matcher import Weights, match, match_sets
+
+SOFTMAX = (SoftmaxScoring(), Weights(1.0))
+SIGMOID = (SigmoidScoring(), Weights(2.0))
+FAMILIES = pytest.mark.parametrize(
+    ("scoring", "weights"), [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"]
+)
+CLASSES = 3
+
+
+def predictions_of(scoring, batch, queries, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, queries, scoring.num_logits(CLASSES), generator=draw)
+    return Predictions(logits, torch.rand(batch, queries, 4, generator=draw) * 0.5 + 0.2)
+
+
+def targets_of(*sizes, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        Target(
+            torch.randint(CLASSES, (size,), generator=draw),
+            torch.rand(size, 4, generator=draw) * 0.4 + 0.2,
+        )
+        for size in sizes
+    ]
+
+
+def naive_cost(scoring, weights, logits, box, label, target):
+    """Section 3.1 of DETR and appendix A.4 of Deformable DETR, number by number."""
+    if isinstance(scoring, SoftmaxScoring):
+        exponents = [math.exp(value) for value in logits]
+        classes = -exponents[label] / sum(exponents)
+    else:
+        p = 1 / (1 + math.exp(-logits[label]))
+        positive = 0.25 * (1 - p) ** 2 * -math.log(p + 1e-8)
+        classes = positive - 0.75 * p**2 * -math.log(1 - p + 1e-8)
+    distance = sum(abs(a - b) for a, b in zip(box, target, strict=True))
+    (ax, ay, aw, ah), (bx, by, bw, bh) = box, target
+    left, right = (ax - aw / 2, bx - bw / 2), (ax + aw / 2, bx + bw / 2)
+    top, bottom = (ay - ah / 2, by - bh / 2), (ay + ah / 2, by + bh / 2)
+    both = max(0, min(right) - max(left)) * max(0, min(bottom) - max(top))
+    union = aw * ah + bw * bh - both
+    hull = (max(right) - min(left)) * (max(bottom) - min(top))
+    giou = both / union - (hull - union) / hull
+    return weights.boxes * distance + weights.classes * classes - weights.giou * giou
+
+
+@FAMILIES
+def test_pairs_equal_a_naive_search_over_padded_batches(scoring, weights):
+    predictions, targets = predictions_of(scoring, 3, 6), targets_of(4, 1, 3)
+    matches = match(predictions, targets, scoring, weights)
+    for image, (logits, boxes, target) in enumerate(zip(*predictions, targets, strict=True)):
+        cost = [
+            [
+                naive_cost(scoring, weights, logits[q].tolist(), boxes[q].tolist(), label, box)
+                for label, box in zip(target.labels.tolist(), target.boxes.tolist(), strict=True)
+            ]
+            for q in range(6)
+        ]
+        queries, objects = linear_sum_assignment(cost)
+        assert matches[image].queries.tolist() == queries.tolist()
+        assert matches[image].objects.tolist() == objects.tolist()
+        assert queries.tolist() == sorted(queries)
+
+
+@FAMILIES
+def test_several_sets_at_once_equal_each_alone(scoring, weights):
+    sets = [predictions_of(scoring, 2, 5, seed) for seed in range(3)]
+    targets = targets_of(2, 3)
+    together = match_sets(sets, targets, scoring, weights).sets
+    for predictions, matches in zip(sets, together, strict=True):
+        alone = match(predictions, targets, scoring, weights)
+        for a, b in zip(matches, alone, strict=True):
+            assert torch.equal(a.queries, b.queries)
+            assert torch.equal(a.objects, b.objects)
+
+
+@FAMILIES
+@pytest.mark.parametrize("sizes", [(0, 2), (0, 0), (9, 1), (9, 0)])
+def test_empty_images_and_more_objects_than_queries(scoring, weights, sizes):
+    matches = match(predictions_of(scoring, 2, 5), targets_of(*sizes), scoring, weights)
+    assert [len(each.queries) for each in matches] == [min(5, size) for size in sizes]
+    for each, size in zip(matches, sizes, strict=True):
+        assert each.queries.dtype == each.objects.dtype == torch.int64
+        assert len(set(each.queries.tolist())) == len(each.queries)
+        assert len(set(each.objects.tolist())) == len(each.objects)
+        assert all(0 <= index < size for index in each.objects.tolist())
+
+
+@FAMILIES
+def test_permuting_objects_permutes_the_pairs(scoring, weights):
+    predictions, (target,) = predictions_of(scoring, 1, 6), targets_of(4)
+    order = torch.tensor([2, 0, 3, 1])
+    (plain,) = match(predictions, [target], scoring, weights)
+    moved = Target(target.labels[order], target.boxes[order])
+    (permuted,) = match(predictions, [moved], scoring, weights)
+    assert torch.equal(plain.queries, permuted.queries)
+    assert torch.equal(plain.objects, order[permuted.objects])
+
+
+@FAMILIES
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_query_is_matched_last_and_counted(scoring, weights, bad):
+    predictions, targets = predictions_of(scoring, 2, 4), targets_of(3, 2)
+    predictions.boxes[0, 1] = bad
+    matching = match_sets([predictions], targets, scoring, weights)
+    assert matching.invalid == 3
+    assert matching.sets[0][0].queries.tolist() == [0, 2, 3]
+    assert match_sets([predictions], targets_of(0, 2), scoring, weights).invalid == 0
+
+
+def test_half_precision_is_matched_in_float32():
+    scoring, weights = SIGMOID
+    predictions, targets = predictions_of(scoring, 1, 6), targets_of(3)
+    half = Predictions(predictions.logits.half(), predictions.boxes.half())
+    (coarse,) = match(half, targets, scoring, weights)
+    rounded = Predictions(half.logits.float(), half.boxes.float())
+    (expected,) = match(rounded, targets, scoring, weights)
+    assert torch.equal(coarse.objects, expected.objects)
