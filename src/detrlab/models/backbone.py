@@ -36,7 +36,7 @@ class Backbone(nn.Module):
 
 
 def _feature_info(body: nn.Module) -> Any:
-    """The record of the stages that timm keeps; typed loosely because ``nn.Module`` hides attributes."""
+    """What timm records of the stages; typed loosely because ``nn.Module`` hides attributes."""
     return body.feature_info
 
 
