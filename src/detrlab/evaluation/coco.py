@@ -1,0 +1,337 @@
+"""The COCO metrics, computed by hotcoco behind this one file.
+
+hotcoco refuses string ids and a text in ``info.year``, and accepts boxes that are not numbers;
+it is only ever given columns that ``GroundTruth`` and ``Evaluator`` have made clean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detrlab.errors import UserError
+from detrlab.evaluation.postprocess import decode
+from detrlab.evaluation.records import (
+    Detected,
+    Floats,
+    GroundTruth,
+    ImageId,
+    best_per_class,
+)
+from detrlab.files import replacing
+
+if TYPE_CHECKING:
+    from detrlab.data.batching import Batch
+    from detrlab.data.table import Table
+    from detrlab.scoring import Scoring
+    from detrlab.structures import Detections
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+AREAS = ("all", "small", "medium", "large")
+AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
+"""Square pixels of the annotated area, bounds included."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The 12 COCO numbers in [0, 1]; None where there is nothing to judge (no such objects).
+
+    Attributes:
+        ap: mean over IoU .50:.05:.95 and over the classes that have objects.
+        ap50: at IoU .50.
+        ap75: at IoU .75.
+        ap_small: on objects up to 32 x 32 pixels.
+        ap_medium: on objects between.
+        ap_large: on objects from 96 x 96 pixels.
+        ar1: recall with one detection an image and class.
+        ar10: recall with ten.
+        ar100: recall with a hundred.
+        ar_small: recall with a hundred, small objects.
+        ar_medium: recall with a hundred, medium objects.
+        ar_large: recall with a hundred, large objects.
+        per_class: AP of each class by name; None for a class without objects.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: dict[str, float | None] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values under the names that every json and csv uses."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def numbers(self) -> dict[str, float | None]:
+        """The 12 numbers without the classes."""
+        return {name: value for name, value in self.to_dict().items() if name != "per_class"}
+
+
+@dataclass(frozen=True, eq=False)
+class Accumulated:
+    """What the COCO protocol yields before it is averaged; -1 where there is nothing to judge.
+
+    Attributes:
+        precision: (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at most 1,
+            10, 100 detections.
+        recall: (T, K, A, 3), the highest recall reached.
+        scores: (T, R, K, A, 3), the score at which each recall is reached.
+    """
+
+    precision: Floats
+    recall: Floats
+    scores: Floats
+
+    def metrics(self, classes: Sequence[str]) -> Metrics:
+        """The averages that people quote."""
+        precision, recall = self.precision, self.recall
+        return Metrics(
+            ap=_mean(precision[:, :, :, 0, 2]),
+            ap50=_mean(precision[0, :, :, 0, 2]),
+            ap75=_mean(precision[5, :, :, 0, 2]),
+            ap_small=_mean(precision[:, :, :, 1, 2]),
+            ap_medium=_mean(precision[:, :, :, 2, 2]),
+            ap_large=_mean(precision[:, :, :, 3, 2]),
+            ar1=_mean(recall[:, :, 0, 0]),
+            ar10=_mean(recall[:, :, 0, 1]),
+            ar100=_mean(recall[:, :, 0, 2]),
+            ar_small=_mean(recall[:, :, 1, 2]),
+            ar_medium=_mean(recall[:, :, 2, 2]),
+            ar_large=_mean(recall[:, :, 3, 2]),
+            per_class={
+                name: _mean(precision[:, :, index, 0, 2]) for index, name in enumerate(classes)
+            },
+        )
+
+
+class Evaluator:
+    """Collects the detections of one detector, image by image, and judges them.
+
+    Of each image at most 100 detections a class are kept, in 56 bytes each: that is all the
+    metrics look at, however many queries the network has.
+
+    Args:
+        ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
+
+    Raises:
+        UserError: the ground truth is not usable; the message names the annotation.
+    """
+
+    def __init__(self, ground_truth: dict[str, Any] | Table | GroundTruth) -> None:
+        self.truth = as_ground_truth(ground_truth)
+        self._parts: dict[int, Detected] = {}
+
+    def add(
+        self,
+        image_id: ImageId,
+        boxes: Tensor | Floats,
+        scores: Tensor | Floats,
+        labels: Tensor | Any,
+    ) -> None:
+        """Take in the detections of one image.
+
+        Args:
+            image_id: the data set's own id.
+            boxes: (N, 4), xyxy in pixels of the original image.
+            scores: (N,).
+            labels: (N,) class indices.
+
+        Raises:
+            UserError: the image is unknown or was added before; a box or score is not finite.
+        """
+        if image_id not in self.truth.image_index:
+            raise UserError(f"image {image_id!r} is not in the ground truth")
+        index = self.truth.image_index[image_id]
+        if index in self._parts:
+            raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
+        corners = _array(boxes).astype(np.float64).reshape(-1, 4)
+        score = _array(scores).astype(np.float64)
+        label = _array(labels).astype(np.int64)
+        assert len(corners) == len(score) == len(label), "one score and label for each box"
+        assert not len(label) or 0 <= label.min() <= label.max() < self.truth.num_classes
+        broken = ~(np.isfinite(corners).all(1) & np.isfinite(score))
+        if broken.any():
+            raise UserError(
+                f"image {image_id!r}: {broken.sum()} of {len(broken)} detections are not finite: "
+                "the network has diverged (lower the learning rate, or train in float32)"
+            )
+        self._parts[index] = best_per_class(
+            Detected(
+                image=np.full(len(score), index, dtype=np.int64),
+                label=label,
+                boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+                score=score,
+            )
+        )
+
+    def add_detections(self, detections: Detections) -> None:
+        """Take in what ``predict`` gave for one image.
+
+        Raises:
+            UserError: the detections carry no image id, or other classes than the ground truth.
+        """
+        if detections.image_id is None:
+            raise UserError("these detections carry no image_id: they cannot be judged")
+        if detections.category_ids != self.truth.category_ids:
+            raise UserError(
+                f"the detections have the category ids {detections.category_ids}, the ground "
+                f"truth {self.truth.category_ids}: the model was made for other data"
+            )
+        self.add(detections.image_id, detections.boxes, detections.scores, detections.labels)
+
+    def extend(self, detected: Detected) -> None:
+        """Take in many images at once, as ``load_predictions`` and ``gather`` give them."""
+        cuts = np.flatnonzero(np.r_[True, detected.image[1:] != detected.image[:-1]])
+        bounds = np.r_[cuts, len(detected)] if len(detected) else np.zeros(1, np.int64)
+        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            index = int(detected.image[start])
+            if index in self._parts:
+                image_id = self.truth.image_ids[index]
+                raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
+            self._parts[index] = best_per_class(detected.select(np.arange(start, stop)))
+
+    @property
+    def num_images(self) -> int:
+        """How many images have been added so far."""
+        return len(self._parts)
+
+    def detected(self) -> Detected:
+        """Everything added so far, as one table."""
+        return Detected.join(self._parts[index] for index in sorted(self._parts))
+
+    def metrics(self) -> Metrics:
+        """The 12 COCO numbers and AP per class; images never added count as without detections."""
+        return accumulate(self.truth, self.detected()).metrics(self.truth.classes)
+
+    def save_predictions(self, path: str | Path) -> None:
+        """Write COCO result records, one a line, whole or not at all.
+
+        Reading them back with ``load_predictions`` gives the same metrics to the last bit.
+        """
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            separator = "[\n"
+            for record in self.detected().to_coco(self.truth):
+                file.write(separator + json.dumps(record))
+                separator = ",\n"
+            file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth:
+    """Columns from whatever holds annotations: a COCO dict, a ``Table``, or columns already."""
+    if isinstance(source, GroundTruth):
+        return source
+    if isinstance(source, dict):
+        return GroundTruth.from_coco(source)
+    return GroundTruth.from_coco(source.coco_ground_truth())
+
+
+def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
+    """Run the COCO protocol on boxes: match, then accumulate precision and recall."""
+    evaluation = hotcoco_evaluation(truth, detected)
+    evaluation.accumulate()
+    result = evaluation.eval
+    return Accumulated(result["precision"], result["recall"], result["scores"])
+
+
+def hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
+    """Match with hotcoco; ids in its evaluator are indices into ``truth``."""
+    import hotcoco
+
+    images = [
+        {"id": index, "height": int(height), "width": int(width)}
+        for index, (height, width) in enumerate(truth.sizes)
+    ]
+    categories = [{"id": index, "name": name} for index, name in enumerate(truth.classes)]
+    ground_truth = hotcoco.COCO.from_arrays(
+        images,
+        categories,
+        truth.image,
+        truth.label,
+        truth.boxes,
+        ids=np.arange(1, len(truth.label) + 1),
+        area=truth.area,
+        iscrowd=truth.crowd,
+    )
+    rows = np.column_stack([detected.image, detected.boxes, detected.score, detected.label])
+    evaluation = hotcoco.COCOeval(ground_truth, ground_truth.load_res(rows), "bbox")
+    evaluation.evaluate()
+    return evaluation
+
+
+@torch.no_grad()
+def evaluate(
+    network: torch.nn.Module,
+    scoring: Scoring,
+    batches: Iterable[Batch],
+    evaluator: Evaluator,
+    limit: int = 100,
+) -> None:
+    """Run a network over batches and hand its detections to ``evaluator``.
+
+    The network is put in evaluation mode and left as it was found. Precision is the caller's:
+    open an autocast context around the call.
+
+    Args:
+        network: gives a ``ModelOutput`` for an ``ImageBatch``.
+        scoring: how its logits are read.
+        batches: with ``images``, ``image_ids`` and ``original_sizes``.
+        evaluator: takes the detections of the last decoder layer.
+        limit: detections an image; comparisons use 100.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            images = type(batch.images)(*(part.to(device) for part in batch.images))
+            decoded = decode(network(images).final, scoring, batch.original_sizes, limit)
+            parts = zip(
+                decoded.boxes.cpu(), decoded.scores.cpu(), decoded.labels.cpu(), strict=True
+            )
+            for image_id, (boxes, scores, labels) in zip(batch.image_ids, parts, strict=True):
+                evaluator.add(image_id, boxes, scores, labels)
+    finally:
+        network.train(was_training)
+
+
+def gather(evaluator: Evaluator) -> None:
+    """Give every process the detections of all; without several processes it does nothing.
+
+    Every image must have been evaluated by one process only.
+    """
+    import torch.distributed as distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    shares: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shares, evaluator._parts)
+    for rank, share in enumerate(shares):
+        if rank != distributed.get_rank():
+            evaluator.extend(Detected.join(share.values()))
+
+
+def _mean(values: Floats) -> float | None:
+    """The mean of what could be judged; None when nothing could."""
+    judged = values[values > -1]
+    return float(np.mean(judged)) if len(judged) else None
+
+
+def _array(values: Tensor | Any) -> Any:
+    # Through float64 because numpy has no bfloat16.
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values)

@@ -1,0 +1,234 @@
+"""What is judged, as columns: the annotated truth, and the detections of one detector.
+
+Images and classes are counted from 0 here; the data set's own ids are kept beside them. Boxes
+are xywh in pixels, float64, so that nothing is lost on the way from a json file to a metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detrlab.errors import UserError
+
+ImageId = int | str
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """The annotations that detections are judged against, one row per object.
+
+    Attributes:
+        image_ids: the data set's id of every image, sorted; images without objects count too.
+        classes: name of every class, by class index.
+        category_ids: the data set's id of every class, by class index.
+        image: (G,) index into ``image_ids``.
+        label: (G,) class index.
+        boxes: (G, 4), xywh in pixels.
+        area: (G,) the annotated area in square pixels, which decides small, medium and large.
+        crowd: (G,) True where the box stands for a crowd: matched by many, demanded of none.
+        sizes: (N, 2) height and width of every image, 0 where the annotations do not say.
+        file_names: file of every image, "" where the annotations do not say.
+    """
+
+    image_ids: tuple[ImageId, ...]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image: Ints
+    label: Ints
+    boxes: Floats
+    area: Floats
+    crowd: Bools
+    sizes: Ints
+    file_names: tuple[str, ...]
+
+    @classmethod
+    def from_coco(cls, coco: dict[str, Any]) -> GroundTruth:
+        """Read a COCO dict: ``images``, ``annotations``, ``categories`` (in class order).
+
+        Only what an evaluation needs is read, so that a text in ``info.year``, string ids or a
+        segmentation can do no harm. Annotation ids are not used: pycocotools counts a match
+        with an annotation whose id is 0 as a false positive, and so many files have one.
+
+        Raises:
+            UserError: a key is missing, an id is unknown or doubled, a box is not four finite
+                numbers.
+        """
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(coco.get(key), list):
+                raise UserError(f"the ground truth has no list {key!r}: it should be COCO json")
+        images = sorted(coco["images"], key=lambda image: sort_key(image["id"]))
+        image_ids = tuple(image["id"] for image in images)
+        category_ids = tuple(category["id"] for category in coco["categories"])
+        image_index = _index(image_ids, "image")
+        label_index = _index(category_ids, "category")
+        rows = coco["annotations"]
+        boxes = _boxes(rows)
+        return cls(
+            image_ids=image_ids,
+            classes=tuple(str(category["name"]) for category in coco["categories"]),
+            category_ids=category_ids,
+            image=_look_up(rows, "image_id", image_index),
+            label=_look_up(rows, "category_id", label_index),
+            boxes=boxes,
+            area=_areas(rows, boxes),
+            crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
+            sizes=np.array(
+                [(image.get("height") or 0, image.get("width") or 0) for image in images],
+                dtype=np.int64,
+            ).reshape(-1, 2),
+            file_names=tuple(str(image.get("file_name", "")) for image in images),
+        )
+
+    @property
+    def num_images(self) -> int:
+        """How many images are judged, those without objects included."""
+        return len(self.image_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @cached_property
+    def image_index(self) -> dict[ImageId, int]:
+        """Index of every image, by the data set's id."""
+        return {image_id: index for index, image_id in enumerate(self.image_ids)}
+
+    @cached_property
+    def label_index(self) -> dict[int, int]:
+        """Class index, by the data set's category id."""
+        return {category: index for index, category in enumerate(self.category_ids)}
+
+
+@dataclass(frozen=True, eq=False)
+class Detected:
+    """The detections of one detector on all images, in order of image, then as given.
+
+    Attributes:
+        image: (D,) index into ``GroundTruth.image_ids``, ascending.
+        label: (D,) class index.
+        boxes: (D, 4), xywh in pixels.
+        score: (D,).
+    """
+
+    image: Ints
+    label: Ints
+    boxes: Floats
+    score: Floats
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @classmethod
+    def join(cls, parts: Iterable[Detected]) -> Detected:
+        """One table from many, sorted by image; the order within an image stays."""
+        parts = list(parts)
+        if not parts:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+        image = np.concatenate([part.image for part in parts])
+        order = np.argsort(image, kind="stable")
+        return cls(
+            image=image[order],
+            label=np.concatenate([part.label for part in parts])[order],
+            boxes=np.concatenate([part.boxes for part in parts])[order],
+            score=np.concatenate([part.score for part in parts])[order],
+        )
+
+    def select(self, keep: NDArray[Any]) -> Detected:
+        """The rows that ``keep`` (a mask or indices) chooses."""
+        return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
+
+    def to_coco(self, truth: GroundTruth) -> Iterator[dict[str, Any]]:
+        """COCO result records with the data set's own ids, one at a time."""
+        columns = zip(self.image, self.label, self.boxes, self.score, strict=True)
+        for image, label, box, score in columns:
+            yield {
+                "image_id": truth.image_ids[image],
+                "category_id": truth.category_ids[label],
+                "bbox": box.tolist(),
+                "score": float(score),
+            }
+
+
+def sort_key(image_id: ImageId) -> tuple[bool, ImageId]:
+    """Numbers first, then texts: the order in which pycocotools would visit the images."""
+    return isinstance(image_id, str), image_id
+
+
+def best_per_class(detected: Detected, limit: int = 100) -> Detected:
+    """At most ``limit`` detections of each class in each image: all that the metrics look at.
+
+    pycocotools reads the best 100 of each (image, class); what lies beyond can be dropped
+    before it takes memory without changing any number.
+    """
+    if len(detected) <= limit:
+        return detected
+    # Stable: among equal scores the earlier one stays, as in pycocotools.
+    order = np.lexsort((-detected.score, detected.label, detected.image))
+    image, label = detected.image[order], detected.label[order]
+    starts = np.flatnonzero(np.r_[True, (image[1:] != image[:-1]) | (label[1:] != label[:-1])])
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return detected.select(np.sort(order[rank < limit]))
+
+
+def _index(ids: Sequence[Any], what: str) -> dict[Any, int]:
+    index = {identity: position for position, identity in enumerate(ids)}
+    if len(index) != len(ids):
+        doubled = next(i for i in ids if ids.count(i) > 1)
+        raise UserError(f"{what} id {doubled!r} stands twice in the ground truth")
+    return index
+
+
+def _look_up(rows: list[dict[str, Any]], key: str, index: dict[Any, int]) -> Ints:
+    try:
+        return np.array([index[row[key]] for row in rows], dtype=np.int64)
+    except KeyError:
+        row = next(row for row in rows if row.get(key) not in index)
+        raise UserError(
+            f"annotation {row.get('id')!r} has {key} {row.get(key)!r}, which the ground truth "
+            f"does not list: `detrlab check` names such annotations"
+        ) from None
+
+
+def _boxes(rows: list[dict[str, Any]]) -> Floats:
+    try:
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        if len(boxes) == len(rows) and np.isfinite(boxes).all():
+            return boxes
+    except (KeyError, TypeError, ValueError):
+        pass
+    row = next(row for row in rows if not _is_box(row.get("bbox")))
+    raise UserError(
+        f"annotation {row.get('id')!r} has bbox {row.get('bbox')!r}: it should be four finite "
+        "numbers [x, y, width, height]"
+    )
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list | tuple)
+        and len(box) == 4
+        and all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+    )
+
+
+def _areas(rows: list[dict[str, Any]], boxes: Floats) -> Floats:
+    """The annotated area; the box's own where none is given."""
+    box_areas = boxes[:, 2] * boxes[:, 3]
+    return np.array(
+        [
+            box if row.get("area") is None else row["area"]
+            for row, box in zip(rows, box_areas, strict=True)
+        ],
+        dtype=np.float64,
+    )

@@ -1,0 +1,277 @@
+import dataclasses
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from scenes import NUMBERS, fill, pycocotools_metrics, scene
+
+from detrlab.errors import UserError
+from detrlab.evaluation.coco import Evaluator, Metrics, evaluate
+from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
+from detrlab.scoring import SigmoidScoring
+from detrlab.structures import Detections, ImageBatch, ModelOutput, Predictions
+
+
+def assert_equal(metrics, expected):
+    mine = metrics.to_dict()
+    assert list(mine) == [*NUMBERS, "per_class"]
+    for name in NUMBERS:
+        assert mine[name] == pytest.approx(expected[name], abs=1e-9), name
+    assert mine["per_class"] == pytest.approx(expected["per_class"], abs=1e-9)
+
+
+SCENES = {
+    "ordinary": {},
+    "ties": {"decimals": 1},
+    "crowds": {"crowd_share": 0.6},
+    "no crowds": {"crowd_share": 0.0},
+    "one class": {"num_classes": 1},
+    "more classes than objects": {"num_classes": 40, "num_images": 4},
+    "sloppy": {"jitter": 0.3, "found": 0.5},
+    "beyond 100 detections": {"num_images": 3, "num_classes": 1, "false_alarms": 150},
+    "beyond 100, ties": {
+        "num_images": 3,
+        "num_classes": 2,
+        "false_alarms": 250,
+        "decimals": 1,
+    },
+    "misses everything": {"found": 0.0},
+    "one image": {"num_images": 1},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SCENES)
+def test_metrics_equal_pycocotools(name, seed):
+    truth, results = scene(seed, **SCENES[name])
+    if not results:
+        pytest.skip("pycocotools cannot read an empty list of results")
+    metrics = fill(Evaluator(truth), results).metrics()
+    assert_equal(metrics, pycocotools_metrics(truth, results))
+
+
+def test_only_small_objects_leave_other_sizes_unjudged():
+    truth, results = scene(0)
+    for annotation in truth["annotations"]:
+        annotation["area"] = 100.0
+    metrics = fill(Evaluator(truth), results).metrics()
+    assert metrics.ap_large is None
+    assert metrics.ar_medium is None
+    assert_equal(metrics, pycocotools_metrics(truth, results))
+
+
+def test_a_class_without_objects_is_none_and_left_out_of_the_mean():
+    truth, results = scene(1)
+    truth["annotations"] = [a for a in truth["annotations"] if a["category_id"] != 5]
+    metrics = fill(Evaluator(truth), results).metrics()
+    judged = [value for value in metrics.per_class.values() if value is not None]
+    assert metrics.per_class["class 1"] is None
+    assert metrics.ap == pytest.approx(np.mean(judged))
+    json.dumps(metrics.to_dict(), allow_nan=False)
+
+
+def test_a_class_with_crowds_only_is_unjudged():
+    truth, results = scene(2, num_classes=2)
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 3)
+    metrics = fill(Evaluator(truth), results).metrics()
+    assert metrics.per_class["class 0"] is None
+    assert_equal(metrics, pycocotools_metrics(truth, results))
+
+
+def test_without_detections_everything_is_zero():
+    truth, _ = scene(0)
+    metrics = Evaluator(truth).metrics()
+    assert metrics.ap == metrics.ar100 == 0.0
+
+
+def test_without_objects_everything_is_none():
+    truth, results = scene(0)
+    truth["annotations"] = []
+    metrics = fill(Evaluator(truth), results).metrics()
+    assert set(metrics.numbers().values()) == {None}
+
+
+def test_the_order_of_the_images_changes_nothing():
+    truth, results = scene(3, decimals=1)
+    metrics = fill(Evaluator(truth), results).metrics()
+    truth["images"].reverse()
+    backwards = Evaluator(truth)
+    for image in truth["images"]:
+        one = fill(Evaluator({**truth, "annotations": [], "images": [image]}), results)
+        part = one.detected()
+        index = backwards.truth.image_index[image["id"]]
+        backwards.extend(dataclasses.replace(part, image=np.full(len(part), index)))
+    assert backwards.metrics() == metrics
+
+
+def test_text_ids_and_untidy_headers_are_welcome():
+    truth, results = scene(4, string_ids=True)
+    numbered = {image["id"]: i for i, image in enumerate(sorted(truth["images"], key=str))}
+    metrics = fill(Evaluator({**truth, "info": {"year": "2022"}, "licenses": 3}), results).metrics()
+    for rows, key in ((truth["images"], "id"), (truth["annotations"], "image_id")):
+        for row in rows:
+            row[key] = numbered[row[key]]
+    for row in results:
+        row["image_id"] = numbered[row["image_id"]]
+    assert_equal(metrics, pycocotools_metrics(truth, results))
+
+
+def test_annotation_id_zero_counts_like_any_other():
+    """pycocotools takes a match with annotation 0 for none at all."""
+    truth, _ = scene(5, num_images=4, crowd_share=0.0)
+    for i, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = i
+    perfect = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
+        for a in truth["annotations"]
+    ]
+    assert fill(Evaluator(truth), perfect).metrics().ap == pytest.approx(1.0)
+    assert pycocotools_metrics(truth, perfect)["ap"] < 0.999
+
+
+def test_saved_predictions_give_the_same_metrics_to_the_last_bit(tmp_path):
+    truth, results = scene(6)
+    evaluator = fill(Evaluator(truth), results)
+    evaluator.save_predictions(tmp_path / "predictions.json")
+    again = json.loads((tmp_path / "predictions.json").read_text())
+    assert sorted(map(str, again[0])) == ["bbox", "category_id", "image_id", "score"]
+    expected = pycocotools_metrics(truth, again)
+    assert evaluator.metrics().ap == pytest.approx(expected["ap"], abs=1e-12)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+
+
+def test_no_predictions_are_an_empty_list(tmp_path):
+    Evaluator(scene(0)[0]).save_predictions(tmp_path / "predictions.json")
+    assert json.loads((tmp_path / "predictions.json").read_text()) == []
+
+
+def test_at_most_a_hundred_detections_a_class_are_kept():
+    truth, results = scene(7, num_images=2, num_classes=2, false_alarms=600)
+    evaluator = fill(Evaluator(truth), results)
+    kept = evaluator.detected()
+    _, counts = np.unique(np.stack([kept.image, kept.label]), axis=1, return_counts=True)
+    assert counts.max() == 100
+    assert len(results) > len(kept)
+
+
+def test_best_per_class_keeps_order_and_the_earlier_of_equals():
+    detected = Detected(
+        image=np.zeros(5, np.int64),
+        label=np.array([1, 0, 1, 1, 0]),
+        boxes=np.arange(20.0).reshape(5, 4),
+        score=np.array([0.5, 0.2, 0.5, 0.9, 0.2]),
+    )
+    kept = best_per_class(detected, limit=1)
+    assert kept.boxes[:, 0].tolist() == [4.0, 12.0]
+
+
+def test_detections_are_judged_under_their_own_ids():
+    truth, results = scene(8)
+    evaluator = Evaluator(truth)
+    for image_id in evaluator.truth.image_ids:
+        mine = [row for row in results if row["image_id"] == image_id]
+        boxes = torch.tensor([row["bbox"] for row in mine], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        evaluator.add_detections(
+            Detections(
+                boxes=boxes,
+                scores=torch.tensor([row["score"] for row in mine], dtype=torch.float64),
+                labels=torch.tensor([(row["category_id"] - 3) // 2 for row in mine]),
+                classes=evaluator.truth.classes,
+                category_ids=evaluator.truth.category_ids,
+                size=(480, 640),
+                image_id=image_id,
+            )
+        )
+    assert_equal(evaluator.metrics(), pycocotools_metrics(truth, results))
+
+
+def test_mistakes_are_named():
+    truth, results = scene(0)
+    evaluator = fill(Evaluator(truth), results)
+    empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0)
+    with pytest.raises(UserError, match="image 9999 is not in"):
+        evaluator.add(9999, *empty)
+    with pytest.raises(UserError, match="evaluated twice"):
+        evaluator.add(evaluator.truth.image_ids[0], *empty)
+    with pytest.raises(UserError, match="1 of 1 detections are not finite"):
+        Evaluator(truth).add(7, np.full((1, 4), np.nan), np.ones(1), np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 12345}, "image_id 12345"),
+        ({"category_id": 0}, "category_id 0"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "four finite numbers"),
+        ({"bbox": [0, 0, 1]}, "four finite numbers"),
+        ({"bbox": None}, "four finite numbers"),
+    ],
+)
+def test_broken_annotations_are_named(change, message):
+    truth, _ = scene(0)
+    truth["annotations"][3].update(change)
+    with pytest.raises(UserError, match=message) as caught:
+        GroundTruth.from_coco(truth)
+    assert "annotation 4" in str(caught.value)
+
+
+def test_doubled_and_missing_parts_are_named():
+    truth, _ = scene(0)
+    with pytest.raises(UserError, match="image id 0 stands twice"):
+        GroundTruth.from_coco({**truth, "images": [*truth["images"], {"id": 0}]})
+    with pytest.raises(UserError, match="no list 'categories'"):
+        GroundTruth.from_coco({"images": [], "annotations": []})
+
+
+class ToyBatch(NamedTuple):
+    images: ImageBatch
+    image_ids: tuple
+    original_sizes: tuple
+
+
+class Oracle(torch.nn.Module):
+    """Knows the answer for every image from its first pixel."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+        self.answers = answers
+
+    def forward(self, images):
+        assert not self.training
+        rows = [self.answers[int(pixels[0, 0, 0])] for pixels in images.pixels]
+        logits, boxes = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        prediction = Predictions(logits * self.scale, boxes)
+        return ModelOutput((prediction, prediction), None)
+
+
+def test_a_network_that_knows_the_answer_reaches_one():
+    truth, _ = scene(9, crowd_share=0.0, num_classes=3)
+    ground_truth = GroundTruth.from_coco(truth)
+    answers, batches = {}, []
+    for i, image_id in enumerate(ground_truth.image_ids):
+        logits, boxes = torch.full((20, 3), -9.0), torch.rand(20, 4) * 0.1 + 0.4
+        rows = np.flatnonzero(ground_truth.image == i)
+        for query, row in enumerate(rows):
+            x, y, w, h = ground_truth.boxes[row]
+            cxcywh = torch.tensor([x + w / 2, y + h / 2, w, h])
+            boxes[query] = cxcywh / torch.tensor([640, 480, 640, 480])
+            logits[query, ground_truth.label[row]] = 5.0
+        answers[i] = (logits, boxes)
+        pixels = torch.full((1, 3, 4, 4), float(i))
+        batch = ImageBatch(pixels, torch.zeros(1, 4, 4, dtype=torch.bool))
+        batches.append(ToyBatch(batch, (image_id,), ((480, 640),)))
+    network = Oracle(answers).train()
+    evaluator = Evaluator(ground_truth)
+    evaluate(network, SigmoidScoring(), batches, evaluator)
+    assert evaluator.num_images == 12
+    assert evaluator.metrics().ap == pytest.approx(1.0)
+    assert network.training
+
+
+def test_metrics_have_the_names_the_outside_relies_on():
+    assert [entry.name for entry in dataclasses.fields(Metrics)] == [*NUMBERS, "per_class"]
