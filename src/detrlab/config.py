@@ -142,9 +142,13 @@ class ModelConfig(Record):
         if self.refine and self.attention == "dense":
             raise ValueError("refine needs attention 'deformable': there is no box to refine")
         if self.queries == "proposals" and not self.refine:
-            raise ValueError("queries 'proposals' (two-stage) need refine: there is no such detector")
+            raise ValueError(
+                "queries 'proposals' (two-stage) need refine: there is no such detector"
+            )
         if self.queries == "proposals" and self.scoring != "sigmoid":
-            raise ValueError("queries 'proposals' need scoring 'sigmoid': logit 0 is the objectness")
+            raise ValueError(
+                "queries 'proposals' need scoring 'sigmoid': logit 0 is the objectness"
+            )
         if self.backbone_norms == "trained" and self.backbone_trains == "none":
             raise ValueError("backbone_norms 'trained' contradicts backbone_trains 'none'")
         return self
@@ -227,3 +231,29 @@ class Recipe(Record):
     """Changes to the preset, the same for every detector."""
     train: TrainConfig = TrainConfig()
     data: DataConfig = DataConfig()
+    train_each: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Changes to ``train`` for one detector only, by preset: what each original used."""
+    assumed: tuple[str, ...] = ()
+    """Settings that the recipe's source does not state, such as ``data.image_size``."""
+
+    @model_validator(mode="after")
+    def _names_settings(self) -> Self:
+        known = [
+            f"{part}.{field}"
+            for part, record in (("train", TrainConfig), ("data", DataConfig))
+            for field in record.model_fields
+        ]
+        for setting in self.assumed:
+            if setting not in known and not setting.startswith("model."):
+                raise ValueError(f"unknown setting {setting!r}{did_you_mean(setting, known)}")
+        for preset in self.train_each:
+            self.train_for(preset)
+        return self
+
+    def train_for(self, preset: str) -> TrainConfig:
+        """How the detector of that name is trained.
+
+        Raises:
+            UserError: its changes are impossible.
+        """
+        return self.train.change(**self.train_each.get(preset, {}))
