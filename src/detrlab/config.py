@@ -123,7 +123,8 @@ class ModelConfig(Record):
             raise ValueError(f"width {self.width} must be a multiple of 4 (sine embedding)")
         if self.neck == "pyramid" and self.width % 32:
             raise ValueError(
-                f"width {self.width} must be a multiple of 32: the pyramid's GroupNorm has 32 groups"
+                f"width {self.width} must be a multiple of 32: "
+                "the pyramid's GroupNorm has 32 groups"
             )
         if self.neck == "projection" and self.levels != 1:
             raise ValueError(
