@@ -1,0 +1,185 @@
+"""AdamW with learning-rate groups by name, the schedule as a function of the step, clipping."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detrlab.config import LearningRateGroup, TrainConfig
+from detrlab.errors import UserError
+
+REST = "rest"
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that learn at one rate.
+
+    Attributes:
+        name: of the group.
+        pattern: what the names were searched for; empty for the rest.
+        factor: of the learning rate.
+        named: (name, parameter) in the network's order.
+    """
+
+    name: str
+    pattern: str
+    factor: float
+    named: tuple[tuple[str, nn.Parameter], ...]
+
+    def __str__(self) -> str:
+        count = sum(parameter.numel() for _, parameter in self.named)
+        shown = f" ({self.pattern})" if self.pattern else ""
+        return f"{self.name}{shown}: {len(self.named)} tensors, {count:,} numbers, x{self.factor:g}"
+
+
+def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
+    """The trainable parameters, divided by name; the first pattern that matches takes one.
+
+    Groups without parameters are left out.
+
+    Raises:
+        UserError: a pattern is no regular expression, or matches nothing that trains. The
+            default patterns may match nothing: not every detector samples.
+    """
+    left = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    groups = []
+    for group in config.groups:
+        found = _take(left, group, network)
+        groups.append(ParameterGroup(group.name, group.pattern, group.factor, found))
+    groups.append(ParameterGroup(REST, "", 1.0, tuple(left.items())))
+    return [group for group in groups if group.named]
+
+
+def _take(
+    left: dict[str, nn.Parameter], group: LearningRateGroup, network: nn.Module
+) -> tuple[tuple[str, nn.Parameter], ...]:
+    """Remove what the group matches from ``left``."""
+    try:
+        pattern = re.compile(group.pattern)
+    except re.error as error:
+        raise UserError(
+            f"learning-rate group {group.name!r}: {group.pattern!r} is not a regular "
+            f"expression ({error})"
+        ) from None
+    names = [name for name in left if pattern.search(name)]
+    defaults = {each.pattern for each in TrainConfig().groups}
+    if not names and group.pattern not in defaults:
+        tops = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
+        raise UserError(
+            f"learning-rate group {group.name!r}: {group.pattern!r} matches no parameter that "
+            f"trains and is not taken by a group before it; the names begin with "
+            f"{', '.join(tops)}"
+        )
+    return tuple((name, left.pop(name)) for name in names)
+
+
+def build_optimizer(groups: Sequence[ParameterGroup], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW as the originals use it: weight decay on everything, norms and biases included.
+
+    One group of the optimiser for each given group; ``set_rate`` sets their rates.
+    """
+    parameters = [
+        {
+            "params": [parameter for _, parameter in group.named],
+            "lr": config.learning_rate * group.factor,
+            "factor": group.factor,
+        }
+        for group in groups
+    ]
+    kinds = {parameter.device.type for group in groups for _, parameter in group.named}
+    # One kernel for all tensors where there is one: several times faster than one by one.
+    fused = kinds <= {"cuda", "cpu"}
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of the step alone, so that a resumed run needs no state.
+
+    Attributes:
+        config: the kind and its numbers.
+        steps_per_epoch: optimiser steps in an epoch.
+    """
+
+    config: TrainConfig
+    steps_per_epoch: int
+
+    def rate(self, step: int) -> float:
+        """The rate of the group with factor 1 at step 0, 1, 2, ..."""
+        config = self.config
+        rate = config.learning_rate
+        if config.schedule == "cosine":
+            total = config.epochs * self.steps_per_epoch
+            rate *= 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        elif config.drop_epoch is not None:
+            # Epochs are counted from 0: with a drop at 40 the 41st is the first slower one.
+            rate *= 0.1 ** (step // self.steps_per_epoch // config.drop_epoch)
+        if step < config.warmup_steps:
+            rate *= (step + 1) / config.warmup_steps
+        return rate
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate to ``rate`` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, bound: float) -> Tensor:
+    """Scale all gradients together so that their norm is at most ``bound``.
+
+    Args:
+        optimizer: whose parameters' gradients are meant, the backbone's included.
+        bound: of the total L2 norm; 0 changes nothing.
+
+    Returns:
+        The norm before, a scalar; not finite when a gradient is not.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if bound > 0:
+        nn.utils.clip_grads_with_norm_(parameters, bound, norm)
+    return norm
+
+
+class WeightAverage:
+    """An exponential moving average of a network's weights (EMA).
+
+    Early on the average follows faster, so that it forgets the first weights:
+    ``min(decay, (1 + n) / (10 + n))`` after n updates.
+
+    Args:
+        network: whose parameters are averaged; its buffers are copied.
+        decay: share of the old average kept in each update.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.values = {key: value.detach().clone() for key, value in network.state_dict().items()}
+        self._averaged = [name for name, each in network.named_parameters() if each.requires_grad]
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        present = network.state_dict()
+        averaged = set(self._averaged)
+        torch._foreach_lerp_(
+            [self.values[name] for name in self._averaged],
+            [present[name] for name in self._averaged],
+            1 - decay,
+        )
+        for name, value in present.items():
+            if name not in averaged:
+                self.values[name].copy_(value)
