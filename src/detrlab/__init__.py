@@ -1,0 +1,36 @@
+"""The DETR family, exact and comparable.
+
+``import detrlab`` is instant: torch is loaded when something is built, loaded or predicted.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detrlab.api import Detector, build, load
+    from detrlab.errors import UserError
+    from detrlab.structures import Detections
+
+__version__ = version("detrlab")
+
+_HOMES = {
+    "Detector": "detrlab.api",
+    "build": "detrlab.api",
+    "load": "detrlab.api",
+    "Detections": "detrlab.structures",
+    "UserError": "detrlab.errors",
+}
+__all__ = ["Detections", "Detector", "UserError", "__version__", "build", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'detrlab' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

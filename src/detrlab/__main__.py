@@ -1,0 +1,7 @@
+"""``python -m detrlab``."""
+
+import sys
+
+from detrlab.cli import main
+
+sys.exit(main())

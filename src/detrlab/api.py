@@ -1,0 +1,234 @@
+"""``Detector``: a network, its classes and its preprocessing. What people hold in their hands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from detrlab.config import DataConfig, ModelConfig
+from detrlab.errors import UserError
+from detrlab.models.build import build_network, build_scoring
+from detrlab.models.network import Network
+from detrlab.presets import model_config
+from detrlab.structures import Detections, ImageBatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Detector:
+    """A detector that is ready to be asked.
+
+    Args:
+        network: the network; it stays on its device.
+        config: its architecture.
+        classes: the name of each class, by class index.
+        category_ids: the data set's id of each class, by class index; 0..K-1 if not given.
+        preprocessing: image size and normalisation the network was trained with.
+        threshold: the suggested score threshold, if one was measured.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: ModelConfig,
+        classes: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        preprocessing: DataConfig | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        if len(classes) != config.num_classes:
+            raise UserError(
+                f"{len(classes)} class names for a detector of {config.num_classes} classes: "
+                "give one name for each"
+            )
+        self.network = network
+        self.config = config
+        self.scoring = build_scoring(config)
+        self.classes = tuple(classes)
+        self.category_ids = tuple(range(len(classes)) if category_ids is None else category_ids)
+        self.preprocessing = preprocessing or DataConfig()
+        self.threshold = threshold
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> Detector:
+        """Move the network; returns the detector itself."""
+        self.network.to(device)
+        return self
+
+    @overload
+    def predict(
+        self,
+        images: Picture,
+        *,
+        threshold: float = ...,
+        limit: int = ...,
+        keep_image: bool = ...,
+    ) -> Detections: ...
+    @overload
+    def predict(
+        self,
+        images: list[Picture] | tuple[Picture, ...],
+        *,
+        threshold: float = ...,
+        limit: int = ...,
+        keep_image: bool = ...,
+    ) -> list[Detections]: ...
+    def predict(
+        self,
+        images: Picture | list[Picture] | tuple[Picture, ...],
+        *,
+        threshold: float = 0.0,
+        limit: int = 100,
+        keep_image: bool = True,
+    ) -> Detections | list[Detections]:
+        """Find the objects in one image, or in each of several.
+
+        Every image is looked at by itself: padding would change what is found.
+
+        Args:
+            images: a path, a PIL image, a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor,
+                RGB; or a sequence of these.
+            threshold: leave out detections that score less.
+            limit: at most so many detections an image.
+            keep_image: keep the picture in the result, for ``Detections.plot``.
+
+        Returns:
+            ``Detections`` for one image, a list of them for a sequence.
+
+        Raises:
+            UserError: an image cannot be read, or is not of a known kind.
+        """
+        found = self.predict_each(
+            images if isinstance(images, (list, tuple)) else [images],
+            threshold=threshold,
+            limit=limit,
+            keep_image=keep_image,
+        )
+        return list(found) if isinstance(images, (list, tuple)) else next(found)
+
+    def predict_each(
+        self,
+        images: Iterable[Picture],
+        *,
+        threshold: float = 0.0,
+        limit: int = 100,
+        keep_image: bool = True,
+    ) -> Iterator[Detections]:
+        """As ``predict``, one image after the other, so that a folder of any size fits."""
+        for image in images:
+            pixels = as_pixels(image)
+            found = self._predict_one(pixels, limit, keep_image)
+            yield found.above(threshold) if threshold > 0 else found
+
+    def prepare(self, pixels: Tensor) -> ImageBatch:
+        """A (3, H, W) uint8 picture as the network wants it: a batch of one, unpadded."""
+        from detrlab.data import eval_transform
+
+        prepared = eval_transform(self.preprocessing)(pixels)[None].to(self.device)
+        padding = torch.zeros_like(prepared[:, 0], dtype=torch.bool)
+        return ImageBatch(prepared, padding)
+
+    @torch.inference_mode()
+    def _predict_one(self, pixels: Tensor, limit: int, keep_image: bool) -> Detections:
+        from detrlab.evaluation.postprocess import decode, detections
+
+        size = (pixels.shape[1], pixels.shape[2])
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            output = self.network(self.prepare(pixels))
+        finally:
+            self.network.train(was_training)
+        decoded = decode(output.final, self.scoring, [size], limit)
+        found = detections(decoded, 0, self.classes, self.category_ids, size)
+        return replace(found, image=_as_picture(pixels)) if keep_image else found
+
+    def save(self, path: str | Path) -> Path:
+        """Write the detector to one file, whole or not at all; ``detrlab.load`` reads it."""
+        from detrlab.checkpoints import native
+
+        return native.save(path, self)
+
+
+def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any) -> Detector:
+    """A detector with the originals' initial values, nothing learnt.
+
+    Args:
+        preset: such as ``"deformable-detr-two-stage"``; see ``detrlab models``.
+        classes: the name of each class.
+        seed: of the initial values.
+        **changes: fields of ``ModelConfig`` that should differ from the preset.
+
+    Raises:
+        UserError: unknown preset or field, or an impossible architecture.
+    """
+    if isinstance(classes, str) or not classes:
+        raise UserError(f"classes should be a list of names, not {classes!r}")
+    config = model_config(preset, num_classes=len(classes), **changes)
+    return Detector(build_network(config, seed=seed), config, classes)
+
+
+def as_pixels(image: Picture) -> Tensor:
+    """Any picture a person may hold -> (3, H, W) uint8, RGB.
+
+    Raises:
+        UserError: the file cannot be read, or the array has another shape or type.
+    """
+    import numpy as np
+    from PIL import Image as Pillow
+
+    if isinstance(image, (str, Path)):
+        return read_picture(Path(image))
+    if isinstance(image, Pillow.Image):
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    elif isinstance(image, Tensor):
+        pixels = image.cpu().contiguous()
+    else:
+        raise UserError(
+            f"an image cannot be a {type(image).__name__}: give a path, a PIL image, "
+            "a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor"
+        )
+    if (
+        pixels.shape[0] != 3
+        or pixels.dim() != 3
+        or pixels.dtype != torch.uint8
+        or 0 in pixels.shape
+    ):
+        raise UserError(
+            f"an image of shape {tuple(image.shape)} and type {image.dtype}: an array should be "
+            "(H, W, 3) uint8, a tensor (3, H, W) uint8, both RGB"
+        )
+    return pixels
+
+
+def _as_picture(pixels: Tensor) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def read_picture(path: Path) -> Tensor:
+    """An image file -> (3, H, W) uint8, RGB, turned upright as its EXIF says."""
+    from detrlab.data.pictures import decode
+
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+    with stream:
+        return decode(stream, str(path))

@@ -1,0 +1,110 @@
+"""Flags that several verbs share, and how they change a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.errors import UserError, did_you_mean
+from detrlab.presets import recipe as named_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """What a run is made of. A recipe fixes everything; each flag changes one thing of it."""
+
+    recipe: str = "laptop"
+    """The recipe, a full set of settings: tiny, laptop, cppe5, paper, or a YAML file."""
+    data: str | None = None
+    """A folder, file or zip of annotated images, or the name of a built-in set."""
+    epochs: int | None = None
+    """Passes over the training images."""
+    batch: int | None = None
+    """Images an optimiser step sees."""
+    imgsz: int | None = None
+    """Image size in pixels: the short side, and the bound of the long side in proportion."""
+    lr: float | None = None
+    """Learning rate."""
+    weights: str | None = None
+    """First weights: imagenet, none, or a checkpoint."""
+    workers: int | None = None
+    """Processes that load images; 0 loads them in the training process."""
+    precision: str | None = None
+    """float32, bfloat16 or float16."""
+    set: tuple[str, ...] = ()
+    """Any other settings: model.width=192 train.clip=0.5 data.augmentation=detr ..."""
+
+    def settled(self) -> Recipe:
+        """The recipe with every flag applied.
+
+        Raises:
+            UserError: an unknown recipe or setting, or an impossible value.
+        """
+        recipe = read_recipe(self.recipe)
+        if self.imgsz is not None:
+            recipe = resize(recipe, self.imgsz)
+        flags = {
+            "data.data": self.data,
+            "data.workers": self.workers,
+            "train.epochs": self.epochs,
+            "train.batch": self.batch,
+            "train.learning_rate": self.lr,
+            "train.weights": self.weights,
+            "train.precision": self.precision,
+        }
+        given = {name: value for name, value in flags.items() if value is not None}
+        given |= dict(parse_setting(text) for text in self.set)
+        return change_settings(recipe, given)
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a YAML file."""
+    if name.endswith((".yaml", ".yml")):
+        return Recipe.load(name)
+    return named_recipe(name)
+
+
+def resize(recipe: Recipe, image_size: int) -> Recipe:
+    """The recipe at another image size; the bound of the long side keeps its proportion."""
+    proportion = recipe.data.max_size / recipe.data.image_size
+    data = recipe.data.change(image_size=image_size, max_size=round(image_size * proportion))
+    return recipe.change(data=data.model_dump())
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"model.width=192"`` -> ``("model.width", 192)``; the value is read as YAML."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: write NAME=VALUE, such as model.width=192")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value cannot be read ({error})") from None
+
+
+def known_settings() -> Iterable[str]:
+    """Every name that ``--set`` accepts."""
+    for part, record in (("model", ModelConfig), ("train", TrainConfig), ("data", DataConfig)):
+        for field in record.model_fields:
+            if f"{part}.{field}" not in ("model.preset", "model.num_classes"):
+                yield f"{part}.{field}"
+
+
+def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with settings such as ``train.clip`` changed."""
+    known = list(known_settings())
+    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
+    for name, value in changes.items():
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}{did_you_mean(name, known)}")
+        part, field = name.split(".", 1)
+        parts[part][field] = value
+    return recipe.change(
+        model={**recipe.model, **parts["model"]},
+        train=recipe.train.change(**parts["train"]).model_dump(),
+        data=recipe.data.change(**parts["data"]).model_dump(),
+    )
