@@ -1,0 +1,116 @@
+"""The layouts of the original repositories, facebookresearch/detr and Deformable-DETR."""
+
+from __future__ import annotations
+
+from detrlab.checkpoints.rules import Layout, Row
+from detrlab.config import ModelConfig
+
+_SHARED: tuple[Row, ...] = (
+    ("backbone.body.{rest}", ("backbone.0.body.{rest}",)),
+    ("encoder.layers.{i}.attention.{rest}", ("transformer.encoder.layers.{i}.self_attn.{rest}",)),
+    ("encoder.layers.{i}.attention_norm.{rest}", ("transformer.encoder.layers.{i}.norm1.{rest}",)),
+    ("encoder.layers.{i}.ffn.{rest}", ("transformer.encoder.layers.{i}.{rest}",)),
+    ("encoder.layers.{i}.ffn_norm.{rest}", ("transformer.encoder.layers.{i}.norm2.{rest}",)),
+    (
+        "decoder.layers.{i}.self_attention.{rest}",
+        ("transformer.decoder.layers.{i}.self_attn.{rest}",),
+    ),
+    ("decoder.layers.{i}.ffn.{rest}", ("transformer.decoder.layers.{i}.{rest}",)),
+    ("decoder.layers.{i}.ffn_norm.{rest}", ("transformer.decoder.layers.{i}.norm3.{rest}",)),
+)
+
+DETR: tuple[Row, ...] = (
+    *_SHARED,
+    ("neck.projections.0.0.{rest}", ("input_proj.{rest}",)),
+    (
+        "decoder.layers.{i}.self_attention_norm.{rest}",
+        ("transformer.decoder.layers.{i}.norm1.{rest}",),
+    ),
+    (
+        "decoder.layers.{i}.cross_attention.{rest}",
+        ("transformer.decoder.layers.{i}.multihead_attn.{rest}",),
+    ),
+    (
+        "decoder.layers.{i}.cross_attention_norm.{rest}",
+        ("transformer.decoder.layers.{i}.norm2.{rest}",),
+    ),
+    ("decoder.norm.{rest}", ("transformer.decoder.norm.{rest}",)),
+    ("decoder.heads.0.classes.{rest}", ("class_embed.{rest}",)),
+    ("decoder.heads.0.boxes.{rest}", ("bbox_embed.{rest}",)),
+    ("queries.position", ("query_embed.weight",)),
+)
+
+# The norms are numbered by age, not by order: norm1 follows the cross-attention.
+_DEFORMABLE: tuple[Row, ...] = (
+    *_SHARED,
+    ("neck.projections.{l}.{j}.{rest}", ("input_proj.{l}.{j}.{rest}",)),
+    ("neck.position.level_embedding", ("transformer.level_embed",)),
+    (
+        "decoder.layers.{i}.self_attention_norm.{rest}",
+        ("transformer.decoder.layers.{i}.norm2.{rest}",),
+    ),
+    (
+        "decoder.layers.{i}.cross_attention.{rest}",
+        ("transformer.decoder.layers.{i}.cross_attn.{rest}",),
+    ),
+    (
+        "decoder.layers.{i}.cross_attention_norm.{rest}",
+        ("transformer.decoder.layers.{i}.norm1.{rest}",),
+    ),
+)
+
+_POINTS: tuple[Row, ...] = (
+    ("queries.embedding", ("query_embed.weight",)),
+    ("queries.reference_points.{rest}", ("transformer.reference_points.{rest}",)),
+)
+
+PLAIN: tuple[Row, ...] = (
+    *_DEFORMABLE,
+    *_POINTS,
+    ("decoder.heads.0.classes.{rest}", ("class_embed.{every}.{rest}",)),
+    ("decoder.heads.0.boxes.{rest}", ("bbox_embed.{every}.{rest}",)),
+)
+
+_REFINED_BOXES: Row = (
+    "decoder.heads.{i}.boxes.{rest}",
+    ("bbox_embed.{i}.{rest}", "transformer.decoder.bbox_embed.{i}.{rest}"),
+)
+
+REFINE: tuple[Row, ...] = (
+    *_DEFORMABLE,
+    *_POINTS,
+    ("decoder.heads.{i}.classes.{rest}", ("class_embed.{i}.{rest}",)),
+    _REFINED_BOXES,
+)
+
+TWO_STAGE: tuple[Row, ...] = (
+    *_DEFORMABLE,
+    (
+        "decoder.heads.{i}.classes.{rest}",
+        ("class_embed.{i}.{rest}", "transformer.decoder.class_embed.{i}.{rest}"),
+    ),
+    _REFINED_BOXES,
+    (
+        "queries.head.classes.{rest}",
+        ("class_embed.{last}.{rest}", "transformer.decoder.class_embed.{last}.{rest}"),
+    ),
+    (
+        "queries.head.boxes.{rest}",
+        ("bbox_embed.{last}.{rest}", "transformer.decoder.bbox_embed.{last}.{rest}"),
+    ),
+    ("queries.memory_proj.{rest}", ("transformer.enc_output.{rest}",)),
+    ("queries.memory_norm.{rest}", ("transformer.enc_output_norm.{rest}",)),
+    ("queries.embedding_proj.{rest}", ("transformer.pos_trans.{rest}",)),
+    ("queries.embedding_norm.{rest}", ("transformer.pos_trans_norm.{rest}",)),
+)
+
+
+def layout(config: ModelConfig) -> Layout:
+    """How the original repositories name the tensors of this architecture."""
+    if config.attention == "dense":
+        return Layout("official DETR", DETR, config.decoder_layers)
+    if config.queries == "proposals":
+        rows = TWO_STAGE
+    else:
+        rows = REFINE if config.refine else PLAIN
+    return Layout("official Deformable DETR", rows, config.decoder_layers)
