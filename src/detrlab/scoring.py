@@ -69,6 +69,9 @@ class Scoring(Protocol):
     def loss(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
         """Class loss of (B, Q, K') logits for (B, Q) labels, ``UNMATCHED`` where no object."""
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """How sure each query is of each class: (..., K') logits -> (..., K) in [0, 1]."""
+
     def claims(self, logits: Tensor) -> Tensor:
         """Which queries say they found an object: (B, Q, K') logits -> (B, Q) bool."""
 
@@ -111,11 +114,14 @@ class SoftmaxScoring:
         unmatched = counts.queries - counts.matched
         return total / (counts.matched + self.no_object_weight * unmatched)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)[..., :-1]
+
     def claims(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1) != logits.shape[-1] - 1
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, labels = self.probabilities(logits).max(-1)
         scores, queries = scores.topk(min(limit, scores.shape[1]), dim=1)
         return Scores(scores, labels.gather(1, queries), queries)
 
@@ -157,11 +163,14 @@ class SigmoidScoring:
         alpha = self.alpha * targets + (1 - self.alpha) * (1 - targets)
         return (alpha * (1 - p_true) ** self.gamma * cross_entropy).sum() / counts.objects
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
     def claims(self, logits: Tensor) -> Tensor:
         return (logits > 0).any(-1)  # sigmoid above one half
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
         num_classes = logits.shape[-1]
-        flat = logits.sigmoid().flatten(1)  # (B, Q * K)
+        flat = self.probabilities(logits).flatten(1)  # (B, Q * K)
         scores, index = flat.topk(min(limit, flat.shape[1]), dim=1)
         return Scores(scores, index % num_classes, index // num_classes)
