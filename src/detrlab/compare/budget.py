@@ -1,0 +1,84 @@
+"""How much each detector may train: epochs, images or minutes, and what that means in epochs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from detrlab.config import TrainConfig
+from detrlab.errors import UserError, did_you_mean
+
+Unit = Literal["epochs", "images", "minutes"]
+_UNITS: tuple[Unit, ...] = ("epochs", "images", "minutes")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every detector gets the same amount of.
+
+    Everything becomes a whole number of epochs before training starts, so that the schedule is
+    known, a resumed run is the same run, and "the end" is at the end of an epoch.
+
+    Attributes:
+        unit: ``epochs`` and ``images`` give every detector the same number of epochs;
+            ``minutes`` gives the slow ones fewer.
+        amount: how many of them.
+    """
+
+    unit: Unit
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``epochs=12``, ``20 minutes``, ``5000 images`` or a plain number of epochs.
+
+        Raises:
+            UserError: it is none of these.
+        """
+        match = re.fullmatch(
+            r"\s*(?:(?P<unit>[a-z]+)\s*=\s*)?(?P<amount>[\d.,_]+)"
+            r"\s*(?P<after>[a-z]*)\s*",
+            text.lower(),
+        )
+        if match is None or (match["unit"] and match["after"]):
+            raise UserError(
+                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
+            )
+        word = match["unit"] or match["after"] or "epochs"
+        unit = next((unit for unit in _UNITS if word in (unit, unit[:-1], unit[:3])), None)
+        if unit is None:
+            raise UserError(f"unknown budget {word!r}{did_you_mean(word, _UNITS)}")
+        try:
+            amount = float(match["amount"].replace(",", "").replace("_", ""))
+        except ValueError:
+            amount = 0.0
+        if not 0 < amount < 1e12:
+            raise UserError(f"budget {text!r}: the amount must be a number above 0")
+        return cls(unit, amount)
+
+    def epochs(self, images_per_epoch: int, seconds_per_epoch: float | None = None) -> int:
+        """The whole epochs that the budget pays for, at least one.
+
+        Args:
+            images_per_epoch: how many images an epoch trains on.
+            seconds_per_epoch: how long one takes; needed for ``minutes`` only.
+        """
+        if self.unit == "epochs":
+            return max(1, round(self.amount))
+        if self.unit == "images":
+            return max(1, math.ceil(self.amount / images_per_epoch))
+        assert seconds_per_epoch is not None, "a budget of minutes needs a measured epoch"
+        return max(1, math.floor(self.amount * 60 / seconds_per_epoch))
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+
+def with_epochs(train: TrainConfig, epochs: int) -> TrainConfig:
+    """The same schedule over another number of epochs: the drop stays at the same fraction."""
+    if train.drop_epoch is None:
+        return train.change(epochs=epochs)
+    drop = max(1, round(train.drop_epoch * epochs / train.epochs))
+    return train.change(epochs=epochs, drop_epoch=drop)

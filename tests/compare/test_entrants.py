@@ -1,0 +1,110 @@
+import itertools
+
+import pytest
+
+from detrlab.compare import entrants
+from detrlab.errors import UserError
+from detrlab.presets import FIVE, RECIPES, recipe
+
+
+def test_without_names_the_five_take_part():
+    assert [entrant.name for entrant in entrants.named([])] == list(FIVE)
+
+
+def test_wrong_names_are_named():
+    with pytest.raises(UserError, match="did you mean 'deformable-detr'"):
+        entrants.named(["deformable-dtr"])
+    with pytest.raises(UserError, match="takes part twice"):
+        entrants.named(["detr", "detr"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_rung_of_the_ladder_is_possible_under_every_recipe(name):
+    configs = [entrant.configs(recipe(name), 3)[0] for entrant in entrants.ladder()]
+    for before, after in itertools.pairwise(configs[:-1]):
+        assert entrants.config_differences(before, after)
+
+
+def test_the_ladder_changes_one_idea_at_a_time():
+    configs = [entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.ladder()]
+    steps = [
+        {line.split(":")[0] for line in entrants.config_differences(before, after)}
+        for before, after in itertools.pairwise(configs[:-1])
+    ]
+    assert steps == [
+        {"scoring", "num_queries"},
+        {"neck", "position_offset", "attention", "ffn_width", "queries", "decoder_norm"},
+        {"levels"},
+        {"refine"},
+        {"queries"},
+    ]
+    dc5 = entrants.config_differences(configs[0], configs[-1])
+    assert dc5 == ("dilation: False -> True",)
+
+
+def test_variations_are_every_combination():
+    found = entrants.varied("detr", ["queries=50,100", "learning_rate=1e-4,3e-4"])
+    assert [entrant.name for entrant in found] == [
+        "num_queries=50 learning_rate=1e-4",
+        "num_queries=50 learning_rate=3e-4",
+        "num_queries=100 learning_rate=1e-4",
+        "num_queries=100 learning_rate=3e-4",
+    ]
+    model, train, _ = found[1].configs(recipe("tiny"), 2)
+    assert (model.num_queries, train.learning_rate) == (50, 3e-4)
+
+
+def test_an_architecture_can_vary_too():
+    first, second = entrants.varied("deformable-detr", ["model.queries=points,proposals"])
+    assert first.configs(recipe("tiny"), 2)[0].queries == "points"
+    with pytest.raises(UserError, match="need refine"):
+        second.configs(recipe("tiny"), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_querys=1", "did you mean 'num_queries'"),
+        ("num_queries", "write setting=value"),
+        ("num_queries=", "write setting=value"),
+        ("data=a,b", "cannot be varied"),
+        ("seed=1,2", "cannot be varied"),
+        ("width=32,32", "takes part twice"),
+    ],
+)
+def test_impossible_variations_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        entrants.varied("detr", [text])
+
+
+def test_a_value_out_of_range_is_refused_before_anything_trains():
+    (entrant,) = entrants.varied("detr", ["dropout=1.5"])
+    with pytest.raises(UserError, match="dropout"):
+        entrant.configs(recipe("tiny"), 2)
+
+
+def test_predictions_are_name_and_file(tmp_path):
+    file = tmp_path / "a=b.json"
+    file.write_text("[]")
+    assert entrants.Foreign.parse(f"yolo={file}") == entrants.Foreign("yolo", file)
+    with pytest.raises(UserError, match="NAME=FILE"):
+        entrants.Foreign.parse("yolo")
+    with pytest.raises(UserError, match="there is no file"):
+        entrants.Foreign.parse("yolo=nowhere.json")
+
+
+def test_a_changed_recipe_says_what_changed():
+    named = recipe("laptop")
+    assert entrants.recipe_differences(named) == ()
+    changed = named.change(train=named.train.change(epochs=3), model={**named.model, "points": 3})
+    assert set(entrants.recipe_differences(changed)) == {
+        "train.epochs: 12 -> 3",
+        "model.points: the preset's own -> 3",
+    }
+
+
+def test_assumed_settings_are_real_ones():
+    named = recipe("cppe5")
+    assert "data.image_size" in named.assumed
+    with pytest.raises(ValueError, match="did you mean"):
+        named.change(assumed=("train.clipp",))

@@ -1,0 +1,83 @@
+import csv
+import io
+import json
+
+from compare_cases import result, table
+
+from detrlab.compare import tables
+from detrlab.compare.results import RunResult
+
+
+def test_numbers_are_in_points_and_nothing_is_a_dash():
+    grid = tables.main_grid(table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)))
+    assert grid.headers[:3] == ("model", "AP", "AP50")
+    assert "small" not in grid.headers, "a column without any number is left out"
+    assert grid.cells[0][:3] == ("detr", "20.0", "40.0")
+    assert "1.2 M" in grid.cells[0]
+    assert (1, 1) in grid.best
+    assert (0, 1) not in grid.best
+
+
+def test_seeds_are_averaged():
+    (row,) = table(result("a", seed=0, ap=0.1), result("a", seed=1, ap=0.3))
+    assert row.seeds == (0, 1)
+    assert abs(row.metrics["ap"] - 0.2) < 1e-12
+    assert row.per_class == {"cat": 0.2, "dog": 0.2}
+    assert row.metrics["ap_small"] is None
+
+
+def test_equal_numbers_have_no_best():
+    grid = tables.main_grid(table(result("a"), result("b")))
+    assert grid.best == frozenset()
+
+
+def test_the_original_layout_has_metrics_down_and_detectors_across():
+    grid = tables.original_grid(table(result("detr", ap=0.232), result("two", ap=0.327)))
+    assert grid.headers == ("metric", "detr", "two")
+    assert [cells[0] for cells in grid.cells] == [
+        "mAP", "mAP_50", "mAP_75", "mAP_cat", "mAP_dog", "mAP_small", "mAP_medium", "mAP_large",
+    ]  # fmt: skip
+    assert grid.cells[0][1:] == ("0.2320", "0.3270")
+
+
+def test_markup_in_names_stays_text():
+    hostile = "<script>|`$\\x_1\n&{}"
+    grid = tables.class_grid(table(result("a", classes=(hostile,)), result("b", ap=0.3)))
+    line = grid.markdown().splitlines()[0]
+    assert "<script>" not in line
+    assert len(grid.markdown().splitlines()) == 4
+    assert r"\&\{\}" in grid.latex()
+    assert r"\textbackslash{}x\_1" in grid.latex()
+
+
+def test_the_terminal_shows_brackets_as_they_are():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=120)
+    console.print(tables.class_grid(table(result("a", classes=("[red]x[/]",)))).terminal())
+    assert "[red]x[/]" in console.file.getvalue()
+
+
+def test_csv_has_one_line_a_run_at_full_precision():
+    text = tables.csv_text(table(result("a", 0, ap=1 / 3), result("a", 1), result("=b", 0)))
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert [(line["model"], line["seed"]) for line in lines] == [
+        ("a", "0"), ("a", "1"), ("'=b", "0"),
+    ]  # fmt: skip
+    assert float(lines[0]["ap"]) == 1 / 3
+    assert lines[0]["ap_small"] == ""
+    assert float(lines[0]["ap_class_cat"]) == 1 / 3
+
+
+def test_json_uses_the_agreed_names():
+    (row,) = json.loads(json.dumps(tables.json_rows(table(result("a", 3, ap=0.25)))))
+    assert row["ap"] == 0.25
+    assert row["per_class"] == {"cat": 0.25, "dog": 0.25}
+    assert row["runs"][0]["seed"] == 3
+
+
+def test_a_result_comes_back_from_its_file(tmp_path):
+    before = result("a", 1, ap=1 / 3)
+    before.save(tmp_path)
+    assert RunResult.load(tmp_path) == before
+    assert RunResult.load(tmp_path / "nowhere") is None
