@@ -109,8 +109,6 @@ def layout(config: ModelConfig) -> Layout:
     """How the original repositories name the tensors of this architecture."""
     if config.attention == "dense":
         return Layout("official DETR", DETR, config.decoder_layers)
-    if config.queries == "proposals":
-        rows = TWO_STAGE
-    else:
-        rows = REFINE if config.refine else PLAIN
+    refined = TWO_STAGE if config.queries == "proposals" else REFINE
+    rows = refined if config.refine else PLAIN
     return Layout("official Deformable DETR", rows, config.decoder_layers)

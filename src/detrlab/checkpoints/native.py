@@ -1,0 +1,315 @@
+"""Our own file: one ``.safetensors`` that describes itself, written whole or not at all.
+
+The tensors carry the names of ``Network.state_dict()``. The header's metadata holds one JSON
+text: architecture, classes, preprocessing, versions, where the weights come from. Nothing in
+the file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from detrlab import files
+from detrlab.checkpoints.rules import listed
+from detrlab.config import DataConfig, ModelConfig
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.models.network import Network
+
+FORMAT = 1
+"""Raised whenever an older detrlab could misread a newer file."""
+
+_KEY = "detrlab"  # one metadata entry only: their order in the header is not fixed
+_PREPROCESSING = ("image_size", "max_size", "mean", "std")
+_PACKAGES = ("detrlab", "torch", "timm")
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says.
+
+    Attributes:
+        state: the tensors, by the names of ``Network.state_dict()``, on the CPU.
+        config: the architecture.
+        classes: the name of each class, by class index.
+        category_ids: the data set's id of each class, by class index.
+        preprocessing: image size and normalisation; the other fields are at their defaults.
+        threshold: the suggested score threshold, if one was measured.
+        provenance: where the weights come from, in plain values.
+        versions: of the packages that wrote the file.
+        extra: whatever else the writer wanted to keep, in plain values.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    config: ModelConfig
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    preprocessing: DataConfig
+    threshold: float | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Network:
+        """The network with these weights.
+
+        Raises:
+            UserError: the tensors do not fit the architecture the file describes.
+        """
+        from detrlab.models.build import build_network
+
+        network = build_network(self.config)
+        fill(network, self.state, where="the checkpoint")
+        return network
+
+
+def save(
+    path: str | Path,
+    network: nn.Module | Mapping[str, Tensor],
+    config: ModelConfig,
+    classes: Sequence[str],
+    category_ids: Sequence[int],
+    preprocessing: DataConfig,
+    *,
+    threshold: float | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: of the file; ``.safetensors`` is added where it is missing.
+        network: the network, or its state dict (such as an average of several).
+        config: its architecture.
+        classes: the name of each class, by class index.
+        category_ids: the data set's id of each class, by class index.
+        preprocessing: only image size and normalisation are kept.
+        threshold: the suggested score threshold.
+        provenance: where the weights come from, in values that JSON knows.
+        extra: anything else, in values that JSON knows.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: the file cannot be written; what was there before still is.
+    """
+    from safetensors.torch import save_file
+
+    assert len(classes) == len(category_ids) == config.num_classes, (classes, category_ids, config)
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
+    state = network.state_dict() if isinstance(network, nn.Module) else network
+    described = {
+        "format": FORMAT,
+        "architecture": config.to_dict(),
+        "classes": list(classes),
+        "category_ids": [int(number) for number in category_ids],
+        "preprocessing": {name: preprocessing.to_dict()[name] for name in _PREPROCESSING},
+        "threshold": threshold,
+        "provenance": dict(provenance or {}),
+        "versions": _versions(),
+        "extra": dict(extra or {}),
+    }
+    text = json.dumps(described, ensure_ascii=False, allow_nan=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with files.replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: text})
+    return path
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: there is no such file, it is damaged, another tool's, or newer than this
+            version of detrlab.
+    """
+    path = Path(path)
+    described = describe(path)
+    try:
+        checkpoint = Checkpoint(
+            state=read_tensors(path),
+            config=ModelConfig.parse(described["architecture"], where=str(path)),
+            classes=tuple(described["classes"]),
+            category_ids=tuple(described["category_ids"]),
+            preprocessing=DataConfig.parse(described["preprocessing"], where=str(path)),
+            threshold=described["threshold"],
+            provenance=described["provenance"],
+            versions=described["versions"],
+            extra=described["extra"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: its description is incomplete ({error})") from None
+    sizes = {len(checkpoint.classes), len(checkpoint.category_ids), checkpoint.config.num_classes}
+    if len(sizes) != 1:
+        raise UserError(
+            f"{path} is damaged: it names {len(checkpoint.classes)} classes and "
+            f"{len(checkpoint.category_ids)} category ids for an architecture of "
+            f"{checkpoint.config.num_classes}"
+        )
+    return checkpoint
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without reading its tensors.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    if _KEY not in metadata:
+        raise UserError(
+            f"{path} was not written by detrlab: it holds tensors but does not say of which "
+            "model; bring it in with 'detrlab convert'"
+        )
+    try:
+        described = json.loads(metadata[_KEY])
+        written = int(described["format"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged: its description cannot be read") from None
+    if written > FORMAT:
+        by = described.get("versions", {}).get("detrlab", "a newer version")
+        raise UserError(
+            f"{path} was written by detrlab {by} in format {written}, and this version reads "
+            f"formats up to {FORMAT}: pip install --upgrade detrlab"
+        )
+    return described
+
+
+def is_native(path: str | Path) -> bool:
+    """Whether the file is a safetensors file that detrlab wrote; False when it is damaged."""
+    try:
+        return _KEY in read_metadata(path)
+    except UserError:
+        return False
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of any safetensors file.
+
+    Raises:
+        UserError: there is no such file, or it is no whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    require_safetensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of any safetensors file, on the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is no whole safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    require_safetensors(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def require_safetensors(path: Path) -> None:
+    """Check the first bytes, so that the message can say what the file is instead.
+
+    Raises:
+        UserError: there is no such file, or it begins like something else.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path}") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a folder, not a checkpoint: give the file, such as "
+            f"{path / 'weights' / 'last.safetensors'}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise UserError(f"{path} is empty: the file was not written to its end; get it again")
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise UserError(
+            f"{path} is a PyTorch file (pickle), not safetensors: bring it in with "
+            "'detrlab convert'"
+        )
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 9 or head[8:9] != b"{" or length > _MAX_HEADER:
+        raise UserError(f"{path} is not a safetensors file")
+    if path.stat().st_size < 8 + length:
+        raise _cut_short(path)
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load ``state`` into ``network``; every name and every shape must agree.
+
+    Args:
+        network: the network to fill.
+        state: by the names of its state dict.
+        where: names the origin in the error.
+
+    Raises:
+        UserError: names or shapes differ; they are listed.
+    """
+    wanted = network.state_dict()
+    problems = []
+    if missing := [name for name in wanted if name not in state]:
+        problems.append(f"lacks {listed(missing)}")
+    if unknown := [name for name in state if name not in wanted]:
+        problems.append(f"holds unknown {listed(unknown)}")
+    differing = [
+        f"{name} {tuple(state[name].shape)} where the model has {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if differing:
+        problems.append(f"has other shapes: {listed(differing)}")
+    if problems:
+        raise UserError(f"{where} does not fit its own architecture: it " + "; ".join(problems))
+    network.load_state_dict(dict(state), strict=True)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    if "incomplete" in str(error).lower() or "not fully covered" in str(error).lower():
+        return _cut_short(path)
+    return UserError(f"{path} is damaged ({error}); get it again")
+
+
+def _cut_short(path: Path) -> UserError:
+    return UserError(
+        f"{path} is cut short: the file was not written or downloaded to its end; get it again"
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    found["torch"] = str(torch.__version__)
+    return found
