@@ -160,7 +160,15 @@ class Detector:
         """Write the detector to one file, whole or not at all; ``detrlab.load`` reads it."""
         from detrlab.checkpoints import native
 
-        return native.save(path, self)
+        return native.save(
+            path,
+            self.network,
+            self.config,
+            self.classes,
+            self.category_ids,
+            self.preprocessing,
+            threshold=self.threshold,
+        )
 
 
 def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any) -> Detector:
