@@ -51,6 +51,6 @@ TINY = {
 }
 
 
-def tiny_config(preset: str, num_classes: int = 5, width: str = "tiny", **changes) -> ModelConfig:
+def tiny_config(preset: str, num_classes: int = 5, planes: str = "tiny", **changes) -> ModelConfig:
     """A preset shrunk to the sizes that the parity tests use."""
-    return model_config(preset, num_classes, **{"backbone": tiny_resnet(width), **TINY, **changes})
+    return model_config(preset, num_classes, **{"backbone": tiny_resnet(planes), **TINY, **changes})

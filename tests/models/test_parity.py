@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detectors import ORIGINALS, tiny_config
 
 from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
@@ -18,6 +17,7 @@ from detrlab.models.build import build_network, build_scoring
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.matcher import Weights
+from tiny_detectors import ORIGINALS, tiny_config
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"
 pytestmark = pytest.mark.skipif(
@@ -79,10 +79,10 @@ class Run:
         self.targets = [Target(t["labels"], t["boxes"]) for t in blob["targets"]]
         self.scoring = build_scoring(self.config)
 
-    def _keep_position(self, module, inputs):
+    def _keep_position(self, _module, inputs):
         self.position = inputs[0].position
 
-    def _keep_memory(self, module, inputs, memory):
+    def _keep_memory(self, _module, _inputs, memory):
         self.memory = memory
 
     def losses(self):
