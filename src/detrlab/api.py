@@ -189,6 +189,27 @@ def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any)
     return Detector(build_network(config, seed=seed), config, classes)
 
 
+def load(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Detector:
+    """A trained detector from a file that ``Detector.save`` or ``detrlab train`` wrote.
+
+    Raises:
+        UserError: there is no such file, or it is damaged, or another tool's.
+    """
+    from detrlab.checkpoints import native
+
+    loaded = native.load(checkpoint)
+    detector = Detector(
+        loaded.build(),
+        loaded.config,
+        loaded.classes,
+        loaded.category_ids,
+        loaded.preprocessing,
+        loaded.threshold,
+    )
+    detector.network.eval()
+    return detector.to(device)
+
+
 def as_pixels(image: Picture) -> Tensor:
     """Any picture a person may hold -> (3, H, W) uint8, RGB.
 
