@@ -1,0 +1,47 @@
+"""Tiny detectors of every kind with something to say, and a padded batch for them."""
+
+import torch
+
+from detrlab.explain import explain
+from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import FIVE
+from detrlab.structures import ImageBatch, Target
+from tiny_detectors import tiny_config
+
+PRESETS = (*FIVE, "deformable-detr-single-scale-dc5")
+CLASSES = ("cat", "dog", "<b>bird</b>")
+
+
+def make_network(preset, seed=0):
+    """A network with random, strong weights: the initial values would hide mistakes."""
+    config = tiny_config(preset, num_classes=len(CLASSES))
+    network = build_network(config, seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith(("encoder", "decoder", "queries")) and "norm" not in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise * (0.5 if "sampling_offsets.bias" in name else 0.15))
+    return network, build_scoring(config)
+
+
+def make_images():
+    """Two images, the second smaller: padded at the bottom and right."""
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randn(2, 3, 96, 128, generator=generator)
+    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
+    padding[1, 64:] = True
+    padding[1, :, 96:] = True
+    pixels[padding[:, None].expand_as(pixels)] = 0.0
+    return ImageBatch(pixels, padding)
+
+
+TARGET = Target(
+    labels=torch.tensor([0, 2]),
+    boxes=torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.6, 0.5, 0.4]]),
+)
+
+
+def explained(preset, index=1, **options):
+    network, scoring = make_network(preset)
+    return explain(network, scoring, make_images(), classes=CLASSES, index=index, **options)
