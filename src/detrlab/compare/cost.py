@@ -1,0 +1,159 @@
+"""What a detector costs: parameters, multiply-adds, milliseconds."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from detrlab.data.transforms import evaluation_size
+from detrlab.models.attention import DeformableAttention
+from detrlab.structures import ImageBatch
+
+if TYPE_CHECKING:
+    from detrlab.config import DataConfig
+    from detrlab.data.table import Table
+
+_ADDS_PER_SAMPLE = 5
+"""Multiply-adds a channel for one sampled point: four corners, and its attention weight."""
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """(all, trainable) parameters; buffers such as frozen norms do not count."""
+    parameters = list(network.parameters())
+    return (
+        sum(parameter.numel() for parameter in parameters),
+        sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    )
+
+
+def typical_size(table: Table, config: DataConfig) -> tuple[int, int]:
+    """(height, width) at evaluation of the image whose area is the median of the table."""
+    sizes = [evaluation_size(height, width, config) for height, width in table.sizes.tolist()]
+    return sorted(sizes, key=math.prod)[len(sizes) // 2]
+
+
+@torch.no_grad()
+def gflops(network: nn.Module, size: tuple[int, int]) -> float:
+    """Thousand million multiply-adds for one image of this (height, width).
+
+    Convolutions, matrix products, attention and deformable sampling are counted, as in the
+    published numbers; norms, activations and softmax are not.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    sampled = 0
+
+    def count_samples(module: nn.Module, arguments: tuple[Any, ...], _: Any) -> None:
+        nonlocal sampled
+        assert isinstance(module, DeformableAttention)
+        query: Tensor = arguments[0]
+        sampled += query.numel() * module.levels * module.points
+
+    hooks = [
+        module.register_forward_hook(count_samples)
+        for module in network.modules()
+        if isinstance(module, DeformableAttention)
+    ]
+    was_training = network.training
+    network.eval()
+    try:
+        # The plain form of attention is made of the products that the counter knows.
+        with _Products() as products, sdpa_kernel(SDPBackend.MATH):
+            network(_picture(network, size))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return (products.multiply_adds + _ADDS_PER_SAMPLE * sampled) / 1e9
+
+
+class _Products(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and matrix products.
+
+    torch's own ``FlopCounterMode`` would do, but it follows modules through autograd and fails
+    where one of them gives a parameter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            # The formulas count a multiplication and its addition as two.
+            self.multiply_adds += formula(*args, **(kwargs or {}), out_val=result) / 2
+        return result
+
+
+@torch.no_grad()
+def latency(network: nn.Module, size: tuple[int, int], seconds: float = 5.0) -> dict[str, float]:
+    """Milliseconds from pixels to predictions for one image, as percentiles.
+
+    At least 5 and at most 50 timed passes, after two that do not count.
+    """
+    was_training = network.training
+    network.eval()
+    picture = _picture(network, size)
+    try:
+        for _ in range(2):
+            network(picture)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < 5 or (len(times) < 50 and time.perf_counter() < end):
+            times.append(_timed(network, picture))
+    finally:
+        network.train(was_training)
+    times.sort()
+    return {
+        f"p{percent}": 1000 * times[min(len(times) - 1, len(times) * percent // 100)]
+        for percent in (50, 90)
+    }
+
+
+def machine() -> str:
+    """The processor and, if there is one, the graphics card, in one line."""
+    import os
+
+    words = [f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        words.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    return ", ".join(words)
+
+
+def peak_memory() -> float | None:
+    """The most memory this process has held, in GiB; None where the system does not tell."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if platform.system() == "Darwin" else peak / 2**20
+
+
+def _picture(network: nn.Module, size: tuple[int, int]) -> ImageBatch:
+    device = next(network.parameters()).device
+    return ImageBatch(
+        torch.zeros(1, 3, *size, device=device),
+        torch.zeros(1, *size, dtype=torch.bool, device=device),
+    )
+
+
+def _timed(network: nn.Module, picture: ImageBatch) -> float:
+    start = time.perf_counter()
+    network(picture)
+    if picture.pixels.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
