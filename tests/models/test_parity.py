@@ -196,8 +196,9 @@ SINGLE = {"outputs": {"rtol": 0, "atol": 1e-5}, "losses": 1e-5, "gradients": 1e-
 # The originals compute the sine embedding in float32 even here; transformers and we do not.
 DOUBLE = {"outputs": {"rtol": 1e-6, "atol": 1e-6}, "losses": 1e-6, "gradients": 1e-6}
 # The stored numbers come from another processor, whose convolutions round otherwise: run again
-# here, transformers itself differs from them by 5e-5 in the memory. Live it is 1e-5.
-STORED = {**SINGLE, "memory": {"rtol": 0, "atol": 1e-4}}
+# on a second one, transformers itself differs from them by 4.2e-5 in the memory and 1.05e-5 in
+# the logits. Compared live, on one processor, we hold 1e-5.
+STORED = {**SINGLE, "outputs": {"rtol": 0, "atol": 2e-5}, "memory": {"rtol": 0, "atol": 1e-4}}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -219,9 +220,10 @@ def oracle():
     return module
 
 
+@pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_another_seed(oracle, variant):
-    blob, _ = oracle.make_oracle(variant, seed=7)
+def test_live(oracle, variant, seed):
+    blob, _ = oracle.make_oracle(variant, seed=seed)
     check_all(blob, **SINGLE)
 
 
