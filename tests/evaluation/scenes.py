@@ -24,8 +24,12 @@ def scene(
     confused=0.1,
     decimals=2,
     string_ids=False,
+    on_grid=False,
 ):
-    """(ground truth, results): scores are rounded, so that ties are common."""
+    """(ground truth, results): scores are rounded, so that ties are common.
+
+    ``on_grid`` puts all corners on multiples of 8 pixels: then many an IoU is exactly a half.
+    """
     rng = np.random.default_rng(seed)
     images, annotations, results = [], [], []
     categories = [{"id": 3 + 2 * k, "name": f"class {k}"} for k in range(num_classes)]
@@ -52,7 +56,7 @@ def scene(
                     _result(
                         image_id,
                         categories[seen]["id"],
-                        box * np.exp(rng.normal(0, jitter, 4)),
+                        _moved(rng, box, jitter),
                         round(float(rng.beta(4, 2)), decimals),
                     )
                 )
@@ -60,6 +64,9 @@ def scene(
             category = categories[rng.integers(num_classes)]["id"]
             score = round(float(rng.beta(2, 5)), decimals)
             results += [_result(image_id, category, _box(rng), score)]
+    if on_grid:
+        for row in annotations + results:
+            row["bbox"] = [float(max(8, 8 * round(side / 8))) for side in row["bbox"]]
     truth = {"images": images, "annotations": annotations, "categories": categories}
     return truth, results
 
@@ -67,6 +74,12 @@ def scene(
 def _box(rng):
     width, height = np.exp(rng.uniform(np.log(8), np.log(300), 2))
     return np.array([rng.uniform(0, 600), rng.uniform(0, 440), width, height])
+
+
+def _moved(rng, box, jitter):
+    centre = box[:2] + box[2:] / 2 + rng.normal(0, jitter, 2) * box[2:]
+    size = box[2:] * np.exp(rng.normal(0, jitter, 2))
+    return np.concatenate([centre - size / 2, size])
 
 
 def _result(image_id, category_id, box, score):

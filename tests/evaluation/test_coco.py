@@ -8,7 +8,7 @@ import torch
 from scenes import NUMBERS, fill, pycocotools_metrics, scene
 
 from detrlab.errors import UserError
-from detrlab.evaluation.coco import Evaluator, Metrics, evaluate
+from detrlab.evaluation.coco import Evaluator, Metrics, evaluate, evaluate_layers
 from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
 from detrlab.scoring import SigmoidScoring
 from detrlab.structures import Detections, ImageBatch, ModelOutput, Predictions
@@ -39,6 +39,7 @@ SCENES = {
     },
     "misses everything": {"found": 0.0},
     "one image": {"num_images": 1},
+    "overlaps exactly on the thresholds": {"on_grid": True, "jitter": 0.15},
 }
 
 
@@ -271,6 +272,37 @@ def test_a_network_that_knows_the_answer_reaches_one():
     assert evaluator.num_images == 12
     assert evaluator.metrics().ap == pytest.approx(1.0)
     assert network.training
+
+
+def test_every_decoder_layer_is_judged_by_itself():
+    truth, _ = scene(3)
+    answers = [{i: (torch.randn(5, 4), torch.rand(5, 4)) for i in range(12)} for _ in range(2)]
+    layers = torch.nn.ModuleList(map(Oracle, answers))
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, images):
+            assert not torch.is_grad_enabled()
+            return ModelOutput(tuple(layer(images).final for layer in self.layers), None)
+
+    ids = Evaluator(truth).truth.image_ids
+    batches = [
+        ToyBatch(
+            ImageBatch(torch.full((1, 3, 4, 4), float(i)), torch.zeros(1, 4, 4, dtype=torch.bool)),
+            (image_id,),
+            ((480, 640),),
+        )
+        for i, image_id in enumerate(ids)
+    ]
+    both = evaluate_layers(Two(), SigmoidScoring(), batches, truth)
+    assert torch.is_grad_enabled()
+    for layer, evaluator in zip(layers, both, strict=True):
+        alone = Evaluator(truth)
+        evaluate(layer, SigmoidScoring(), batches, alone)
+        assert evaluator.metrics() == alone.metrics()
 
 
 def test_metrics_have_the_names_the_outside_relies_on():

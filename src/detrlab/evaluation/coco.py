@@ -7,7 +7,7 @@ it is only ever given columns that ``GroundTruth`` and ``Evaluator`` have made c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,16 @@ from detrlab.evaluation.records import (
     best_per_class,
 )
 from detrlab.files import replacing
+from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
     from detrlab.data.batching import Batch
     from detrlab.data.table import Table
     from detrlab.scoring import Scoring
-    from detrlab.structures import Detections
+    from detrlab.structures import Detections, ModelOutput, Predictions
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0.0, 1.0, 101)
-AREAS = ("all", "small", "medium", "large")
-AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))
-"""Square pixels of the annotated area, bounds included."""
+TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
+"""Six kinds of error, and the two sums over false positives and over missed objects."""
 
 
 @dataclass(frozen=True)
@@ -243,13 +241,26 @@ def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth
 
 def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
     """Run the COCO protocol on boxes: match, then accumulate precision and recall."""
-    evaluation = hotcoco_evaluation(truth, detected)
+    evaluation = _hotcoco_evaluation(truth, detected)
     evaluation.accumulate()
     result = evaluation.eval
     return Accumulated(result["precision"], result["recall"], result["scores"])
 
 
-def hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
+def tide_errors(
+    truth: GroundTruth, detected: Detected
+) -> tuple[float, dict[str, float], dict[str, int]]:
+    """AP50, what each kind of error costs of it, and how many there are, by kind.
+
+    Source: arXiv 2008.08115.
+    """
+    found = _hotcoco_evaluation(truth, detected).tide_errors(pos_thr=0.5, bg_thr=0.1)
+    cost = {kind: float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
+    counts = {kind: int(found["counts"][kind]) for kind in TIDE_KINDS[:6]}
+    return float(found["ap_base"]), cost, counts
+
+
+def _hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
     """Match with hotcoco; ids in its evaluator are indices into ``truth``."""
     import hotcoco
 
@@ -274,7 +285,6 @@ def hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
     return evaluation
 
 
-@torch.no_grad()
 def evaluate(
     network: torch.nn.Module,
     scoring: Scoring,
@@ -294,20 +304,52 @@ def evaluate(
         evaluator: takes the detections of the last decoder layer.
         limit: detections an image; comparisons use 100.
     """
+    for batch, output in _outputs(network, batches):
+        _add(evaluator, batch, output.final, scoring, limit)
+
+
+def evaluate_layers(
+    network: torch.nn.Module,
+    scoring: Scoring,
+    batches: Iterable[Batch],
+    ground_truth: dict[str, Any] | Table | GroundTruth,
+    limit: int = 100,
+) -> list[Evaluator]:
+    """Judge every decoder layer by itself: one evaluator for each, first layer first.
+
+    The last one is what ``evaluate`` would fill. Arguments are those of ``evaluate``.
+    """
+    truth = as_ground_truth(ground_truth)
+    evaluators: list[Evaluator] = []
+    for batch, output in _outputs(network, batches):
+        evaluators = evaluators or [Evaluator(truth) for _ in output.layers]
+        for evaluator, predictions in zip(evaluators, output.layers, strict=True):
+            _add(evaluator, batch, predictions, scoring, limit)
+    return evaluators
+
+
+@torch.no_grad()
+def _outputs(
+    network: torch.nn.Module, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, ModelOutput]]:
+    """Each batch with what the network says about it, in evaluation mode."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     try:
         for batch in batches:
-            images = type(batch.images)(*(part.to(device) for part in batch.images))
-            decoded = decode(network(images).final, scoring, batch.original_sizes, limit)
-            parts = zip(
-                decoded.boxes.cpu(), decoded.scores.cpu(), decoded.labels.cpu(), strict=True
-            )
-            for image_id, (boxes, scores, labels) in zip(batch.image_ids, parts, strict=True):
-                evaluator.add(image_id, boxes, scores, labels)
+            yield batch, network(ImageBatch(*(part.to(device) for part in batch.images)))
     finally:
         network.train(was_training)
+
+
+def _add(
+    evaluator: Evaluator, batch: Batch, predictions: Predictions, scoring: Scoring, limit: int
+) -> None:
+    decoded = decode(predictions, scoring, batch.original_sizes, limit)
+    parts = zip(decoded.boxes.cpu(), decoded.scores.cpu(), decoded.labels.cpu(), strict=True)
+    for image_id, (boxes, scores, labels) in zip(batch.image_ids, parts, strict=True):
+        evaluator.add(image_id, boxes, scores, labels)
 
 
 def gather(evaluator: Evaluator) -> None:

@@ -165,20 +165,28 @@ def sort_key(image_id: ImageId) -> tuple[bool, ImageId]:
     return isinstance(image_id, str), image_id
 
 
-def best_per_class(detected: Detected, limit: int = 100) -> Detected:
-    """At most ``limit`` detections of each class in each image: all that the metrics look at.
+def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
+    """Rows that the metrics look at, sorted by image, class and score, the best first.
 
-    pycocotools reads the best 100 of each (image, class); what lies beyond can be dropped
-    before it takes memory without changing any number.
+    pycocotools reads the best 100 of each (image, class), the earlier one first among equals.
+    """
+    order = np.lexsort((-detected.score, detected.label, detected.image))
+    image, label = detected.image[order], detected.label[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (image[1:] != image[:-1]) | (label[1:] != label[:-1])
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return order[rank < limit]
+
+
+def best_per_class(detected: Detected, limit: int = 100) -> Detected:
+    """At most ``limit`` detections of each class in each image, in the order given.
+
+    What lies beyond can be dropped before it takes memory without changing any metric.
     """
     if len(detected) <= limit:
         return detected
-    # Stable: among equal scores the earlier one stays, as in pycocotools.
-    order = np.lexsort((-detected.score, detected.label, detected.image))
-    image, label = detected.image[order], detected.label[order]
-    starts = np.flatnonzero(np.r_[True, (image[1:] != image[:-1]) | (label[1:] != label[:-1])])
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    return detected.select(np.sort(order[rank < limit]))
+    return detected.select(np.sort(protocol_rows(detected, limit)))
 
 
 def _index(ids: Sequence[Any], what: str) -> dict[Any, int]:

@@ -1,0 +1,185 @@
+"""Compiled loops behind the matching and the resampling. Imported only where they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+
+def _compiled(function: Any) -> Any:
+    """The compiled function, kept on disk for the next process where there is a place for it."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # numba found no folder it may write to
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def match_groups(
+    groups: Any,
+    object_groups: Any,
+    boxes: Any,
+    outside: Any,
+    object_boxes: Any,
+    crowd: Any,
+    ignored: Any,
+    thresholds: Any,
+) -> Any:
+    """Greedy matching within each (image, class).
+
+    Args:
+        groups: (P, 2) first and last detection of each group, sorted by score.
+        object_groups: (P, 2) first and last object of each group.
+        boxes: (D, 4) xywh of the detections.
+        outside: (D, A) True where a detection is not of that size.
+        object_boxes: (G, 4) xywh of the objects.
+        crowd: (G,) True for crowds, which many detections may match.
+        ignored: (G, A) True where an object does not count.
+        thresholds: (T,) IoU.
+
+    Returns:
+        (D, A, T) int8 verdicts and (D, T) the matched object or -1.
+    """
+    num_areas, num_thresholds = outside.shape[1], len(thresholds)
+    verdict = np.zeros((len(boxes), num_areas, num_thresholds), np.int8)
+    owner = np.full((len(boxes), num_thresholds), -1, np.int64)
+    for group in range(len(groups)):
+        first, last = groups[group]
+        start, stop = object_groups[group]
+        overlaps = _overlaps(boxes[first:last], object_boxes[start:stop], crowd[start:stop])
+        for area in range(num_areas):
+            # Objects that count come first, so that a detection prefers them.
+            order = np.argsort(ignored[start:stop, area], kind="mergesort")
+            for level in range(num_thresholds):
+                taken = np.zeros(stop - start, np.bool_)
+                for d in range(last - first):
+                    best = min(thresholds[level], 1 - 1e-10)
+                    chosen = -1
+                    for g in order:
+                        if taken[g] and not crowd[start + g]:
+                            continue
+                        if (
+                            chosen >= 0
+                            and not ignored[start + chosen, area]
+                            and ignored[start + g, area]
+                        ):
+                            break
+                        if overlaps[d, g] < best:
+                            continue
+                        best = overlaps[d, g]
+                        chosen = g
+                    if chosen >= 0:
+                        taken[chosen] = True
+                        verdict[first + d, area, level] = -1 if ignored[start + chosen, area] else 1
+                        if area == 0:
+                            owner[first + d, level] = start + chosen
+                    elif outside[first + d, area]:
+                        verdict[first + d, area, level] = -1
+    return verdict, owner
+
+
+@_compiled
+def _overlaps(boxes: Any, objects: Any, crowd: Any) -> Any:
+    """(D, G) IoU of xywh boxes; against a crowd, the share of the detection it covers.
+
+    Source: cocoapi, maskApi.c, ``bbIou``: the same operations in the same order, because a
+    box exactly on a threshold must fall on the same side.
+    """
+    overlaps = np.zeros((len(boxes), len(objects)))
+    for g in range(len(objects)):
+        object_area = objects[g, 2] * objects[g, 3]
+        for d in range(len(boxes)):
+            area = boxes[d, 2] * boxes[d, 3]
+            width = min(boxes[d, 2] + boxes[d, 0], objects[g, 2] + objects[g, 0]) - max(
+                boxes[d, 0], objects[g, 0]
+            )
+            height = min(boxes[d, 3] + boxes[d, 1], objects[g, 3] + objects[g, 1]) - max(
+                boxes[d, 1], objects[g, 1]
+            )
+            if width > 0 and height > 0:
+                shared = width * height
+                union = area if crowd[g] else area + object_area - shared
+                overlaps[d, g] = shared / union
+    return overlaps
+
+
+@_compiled
+def weighted_average_precision(
+    bounds: Any,
+    image: Any,
+    verdict: Any,
+    object_image: Any,
+    object_label: Any,
+    counts: Any,
+    weights: Any,
+    recalls: Any,
+) -> Any:
+    """AP of every class, size and IoU threshold when images count ``weights`` times.
+
+    With weights of 1 this is COCO's AP; with the multiplicities of a bootstrap sample it is
+    the AP of that sample, without sorting or matching anything again.
+
+    Args:
+        bounds: (K + 1,) where each class starts among the detections.
+        image: (D,) image of each detection, sorted by score within a class.
+        verdict: (A, T, D) int8: 1 found, 0 false, -1 ignored.
+        object_image: (G,) image of each object.
+        object_label: (G,) class of each object.
+        counts: (G, A) True where the object is to be found.
+        weights: (N,) float64, how often each image counts.
+        recalls: (R,) ascending, where precision is read.
+
+    Returns:
+        (K, A, T), -1 where no object counts.
+    """
+    num_areas, num_thresholds = verdict.shape[0], verdict.shape[1]
+    num_classes = len(bounds) - 1
+    totals = np.zeros((num_classes, num_areas))
+    for g in range(len(object_image)):
+        for area in range(num_areas):
+            if counts[g, area]:
+                totals[object_label[g], area] += weights[object_image[g]]
+    result = np.full((num_classes, num_areas, num_thresholds), -1.0)
+    weight = weights[image]
+    recall = np.empty(len(image))
+    precision = np.empty(len(image))
+    for k in range(num_classes):
+        for area in range(num_areas):
+            total = totals[k, area]
+            if total == 0:
+                continue
+            for level in range(num_thresholds):
+                found = 0.0
+                false = 0.0
+                count = 0
+                for d in range(bounds[k], bounds[k + 1]):
+                    what = verdict[area, level, d]
+                    if what == 0:
+                        false += weight[d]
+                    elif what > 0 and weight[d] > 0:
+                        # Precision can only be at its best where something was just found.
+                        found += weight[d]
+                        recall[count] = found / total
+                        precision[count] = found / (found + false + 2.220446049250313e-16)
+                        count += 1
+                result[k, area, level] = _area_below(recall[:count], precision[:count], recalls)
+    return result
+
+
+@_compiled
+def _area_below(recall: Any, precision: Any, recalls: Any) -> Any:
+    """Mean over ``recalls`` of the best precision at that recall or beyond; 0 beyond the last."""
+    total = 0.0
+    best = 0.0
+    point = len(recalls) - 1
+    for i in range(len(recall) - 1, -1, -1):
+        while point >= 0 and recalls[point] > recall[i]:
+            total += best
+            point -= 1
+        best = max(best, precision[i])
+    while point >= 0:
+        total += best
+        point -= 1
+    return total / len(recalls)

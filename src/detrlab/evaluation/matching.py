@@ -1,0 +1,174 @@
+"""Which detection found which object, at every IoU threshold and object size.
+
+hotcoco gives the metrics; this table gives what lies below them, detection by detection, so
+that curves, thresholds and resampling over images need no second round of matching. Averaging
+the table gives hotcoco's AP again; the tests demand it to the last digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detrlab.evaluation.records import (
+    Bools,
+    Detected,
+    Floats,
+    GroundTruth,
+    ImageId,
+    Ints,
+    protocol_rows,
+)
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""T of them."""
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""R of them, where precision is read."""
+AREAS = ("all", "small", "medium", "large")
+"""A of them."""
+AREA_RANGES = np.array([(0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10)])
+"""Square pixels of the annotated area, bounds included."""
+
+FOUND, FALSE, IGNORED = 1, 0, -1
+"""What a detection is: a true positive, a false positive, or of no account."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Every detection with its verdicts, sorted by class, then by score, the best first.
+
+    Attributes:
+        classes: name of every class.
+        image_ids: the data set's id of every image.
+        image: (D,) index of the image.
+        label: (D,) class index, ascending.
+        score: (D,), descending within a class.
+        row: (D,) row in the ``Detected`` table that was matched.
+        verdict: (D, A, T) int8: ``FOUND``, ``FALSE`` or ``IGNORED``.
+        owner: (D, T) row of the annotated object that was matched, whatever its size, or -1.
+        object_image: (G,) image of each annotated object.
+        object_label: (G,) class of each annotated object.
+        counts: (G, A) True where the object is to be found: of that size, and no crowd.
+    """
+
+    classes: tuple[str, ...]
+    image_ids: tuple[ImageId, ...]
+    image: Ints
+    label: Ints
+    score: Floats
+    row: Ints
+    verdict: NDArray[np.int8]
+    owner: Ints
+    object_image: Ints
+    object_label: Ints
+    counts: Bools
+
+    @property
+    def num_images(self) -> int:
+        """N, images without objects included."""
+        return len(self.image_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def class_bounds(self) -> Ints:
+        """(K + 1,) where each class starts among the detections."""
+        return np.searchsorted(self.label, np.arange(self.num_classes + 1))
+
+    def of_class(self, label: int) -> slice:
+        """The detections of one class."""
+        first, last = self.class_bounds[label : label + 2]
+        return slice(int(first), int(last))
+
+
+def match(truth: GroundTruth, detected: Detected) -> Matches:
+    """Match detections to objects as the COCO protocol does.
+
+    Within an image and class the detections choose in order of score; each takes the object
+    with the highest IoU that is still free, objects that count before those that do not.
+
+    Source: cocoapi, cocoeval.py, ``evaluateImg``.
+    """
+    rows = protocol_rows(detected)
+    kept = detected.select(rows)
+    objects = np.lexsort((truth.label, truth.image))
+    ignored = truth.crowd[:, None] | _outside(truth.area)
+    from detrlab.evaluation.kernels import match_groups  # compiles when it is first needed
+
+    verdict, owner = match_groups(
+        *_groups(kept, truth, objects),
+        kept.boxes,
+        _outside(kept.boxes[:, 2] * kept.boxes[:, 3]),
+        truth.boxes[objects],
+        truth.crowd[objects],
+        ignored[objects],
+        IOU_THRESHOLDS,
+    )
+    # Stable: among equal scores the earlier image comes first, as in pycocotools.
+    order = np.lexsort((-kept.score, kept.label))
+    kept = kept.select(order)
+    return Matches(
+        classes=truth.classes,
+        image_ids=truth.image_ids,
+        image=kept.image,
+        label=kept.label,
+        score=kept.score,
+        row=rows[order],
+        verdict=verdict[order],
+        # An owner of -1 reads the extra last entry.
+        owner=np.append(objects, -1)[owner[order]],
+        object_image=truth.image,
+        object_label=truth.label,
+        counts=~ignored,
+    )
+
+
+def _outside(area: Floats) -> Bools:
+    """(N,) areas -> (N, A), True where an area is not of that size."""
+    return (area[:, None] < AREA_RANGES[:, 0]) | (area[:, None] > AREA_RANGES[:, 1])
+
+
+def _groups(kept: Detected, truth: GroundTruth, objects: Ints) -> tuple[Ints, Ints]:
+    """(P, 2) first and last row of each (image, class) with detections, and of its objects."""
+    num_classes = max(1, truth.num_classes)
+    keys = kept.image * num_classes + kept.label
+    object_keys = (truth.image * num_classes + truth.label)[objects]
+    present = np.unique(keys)
+    return (
+        np.stack([np.searchsorted(keys, present, side) for side in ("left", "right")], axis=1),
+        np.stack(
+            [np.searchsorted(object_keys, present, side) for side in ("left", "right")], axis=1
+        ),
+    )
+
+
+def average_precision(matches: Matches, weights: Floats | None = None) -> Floats:
+    """AP of every class, size and IoU threshold when images count ``weights`` times.
+
+    Args:
+        matches: of one detector.
+        weights: (N,) how often each image counts; once each if not given.
+
+    Returns:
+        (K, A, T); NaN where no object counts.
+    """
+    from detrlab.evaluation.kernels import weighted_average_precision
+
+    if weights is None:
+        weights = np.ones(matches.num_images)
+    table = weighted_average_precision(
+        matches.class_bounds,
+        matches.image,
+        np.ascontiguousarray(matches.verdict.transpose(1, 2, 0)),
+        matches.object_image,
+        matches.object_label,
+        matches.counts,
+        np.asarray(weights, dtype=np.float64),
+        RECALLS,
+    )
+    return np.where(table < 0, np.nan, table)
