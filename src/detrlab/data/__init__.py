@@ -1,0 +1,16 @@
+"""Readers fill one in-memory table; transforms and batching turn it into what networks eat."""
+
+from detrlab.data.batching import Batch, batches, num_batches
+from detrlab.data.sources import DataSet, open_data
+from detrlab.data.table import Table
+from detrlab.data.transforms import eval_transform
+
+__all__ = [
+    "Batch",
+    "DataSet",
+    "Table",
+    "batches",
+    "eval_transform",
+    "num_batches",
+    "open_data",
+]

@@ -1,0 +1,293 @@
+"""Where pixels come from, and the one place that decodes image files.
+
+Files of strangers are decoded here, so this is where the limits stand: only raster formats
+(no EPS, which would start an interpreter), a bound on the number of pixels looked at before
+anything is decoded, and one clear message for everything that goes wrong.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Pillow decoders that are allowed to see a file."""
+
+ENDINGS: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif")
+ENDINGS += (".tiff", ".ppm", ".pgm", ".pnm")
+"""File endings that count as images in a folder."""
+
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before decoding: the bound above which Pillow suspects a bomb."""
+
+_ORIENTATION = 0x0112
+_TURNED = {5, 6, 7, 8}
+"""EXIF orientations that swap width and height."""
+
+
+class Pictures(Protocol):
+    """The pixels of a table, by position."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """Name of image i for messages and records."""
+
+    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+        """(3, H, W) uint8, RGB; ``declared`` is the (height, width) the annotations assume."""
+
+    def select(self, images: np.ndarray) -> Pictures:
+        """Some of them, in the order given."""
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say, without decoding its pixels.
+
+    Attributes:
+        format: Pillow's name of the format, such as ``JPEG``.
+        mode: Pillow's name of the pixel mode, such as ``RGB`` or ``CMYK``.
+        size: (height, width) as stored.
+        orientation: the EXIF orientation, 1 when there is none.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    orientation: int
+
+    def upright(self) -> tuple[int, int]:
+        """(height, width) after the EXIF orientation is applied."""
+        height, width = self.size
+        return (width, height) if self.orientation in _TURNED else (height, width)
+
+    def applies_exif(self, declared: tuple[int, int] | None) -> bool:
+        """Whether the annotations were drawn on the upright picture.
+
+        The declared size tells: if it fits the stored picture and not the upright one, the
+        boxes belong to the stored one. In any other case the upright picture counts, as in
+        every viewer.
+        """
+        if self.orientation == 1:
+            return False
+        return not (declared == self.size and declared != self.upright())
+
+    def shown(self, declared: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) of the picture that ``decode`` gives."""
+        return self.upright() if self.applies_exif(declared) else self.size
+
+
+@contextmanager
+def _opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
+    """A checked Pillow image, with everything Pillow may raise turned into one message."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's: odd EXIF, large but allowed images
+            with Image.open(stream, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(
+                        f"{name} is {image.width} x {image.height} pixels, more than the "
+                        f"{MAX_PIXELS:,} that are read: cut it into tiles or scale it down"
+                    )
+                yield image
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(
+            f"{name} is not an image of a known format ({', '.join(FORMATS)}): replace it, or "
+            "let detrlab check --fix leave it out"
+        ) from None
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{name} declares more than the {MAX_PIXELS:,} pixels that are read: cut it into "
+            "tiles or scale it down"
+        ) from None
+    except MemoryError:
+        raise UserError(f"{name} does not fit into memory: scale it down") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
+        raise UserError(_unreadable(name, error)) from None
+    except (TypeError, AttributeError, struct.error, zlib.error, OverflowError) as error:
+        raise UserError(_unreadable(name, error)) from None
+    except (RuntimeError, NotImplementedError, ZeroDivisionError, AssertionError) as error:
+        raise UserError(_unreadable(name, error)) from None
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"{name} cannot be read as an image ({reason}): replace the file, or let "
+        "detrlab check --fix leave it out"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF is as good as none: the pixels are what counts
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def read_header(stream: IO[bytes], name: str) -> Header:
+    """Format, mode, size and orientation, without decoding pixels.
+
+    Raises:
+        UserError: the stream holds no readable image; the message says ``name``.
+    """
+    with _opened(stream, name) as image:
+        size = (image.height, image.width)
+        return Header(image.format or "", image.mode, size, _orientation(image))
+
+
+def decode(stream: IO[bytes], name: str, declared: tuple[int, int] | None = None) -> torch.Tensor:
+    """The picture as (3, H, W) uint8 RGB, turned upright where the annotations assume it.
+
+    Grey, palette, CMYK and images with transparency become RGB as in the original projects
+    (transparency is dropped); 16-bit images keep their upper 8 bits.
+
+    Raises:
+        UserError: the stream holds no readable image; the message says ``name``.
+    """
+    with _opened(stream, name) as image:
+        size = (image.height, image.width)
+        header = Header(image.format or "", image.mode, size, _orientation(image))
+        rgb = _to_rgb(image)
+        if header.applies_exif(declared):
+            rgb = _turned(rgb, header.orientation)
+        pixels = np.array(rgb)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    from PIL.Image import Transpose
+
+    method = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }[orientation]
+    return image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image as Pillow
+
+    if image.mode.startswith(("I", "F")):
+        # Pillow's own conversion clips at 255, which turns 16-bit images white.
+        values = np.asarray(image)
+        if image.mode.startswith("I"):
+            grey = np.clip(values.astype(np.int64) >> 8, 0, 255)
+        else:
+            grey = np.clip(np.nan_to_num(values), 0, 255)
+        return Pillow.fromarray(grey.astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Names:
+    """A list of texts in two numpy arrays, so that processes share it without copies."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        lengths = np.fromiter((len(text) for text in encoded), np.int64, len(encoded))
+        self._ends = np.cumsum(lengths)
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> str:
+        start = int(self._ends[i - 1]) if i else 0
+        return self._bytes[start : int(self._ends[i])].tobytes().decode("utf-8", "surrogateescape")
+
+    def select(self, positions: np.ndarray) -> Names:
+        """Some of them, in the order given."""
+        return Names([self[int(i)] for i in positions])
+
+
+@dataclass(frozen=True, eq=False)
+class FilePictures:
+    """Image files below one folder."""
+
+    root: str
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The file's name relative to the folder."""
+        return self.names[i]
+
+    def path(self, i: int) -> Path:
+        """Where the file lies."""
+        return Path(self.root) / self.names[i]
+
+    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+        """Decode the file."""
+        path = self.path(i)
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be opened ({error.strerror}): put the file back, or let "
+                "detrlab check --fix leave it out"
+            ) from None
+        with stream:
+            return decode(stream, str(path), declared)
+
+    def select(self, images: np.ndarray) -> FilePictures:
+        """Some of them, in the order given."""
+        return FilePictures(self.root, self.names.select(images))
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPictures:
+    """Pictures held in memory as one flat array."""
+
+    flat: np.ndarray
+    """uint8, the (height, width, 3) pixels of one image after the other."""
+    offsets: np.ndarray
+    """(N,) int64, where each image starts."""
+    sizes: np.ndarray
+    """(N, 2) int32, (height, width)."""
+    numbers: np.ndarray
+    """(N,) int64, what each image is called."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def name(self, i: int) -> str:
+        """A made-up file name."""
+        return f"{int(self.numbers[i]):06d}.png"
+
+    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:  # noqa: ARG002
+        """A copy of the pixels."""
+        height, width = self.sizes[i].tolist()
+        start = int(self.offsets[i])
+        pixels = self.flat[start : start + height * width * 3].reshape(height, width, 3)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def select(self, images: np.ndarray) -> ArrayPictures:
+        """Some of them, in the order given."""
+        return ArrayPictures(
+            self.flat, self.offsets[images], self.sizes[images], self.numbers[images]
+        )

@@ -1,0 +1,205 @@
+"""The in-memory table every reader fills: numpy columns, cheap to share between processes.
+
+Class indices inside are contiguous, 0..K-1; the data set's own ids and names stay beside them.
+Boxes stand as the annotation file has them (xywh in pixels, double precision), so that
+evaluation sees the annotator's numbers; what training gets is clamped when a sample is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from detrlab.boxes import xyxy_to_cxcywh
+from detrlab.errors import UserError
+from detrlab.structures import Sample, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from detrlab.data.pictures import Pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """One split of a data set: N images with M boxes, K classes.
+
+    The columns are plain numpy arrays without Python objects in them: forked loader processes
+    share their pages, and never copy them by counting references.
+
+    Attributes:
+        name: what the split is called in messages, such as ``train``.
+        classes: class names, by class index.
+        category_ids: the data set's id of each class, by class index.
+        image_ids: (N,) int64, or text where the data set's ids are text.
+        sizes: (N, 2) int32, (height, width) as declared.
+        starts: (N + 1,) int64, the boxes of image i are ``starts[i]:starts[i + 1]``.
+        boxes: (M, 4) float64, xywh in pixels, as annotated.
+        labels: (M,) int64 class indices.
+        crowd: (M,) bool, regions that are kept for evaluation only.
+        areas: (M,) float64, as annotated.
+        annotation_ids: (M,) int64.
+        pictures: where the pixels come from.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: NDArray[Any]
+    sizes: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    annotation_ids: NDArray[np.int64]
+    pictures: Pictures
+
+    def __post_init__(self) -> None:
+        images, boxes = len(self.image_ids), len(self.boxes)
+        assert self.sizes.shape == (images, 2)
+        assert self.starts.shape == (images + 1,)
+        assert self.starts[0] == 0
+        assert self.starts[-1] == boxes
+        assert self.boxes.shape == (boxes, 4)
+        of_boxes: list[NDArray[Any]] = [self.labels, self.crowd, self.areas, self.annotation_ids]
+        for column in of_boxes:
+            assert column.shape == (boxes,)
+        for column in (*of_boxes, self.image_ids, self.sizes, self.starts, self.boxes):
+            column.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    def image_id(self, i: int) -> int | str:
+        """The data set's own id of image i, as a plain Python value."""
+        value = self.image_ids[i].item()
+        return value if isinstance(value, int) else str(value)
+
+    def file(self, i: int) -> str:
+        """Name of image i's file, for messages."""
+        return self.pictures.name(i)
+
+    def picture(self, i: int) -> torch.Tensor:
+        """The pixels of image i, (3, H, W) uint8, RGB.
+
+        Raises:
+            UserError: the file cannot be read; the message names it.
+        """
+        height, width = self.sizes[i].tolist()
+        return self.pictures.read(i, (height, width))
+
+    def read(self, i: int) -> Sample:
+        """Image i with its boxes, clamped to the picture; crowd regions are left out.
+
+        The size of the decoded picture counts, not the declared one.
+
+        Raises:
+            UserError: the file cannot be read; the message names it.
+        """
+        image = self.picture(i)
+        height, width = image.shape[-2:]
+        boxes, labels = self._trainable(i, height, width)
+        return Sample(
+            image=image,
+            boxes=torch.from_numpy(boxes.astype(np.float32)),
+            labels=torch.from_numpy(labels),
+            image_id=self.image_id(i),
+            original_size=(height, width),
+        )
+
+    def targets(self, i: int) -> Target:
+        """What image i should yield, from the declared size, without opening its file."""
+        height, width = self.sizes[i].tolist()
+        boxes, labels = self._trainable(i, height, width)
+        corners = boxes / np.array([width, height, width, height], dtype=np.float64)
+        return Target(
+            labels=torch.from_numpy(labels),
+            boxes=xyxy_to_cxcywh(torch.from_numpy(corners)).float(),
+        )
+
+    def _trainable(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (xyxy, clamped, not empty) and labels that an image of this size trains with."""
+        rows = slice(int(self.starts[i]), int(self.starts[i + 1]))
+        corners = clamped_corners(self.boxes[rows], height, width)
+        keep = ~self.crowd[rows] & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+        return corners[keep], self.labels[rows][keep]
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO dict with the data set's ids, for the evaluator.
+
+        Boxes are the annotator's, not clamped; crowd regions and areas are kept.
+        """
+        ids = self.image_ids.tolist()
+        owners = np.repeat(np.arange(len(self)), np.diff(self.starts)).tolist()
+        rows = zip(
+            self.annotation_ids.tolist(),
+            owners,
+            self.labels.tolist(),
+            self.boxes.tolist(),
+            self.areas.tolist(),
+            self.crowd.tolist(),
+            strict=True,
+        )
+        return {
+            "info": {"description": self.name},
+            "licenses": [],
+            "images": [
+                {"id": image_id, "file_name": self.file(i), "height": height, "width": width}
+                for i, (image_id, (height, width)) in enumerate(
+                    zip(ids, self.sizes.tolist(), strict=True)
+                )
+            ],
+            "annotations": [
+                {
+                    "id": annotation_id,
+                    "image_id": ids[owner],
+                    "category_id": self.category_ids[label],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(crowd),
+                }
+                for annotation_id, owner, label, box, area, crowd in rows
+            ],
+            "categories": [
+                {"id": category, "name": name, "supercategory": ""}
+                for category, name in zip(self.category_ids, self.classes, strict=True)
+            ],
+        }
+
+    def select(self, images: Any, name: str | None = None) -> Table:
+        """The table of some images, by their positions, in the order given."""
+        images = np.asarray(images, dtype=np.int64)
+        if len(images) and (images.min() < 0 or images.max() >= len(self)):
+            raise UserError(f"{self.name} has {len(self)} images: a position lies outside")
+        counts = np.diff(self.starts)[images]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
+        rows = np.repeat(self.starts[:-1][images], counts) + within
+        return replace(
+            self,
+            name=name or self.name,
+            image_ids=self.image_ids[images],
+            sizes=self.sizes[images],
+            starts=starts,
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            crowd=self.crowd[rows],
+            areas=self.areas[rows],
+            annotation_ids=self.annotation_ids[rows],
+            pictures=self.pictures.select(images),
+        )
+
+
+def clamped_corners(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(N, 4) xywh -> (N, 4) corners inside an image of this size, float64."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return np.clip(corners, 0, np.array([width, height, width, height], dtype=np.float64))

@@ -1,0 +1,268 @@
+"""What happens to an image between the file and the network: DETR's rule, a light one, none.
+
+Boxes stay xyxy in pixels of the image as it is; only ``to_target`` turns them into fractions.
+All draws come from the generator that is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrlab.boxes import xyxy_to_cxcywh
+from detrlab.config import DataConfig
+from detrlab.structures import Sample, Target
+
+REFERENCE_SIZE = 800
+"""The short side that the originals' sizes are given for; another size scales them all."""
+
+Augmentation = Callable[[Sample, np.random.Generator], Sample]
+"""What training does to a sample, with the generator it draws from."""
+
+
+class Sizes(NamedTuple):
+    """The lengths of DETR's augmentation, in pixels.
+
+    Attributes:
+        short_sides: the image ends with one of these as its short side.
+        max_size: bound of the long side at the end.
+        before_crop: short sides an image is resized to before it is cropped.
+        crop_min: smallest side of a crop.
+        crop_max: largest side of a crop.
+    """
+
+    short_sides: tuple[int, ...]
+    max_size: int
+    before_crop: tuple[int, ...]
+    crop_min: int
+    crop_max: int
+
+
+def detr_sizes(image_size: int, max_size: int) -> Sizes:
+    """The originals' sizes for a short side of 800, scaled by ``image_size / 800``."""
+
+    def scaled(length: int) -> int:
+        return max(1, round(length * image_size / REFERENCE_SIZE))
+
+    return Sizes(
+        short_sides=tuple(scaled(side) for side in range(480, 801, 32)),
+        max_size=max_size,
+        before_crop=tuple(scaled(side) for side in (400, 500, 600)),
+        crop_min=scaled(384),
+        crop_max=scaled(600),
+    )
+
+
+def resized_size(
+    height: int, width: int, short_side: int, max_size: int | None = None
+) -> tuple[int, int]:
+    """(height, width) after resizing to a short side, the long one bounded by ``max_size``.
+
+    The originals' rule: the long side is truncated, and is computed from the rounded short
+    one, so that it may pass the bound by a pixel.
+
+    Source: facebookresearch/detr, datasets/transforms.py, ``get_size_with_aspect_ratio``.
+    """
+    low, high = min(height, width), max(height, width)
+    if max_size is not None and high / low * short_side > max_size:
+        short_side = max(1, round(max_size * low / high))
+    if low == short_side:
+        return height, width
+    if width < height:
+        return int(short_side * height / width), short_side
+    return short_side, int(short_side * width / height)
+
+
+def resize_pixels(image: Tensor, height: int, width: int) -> Tensor:
+    """(3, h, w) uint8 -> (3, height, width) uint8, bilinear and antialiased.
+
+    Within one grey level of Pillow's resize, which the originals use, and faster.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    resized: Tensor = F.interpolate(
+        image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized[0]
+
+
+def resize(sample: Sample, height: int, width: int) -> Sample:
+    """The sample at another size; boxes follow the actual ratio of each axis."""
+    old_height, old_width = sample.image.shape[-2:]
+    ratios = torch.tensor([width / old_width, height / old_height] * 2)
+    return sample._replace(
+        image=resize_pixels(sample.image, height, width), boxes=sample.boxes * ratios
+    )
+
+
+def resize_short_side(sample: Sample, short_side: int, max_size: int | None = None) -> Sample:
+    """The sample with this short side, its long one bounded by ``max_size``."""
+    height, width = sample.image.shape[-2:]
+    return resize(sample, *resized_size(height, width, short_side, max_size))
+
+
+def flip(sample: Sample) -> Sample:
+    """The mirror image, left for right."""
+    width = sample.image.shape[-1]
+    x0, y0, x1, y1 = sample.boxes.unbind(-1)
+    boxes = torch.stack([width - x1, y0, width - x0, y1], dim=-1)
+    return sample._replace(image=sample.image.flip(-1), boxes=boxes)
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """A part of the sample; boxes are clamped to it and those left without area are dropped."""
+    shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+    bound = torch.tensor([width, height, width, height], dtype=torch.float32)
+    boxes = torch.minimum((sample.boxes - shift).clamp(min=0), bound)
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return sample._replace(
+        image=sample.image[:, top : top + height, left : left + width],
+        boxes=boxes[keep],
+        labels=sample.labels[keep],
+    )
+
+
+def _random_crop(
+    sample: Sample, low: tuple[int, int], high: tuple[int, int], draws: np.random.Generator
+) -> Sample:
+    """A crop of uniform size between (height, width) bounds, both included, anywhere."""
+    full_height, full_width = sample.image.shape[-2:]
+    width = _between(draws, min(low[1], full_width), min(high[1], full_width))
+    height = _between(draws, min(low[0], full_height), min(high[0], full_height))
+    top = _between(draws, 0, full_height - height)
+    left = _between(draws, 0, full_width - width)
+    return crop(sample, top, left, height, width)
+
+
+def _between(draws: np.random.Generator, low: int, high: int) -> int:
+    return int(draws.integers(low, high, endpoint=True))
+
+
+def _choice(draws: np.random.Generator, values: tuple[int, ...]) -> int:
+    return values[int(draws.integers(len(values)))]
+
+
+@dataclass(frozen=True)
+class DetrAugmentation:
+    """DETR's own: flip, then either resize, or resize, crop and resize again.
+
+    Source: facebookresearch/detr, datasets/coco.py, ``make_coco_transforms``.
+    """
+
+    sizes: Sizes
+
+    def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:
+        """One draw of it."""
+        sizes = self.sizes
+        if draws.random() < 0.5:
+            sample = flip(sample)
+        if draws.random() >= 0.5:
+            sample = resize_short_side(sample, _choice(draws, sizes.before_crop))
+            low, high = (sizes.crop_min,) * 2, (sizes.crop_max,) * 2
+            sample = _random_crop(sample, low, high, draws)
+        return resize_short_side(sample, _choice(draws, sizes.short_sides), sizes.max_size)
+
+
+@dataclass(frozen=True)
+class LightAugmentation:
+    """For small detectors and short trainings: flip, mild crop and scale, mild colour.
+
+    Half of the images are flipped, half cropped to 70-100 % of each side, half get brightness,
+    contrast and saturation within 20 %; the size ends between 80 % and 100 % of evaluation's.
+    """
+
+    image_size: int
+    max_size: int
+
+    def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:
+        """One draw of it."""
+        if draws.random() < 0.5:
+            sample = flip(sample)
+        if draws.random() < 0.5:
+            height, width = sample.image.shape[-2:]
+            low = (-(-7 * height // 10), -(-7 * width // 10))
+            sample = _random_crop(sample, low, (height, width), draws)
+        side = _between(draws, max(1, round(0.8 * self.image_size)), self.image_size)
+        bound = max(1, round(self.max_size * side / self.image_size))
+        sample = resize_short_side(sample, side, bound)
+        if draws.random() < 0.5:
+            brightness, contrast, saturation = draws.uniform(0.8, 1.2, size=3).tolist()
+            image = jitter(sample.image, brightness, contrast, saturation)
+            sample = sample._replace(image=image)
+        return sample
+
+
+@dataclass(frozen=True)
+class NoAugmentation:
+    """Training sees what evaluation sees."""
+
+    config: DataConfig
+
+    def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:  # noqa: ARG002
+        """Draws nothing."""
+        return evaluation_resize(sample, self.config)
+
+
+def jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """(3, H, W) uint8 with its brightness, contrast and saturation multiplied."""
+    pixels = image.float().mul_(brightness)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    grey = (pixels * weights).sum(0, keepdim=True)
+    pixels.sub_(grey).mul_(saturation).add_(grey)
+    # Summed as integers: a float sum would depend on the number of threads.
+    middle = int(grey.to(torch.int64).sum()) / grey.numel()
+    pixels.sub_(middle).mul_(contrast).add_(middle)
+    return pixels.clamp_(0, 255).round_().byte()
+
+
+def train_augmentation(config: DataConfig) -> Augmentation:
+    """The augmentation that ``config.augmentation`` names."""
+    if config.augmentation == "detr":
+        return DetrAugmentation(detr_sizes(config.image_size, config.max_size))
+    if config.augmentation == "light":
+        return LightAugmentation(config.image_size, config.max_size)
+    return NoAugmentation(config)
+
+
+def evaluation_resize(sample: Sample, config: DataConfig) -> Sample:
+    """The size at which a detector is evaluated, and trained without augmentation."""
+    return resize_short_side(sample, config.image_size, config.max_size)
+
+
+def evaluation_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
+    """(height, width) that an image of this size is evaluated at."""
+    return resized_size(height, width, config.image_size, config.max_size)
+
+
+def normalize(image: Tensor, config: DataConfig) -> Tensor:
+    """(3, H, W) uint8 -> float32: to [0, 1], minus the mean, by the standard deviation."""
+    mean = torch.tensor(config.mean)[:, None, None]
+    std = torch.tensor(config.std)[:, None, None]
+    return image.float().div_(255).sub_(mean).div_(std)
+
+
+def eval_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
+    """What a picture goes through before a detector sees it: resize, then normalise.
+
+    Returns:
+        a function from (3, h, w) uint8 RGB to (3, H, W) float32.
+    """
+
+    def transform(image: Tensor) -> Tensor:
+        height, width = evaluation_size(image.shape[-2], image.shape[-1], config)
+        return normalize(resize_pixels(image, height, width), config)
+
+    return transform
+
+
+def to_target(sample: Sample) -> Target:
+    """Boxes as fractions of the sample's own image: padding never enters."""
+    height, width = sample.image.shape[-2:]
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return Target(labels=sample.labels, boxes=xyxy_to_cxcywh(sample.boxes / scale))
