@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detrlab.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+def say(line: str) -> None:
+    """A line for people; results for machines go to standard output, this does not."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def device_name(name: str) -> str | None:
+    """The device a flag names, checked; None lets the training choose."""
+    return None if name == "auto" else str(pick_device(name))
+
+
+def print_metrics(metrics: Mapping[str, Any], title: str) -> None:
+    """The COCO numbers and those of each class, as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in _HEADLINES:
+        table.add_column(name, justify="right")
+    table.add_row("all", *(_number(metrics.get(name)) for name in _HEADLINES))
+    for name, value in metrics["per_class"].items():
+        table.add_row(escape_markup(name), _number(value))
+    Console().print(table)
+
+
+_HEADLINES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def escape_markup(text: str) -> str:
+    """Text from the data, shown as it is: rich would read ``[red]`` as a colour."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def pick_device(name: str) -> torch.device:

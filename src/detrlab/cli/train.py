@@ -1,0 +1,70 @@
+"""``detrlab train``: train one detector."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from detrlab.cli.settings import RecipeOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecipeOptions):
+    """Train one detector on your data."""
+
+    model: str = "deformable-detr-two-stage"
+    """Which detector: see detrlab models."""
+    output: str | None = None
+    """Folder of the run; runs/train/MODEL by default. A run that is there is never overwritten."""
+    resume: bool = False
+    """Go on with the run in the folder, bit for bit as if it had never stopped."""
+    seed: int | None = None
+    """Of initial values, order and augmentation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ..."""
+    save_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Save the state of the run also after every so many steps."""
+
+
+def run(options: Options) -> int:
+    """Train; returns the exit code."""
+    from detrlab.cli.common import device_name, print_metrics, say
+    from detrlab.cli.settings import change_settings
+    from detrlab.data import open_data
+    from detrlab.training import loop
+
+    recipe = options.settled()
+    if options.seed is not None:
+        recipe = change_settings(recipe, {"train.seed": options.seed})
+    data = open_data(recipe.data.data, seed=recipe.train.seed)
+    for note in data.notes:
+        say(note)
+    config = loop.plan(options.model, recipe, data)
+    folder = options.output or f"runs/train/{options.model}"
+    outcome = loop.train(
+        config,
+        folder,
+        data,
+        loop.Options(
+            resume=options.resume,
+            device=device_name(options.device),
+            save_every=options.save_every,
+            say=say,
+        ),
+    )
+    if not outcome.finished:
+        say(f"stopped; go on with: detrlab {_again()}")
+        return 130
+    print_metrics(outcome.metrics, title=f"{options.model} on the validation split, last weights")
+    say(f"weights, curves and metrics: {outcome.folder.path}")
+    return 0
+
+
+def _again() -> str:
+    import shlex
+
+    arguments = [a for a in sys.argv[1:] if a != "--resume"]
+    return shlex.join([*arguments, "--resume"])
