@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any
@@ -123,24 +124,10 @@ def latency(network: nn.Module, size: tuple[int, int], seconds: float = 5.0) -> 
 
 def machine() -> str:
     """The processor and, if there is one, the graphics card, in one line."""
-    import os
-
     words = [f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     if torch.cuda.is_available():
         words.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
     return ", ".join(words)
-
-
-def peak_memory() -> float | None:
-    """The most memory this process has held, in GiB; None where the system does not tell."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if platform.system() == "Darwin" else peak / 2**20
 
 
 def _picture(network: nn.Module, size: tuple[int, int]) -> ImageBatch:

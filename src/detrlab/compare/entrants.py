@@ -176,25 +176,29 @@ def recipe_differences(recipe: Recipe) -> tuple[str, ...]:
     """How a recipe differs from the named one it started from, a line for each setting."""
     if recipe.name not in RECIPES:
         return (f"recipe {recipe.name!r} is not one of detrlab's own",)
-    before, after = _flat(RECIPES[recipe.name].to_dict()), _flat(recipe.to_dict())
-    return tuple(
-        f"{key}: {_show(before, key)} -> {_show(after, key)}"
-        for key in {**before, **after}
-        if before.get(key) != after.get(key) and key not in ("name", "description")
-    )
+    lines = changes(RECIPES[recipe.name].to_dict(), recipe.to_dict(), "the preset's own")
+    return tuple(line for line in lines if not line.startswith("description:"))
 
 
 def config_differences(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:
     """What one architecture changes about another, a line for each setting."""
-    old, new = before.to_dict(), after.to_dict()
+    lines = changes(before.to_dict(), after.to_dict())
+    return tuple(line for line in lines if not line.startswith("preset:"))
+
+
+def changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], absent: str = "nothing"
+) -> tuple[str, ...]:
+    """``name: old -> new`` for every plain value that differs, names of parts joined by dots."""
+    old, new = _flat(before), _flat(after)
     return tuple(
-        f"{key}: {old[key]} -> {new[key]}"
-        for key in old
-        if old[key] != new[key] and key != "preset"
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in {**old, **new}
+        if old.get(key, absent) != new.get(key, absent)
     )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -202,7 +206,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _show(values: dict[str, Any], key: str) -> str:
-    return str(values[key]) if key in values else "the preset's own"

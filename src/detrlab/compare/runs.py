@@ -1,0 +1,276 @@
+"""The trainings of a comparison: planned, run one by one, resumed, reused, gathered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrlab import files
+from detrlab.compare.budget import Budget, with_epochs
+from detrlab.compare.entrants import Entrant
+from detrlab.compare.results import Failure, RunResult
+from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.data import DataSet
+    from detrlab.data.table import Table
+
+Report = Callable[[str], None]
+RUN_FILE = "run.json"
+ERROR_FILE = "error.txt"
+
+
+class InUseError(UserError):
+    """Another process is training this run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One detector to be trained with one seed.
+
+    Attributes:
+        entrant: its name in the comparison.
+        seed: of initial values, order, augmentation and dropout.
+        model: the architecture.
+        train: how it is trained, before the budget.
+        data: which images.
+        budget: what it may spend; None means the epochs of ``train``.
+        key: fingerprint of all of these and of the data's contents.
+        folder: where it lives.
+    """
+
+    entrant: str
+    seed: int
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig
+    budget: Budget | None
+    key: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For people: the entrant and its seed."""
+        return f"{self.entrant}, seed {self.seed}"
+
+    def save(self) -> None:
+        """Write the settings into the run's folder, for the process that will train it."""
+        files.write_json(
+            self.folder / RUN_FILE,
+            {
+                "entrant": self.entrant,
+                "seed": self.seed,
+                "model": self.model.to_dict(),
+                "train": self.train.to_dict(),
+                "data": self.data.to_dict(),
+                "budget": str(self.budget) if self.budget else None,
+                "key": self.key,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read what ``save`` wrote."""
+        values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return cls(
+            entrant=values["entrant"],
+            seed=values["seed"],
+            model=ModelConfig.parse(values["model"]),
+            train=TrainConfig.parse(values["train"]),
+            data=DataConfig.parse(values["data"]),
+            budget=Budget.parse(values["budget"]) if values["budget"] else None,
+            key=values["key"],
+            folder=folder,
+        )
+
+    def result(self) -> RunResult | None:
+        """What it found, if it has finished."""
+        found = RunResult.load(self.folder)
+        return found if found is not None and found.key == self.key else None
+
+    def paid_train(self, images_per_epoch: int, seconds_per_epoch: float | None) -> TrainConfig:
+        """How it is trained with the epochs that its budget pays for."""
+        if self.budget is None:
+            return self.train
+        return with_epochs(self.train, self.budget.epochs(images_per_epoch, seconds_per_epoch))
+
+
+Trainer = Callable[[Run, Report], RunResult]
+"""Trains one run to its end, or goes on with it; raises what went wrong."""
+
+
+def plan(
+    entrants: Sequence[Entrant],
+    recipe: Recipe,
+    data: DataSet,
+    seeds: Sequence[int],
+    folder: Path,
+    budget: Budget | None = None,
+) -> tuple[Run, ...]:
+    """Every run of a comparison, the first seed of all detectors first.
+
+    All settings are checked here, before anything trains.
+
+    Raises:
+        UserError: an entrant's settings are impossible.
+    """
+    fingerprint = data_fingerprint(data)
+    runs = []
+    for seed in seeds:
+        for entrant in entrants:
+            model, train, settings = entrant.configs(recipe, len(data.train.classes))
+            train = train.change(seed=seed)
+            key = run_key(model, train, settings, budget, fingerprint)
+            name = f"{slug(entrant.name)}-seed{seed}-{key[:8]}"
+            runs.append(Run(entrant.name, seed, model, train, settings, budget, key, folder / name))
+    return tuple(runs)
+
+
+def execute(runs: Iterable[Run], trainer: Trainer, report: Report) -> tuple[Failure, ...]:
+    """Train what has not finished, one run after the other.
+
+    A run that fails does not take the others with it; Ctrl-C stops them all. A run that another
+    process is training is left to it.
+
+    Returns:
+        the runs that have no result, with the reason.
+    """
+    failures, waiting = [], []
+    for number, run in enumerate(runs := tuple(runs), start=1):
+        try:
+            _complete(run, trainer, report, f"[{number}/{len(runs)}] ")
+        except InUseError as error:
+            report(f"[{number}/{len(runs)}] {run.name}: {error}")
+            waiting.append(run)
+        except Exception as error:
+            failures.append(_failure(run, error, report))
+    for run in waiting:
+        try:
+            _complete(run, trainer, report, "", patience=PATIENCE)
+        except InUseError as error:
+            failures.append(Failure(run.entrant, run.seed, str(error), running=True))
+        except Exception as error:
+            failures.append(_failure(run, error, report))
+    return tuple(failures)
+
+
+PATIENCE = 20.0
+"""Seconds to wait for a process that is just leaving, as after a kill."""
+
+
+def _complete(
+    run: Run, trainer: Trainer, report: Report, prefix: str, patience: float = 0.0
+) -> None:
+    end = time.monotonic() + patience
+    while run.result() is None:
+        try:
+            report(f"{prefix}{run.name}: training in {run.folder}")
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.save()
+            trainer(run, report)
+        except InUseError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(1.0)
+        else:
+            assert run.result() is not None, "a trainer leaves its result in the run's folder"
+            return
+    report(f"{prefix}{run.name}: finished before, reused")
+
+
+def _failure(run: Run, error: Exception, report: Report) -> Failure:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+    report(f"{run.name} failed: {reason}")
+    text = "".join(traceback.format_exception(error))
+    files.write_text(run.folder / ERROR_FILE, text)
+    return Failure(run.entrant, run.seed, reason)
+
+
+def run_key(
+    model: ModelConfig,
+    train: TrainConfig,
+    data: DataConfig,
+    budget: Budget | None,
+    fingerprint: str,
+) -> str:
+    """Fingerprint of everything that decides a run's result.
+
+    Where the data lies and how many processes read it do not: the same run on another machine
+    has the same key.
+    """
+    settings = {
+        "model": model.to_dict(),
+        "train": train.to_dict(),
+        "data": {k: v for k, v in data.to_dict().items() if k not in ("data", "workers")},
+        "budget": str(budget) if budget else None,
+        "contents": fingerprint,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def data_fingerprint(data: DataSet) -> str:
+    """Fingerprint of both splits' annotations and file names, wherever they lie."""
+    digest = hashlib.sha256()
+    for table in (data.train, data.val):
+        _add_table(digest, table)
+    return digest.hexdigest()
+
+
+def _add_table(digest: Any, table: Table) -> None:
+    names = [Path(table.file(i)).name for i in range(len(table))]
+    words = [table.classes, table.category_ids, table.image_ids.tolist(), names]
+    digest.update(json.dumps(words, ensure_ascii=False).encode())
+    for column in (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas):
+        digest.update(column.tobytes())
+
+
+def slug(name: str) -> str:
+    """A folder's name from an entrant's: whatever a file system might mind becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.") or "run"
+
+
+def finished(folder: Path) -> tuple[RunResult, ...]:
+    """Every finished run below ``folder``, in the order of their names.
+
+    Raises:
+        UserError: a result is damaged.
+    """
+    found = (RunResult.load(path) for path in sorted(folder.glob("*")) if path.is_dir())
+    return tuple(result for result in found if result is not None)
+
+
+def gather(sources: Sequence[Path], folder: Path, report: Report) -> int:
+    """Copy finished runs from other comparisons' folders into one; returns how many.
+
+    Runs that are there already are left alone.
+    """
+    import shutil
+
+    count = 0
+    for source in sources:
+        if not source.is_dir():
+            raise UserError(f"there is no folder {source}")
+        runs = source / "runs" if (source / "runs").is_dir() else source
+        for run in sorted(runs.iterdir()):
+            target = folder / run.name
+            if RunResult.load(run) is None or RunResult.load(target) is not None:
+                continue
+            report(f"collecting {run.name} from {source}")
+            partial = folder / f".{run.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(run, partial, ignore=shutil.ignore_patterns("*.tmp", "*.lock"))
+            # An unfinished run of that name would make the rename fail; it has nothing to lose
+            # that the finished one does not have.
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            count += 1
+    return count
