@@ -212,6 +212,11 @@ class TrainConfig(Record):
     """``step``: the rate is divided by 10 after each so many epochs; None never drops."""
     warmup_steps: int = Field(0, ge=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Also keep a moving average of the weights, evaluate it and save it; None does not."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many epochs without a better AP; None trains all epochs."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' insides again in the backward pass: less memory, more time."""
     auxiliary_losses: bool = True
     class_weight: float | None = Field(None, gt=0)
     """Weight of the class loss; None takes the scoring's own (softmax 1, sigmoid 2)."""

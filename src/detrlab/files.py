@@ -96,6 +96,11 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(data: bytes) -> str:
+    """The SHA-256 of ``data``, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def remove_leftovers(folder: str | Path) -> int:
     """Delete temporary files that a killed process left in ``folder``; returns how many.
 

@@ -32,6 +32,10 @@ class LossTerms(NamedTuple):
             weights.classes * self.classes + weights.boxes * self.boxes + weights.giou * self.giou
         )
 
+    def detach(self) -> LossTerms:
+        """The same numbers without the graph behind them."""
+        return LossTerms(*(term.detach() for term in self))
+
 
 class Losses(NamedTuple):
     """What a batch costs.
@@ -60,6 +64,35 @@ class Losses(NamedTuple):
     def final(self) -> LossTerms:
         """The last decoder layer's terms."""
         return self.layers[-1]
+
+    def detach(self) -> Losses:
+        """The same numbers without the graph behind them."""
+        return self._replace(
+            total=self.total.detach(),
+            layers=tuple(terms.detach() for terms in self.layers),
+            proposals=None if self.proposals is None else self.proposals.detach(),
+        )
+
+    def measures(self, share: float = 1.0) -> dict[str, Tensor]:
+        """The numbers worth logging; those of a step's micro-batches add up to the step's.
+
+        Args:
+            share: of the step's images that this micro-batch holds. Losses are sums over the
+                step already; the errors are means and count by their share.
+        """
+        named = {
+            "loss": self.total,
+            "loss_class": self.final.classes,
+            "loss_box": self.final.boxes,
+            "loss_giou": self.final.giou,
+        }
+        if self.proposals is not None:
+            named["loss_proposal_class"] = self.proposals.classes
+            named["loss_proposal_box"] = self.proposals.boxes
+            named["loss_proposal_giou"] = self.proposals.giou
+        named["class_error"] = self.class_error * share
+        named["cardinality_error"] = self.cardinality_error * share
+        return named
 
 
 def tally(targets: Iterable[Target], num_queries: int) -> Counts:

@@ -1,0 +1,218 @@
+"""The folder of a run: what lies where, and who may write to it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from detrlab import files
+from detrlab.config import DataConfig, ModelConfig, Record, TrainConfig
+from detrlab.errors import UserError
+
+
+class InUseError(UserError):
+    """Another process is writing to this run's folder."""
+
+
+class RunConfig(Record):
+    """Everything that decides the result of a run."""
+
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the files of one run lie.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        """The latest weights: at the end of the run, its result."""
+        return self.path / "weights" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the epoch with the best AP on the validation split."""
+        return self.path / "weights" / "best.safetensors"
+
+    @property
+    def states(self) -> Path:
+        """What ``--resume`` continues from."""
+        return self.path / "state"
+
+    @property
+    def table(self) -> Path:
+        """A row for each epoch, as CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """The same and the result, as JSON."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Detections of the final weights on the validation split, as COCO json."""
+        return self.path / "predictions.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine, as JSON."""
+        return self.path / "environment.json"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """What ``metrics.json`` says; None when there is none yet.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return json.loads(self.metrics.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.metrics} cannot be read: {error}") from None
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the settings, whole or not at all."""
+        files.write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+    def save_table(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write a row for each epoch; numbers that are None stay empty."""
+        columns: dict[str, None] = {}
+        for row in rows:
+            columns |= dict.fromkeys(key for key, value in row.items() if not _is_nested(value))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(self.table, text.getvalue())
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (dict, list))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process from writing to a run's folder.
+
+    The system releases the lock when this process ends, however it ends.
+
+    Raises:
+        InUseError: another process has it; the message says which.
+        UserError: the folder cannot be written.
+    """
+    path = folder / "run.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise files.explain(error, path) from error
+    with file:
+        if not _try_to_lock(file):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InUseError(
+                f"{folder} is in use by {owner}: wait for it to end, or choose another --output"
+            )
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {started})\n")
+        file.flush()
+        yield
+
+
+def _try_to_lock(file: IO[str]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            # Far behind the text, which others must be able to read.
+            file.seek(1 << 20)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks must not prevent training
+    return True
+
+
+_PACKAGES = ("detrlab", "torch", "torchvision", "timm", "numpy", "scipy", "numba", "hotcoco")
+
+
+def environment(device: str, processes: int, backend: str) -> dict[str, Any]:
+    """Versions and machine, for whoever wonders later why two runs differ.
+
+    Args:
+        device: where the network was.
+        processes: how many trained together.
+        backend: of deformable attention.
+    """
+    packages: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "processes": processes,
+        "deformable_attention": backend,
+    }
+
+
+def _processor() -> str:
+    """The processor's name; ``platform.processor()`` is empty on most Linux systems."""
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()

@@ -1,0 +1,644 @@
+"""A run: build or go on, train, evaluate, save; whatever happens, nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from detrlab import files
+from detrlab.checkpoints import native
+from detrlab.config import ModelConfig, Recipe, TrainConfig
+from detrlab.data import batches, num_batches
+from detrlab.errors import UserError
+from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
+from detrlab.models.build import build_network, build_scoring
+from detrlab.ops import deformable
+from detrlab.presets import model_config
+from detrlab.training import state
+from detrlab.training.criterion import Criterion
+from detrlab.training.engine import Engine, StepReport
+from detrlab.training.folder import RunConfig, RunFolder, environment, locked
+from detrlab.training.matcher import Weights
+from detrlab.training.optim import Schedule, WeightAverage, build_optimizer, parameter_groups
+from detrlab.training.processes import Processes, join
+from detrlab.training.signals import StopRequest, listening
+from detrlab.training.start import start_from
+
+if TYPE_CHECKING:
+    from detrlab.data import DataSet
+    from detrlab.models.network import Network
+    from detrlab.scoring import Scoring
+
+MAX_SKIPPED_IN_A_ROW = 5
+MAX_SKIPPED = 25
+
+Item = TypeVar("Item")
+Say = Callable[[str], None]
+Row = dict[str, Any]
+
+
+def silent(line: str) -> None:
+    """Says nothing: the library's default."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may be told that does not change its result.
+
+    Attributes:
+        resume: go on with the run in the folder; a finished one is only read.
+        device: where to compute; None takes a GPU if there is one.
+        workers: loader processes; None takes the data settings'.
+        save_every: steps between saved states; None saves after each epoch only.
+        say: takes lines for people.
+        on_step: takes the report of each step.
+        on_epoch: takes the row of each epoch.
+    """
+
+    resume: bool = False
+    device: str | None = None
+    workers: int | None = None
+    save_every: int | None = None
+    say: Say = silent
+    on_step: Callable[[StepReport], None] | None = None
+    on_epoch: Callable[[Row], None] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to.
+
+    Attributes:
+        folder: of the run.
+        finished: whether it trained to its end; False after Ctrl-C or SIGTERM.
+        epochs: a row for each: ``epoch`` (from 1), ``step``, ``seconds`` (of training so far,
+            evaluation left out), ``learning_rate``, mean losses, the 12 COCO numbers and
+            ``per_class``.
+        metrics: of the latest weights, on the validation split: at the end, the result.
+        best_epoch: the one with the best AP there, from 1.
+        peak_memory: of this process, in GiB.
+    """
+
+    folder: RunFolder
+    finished: bool
+    epochs: tuple[Row, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best_epoch: int | None = None
+    peak_memory: float | None = None
+
+
+def plan(preset: str, recipe: Recipe, data: DataSet) -> RunConfig:
+    """The settings of one detector's run under a recipe, on data that is at hand.
+
+    Raises:
+        UserError: unknown preset, or impossible settings.
+    """
+    return RunConfig(
+        model=model_config(preset, len(data.train.classes), **recipe.model),
+        train=recipe.train_for(preset),
+        data=recipe.data,
+    )
+
+
+def train(
+    config: RunConfig, folder: str | Path, data: DataSet, options: Options | None = None
+) -> Outcome:
+    """Train a detector in a folder of its own, or go on with the run that is there.
+
+    The same call in each of several processes started by ``torchrun`` trains together.
+
+    Args:
+        config: everything that decides the result.
+        folder: of the run; must not hold another one unless it is to be resumed.
+        data: what ``config.data`` names.
+        options: what does not change the result.
+
+    Raises:
+        UserError: the folder holds another run or is in use; the data does not fit; a file
+            cannot be read or written; the training has diverged. Whatever was reached until
+            then is saved.
+    """
+    options = options or Options()
+    run = RunFolder(Path(folder))
+    processes = join(options.device)
+    with ExitStack() as stack:
+        _together(processes, lambda: _claim(run, config, options.resume, stack))
+        metrics = run.read_metrics()
+        if options.resume and metrics is not None and metrics["finished"]:
+            options.say(f"the run in {run.path} has finished: nothing to train")
+            return _read_outcome(run, metrics)
+        stack.enter_context(torch.random.fork_rng())
+        request = stack.enter_context(listening())
+        return _Run(config, run, data, options, processes, request).go()
+
+
+def _together(processes: Processes, act: Callable[[], None]) -> None:
+    """Let the main process act; if it cannot, all of them raise its reason."""
+    problem = None
+    if processes.is_main:
+        try:
+            act()
+        except UserError as error:
+            if processes.world == 1:
+                raise
+            problem = error
+    for reason in processes.gather(str(problem) if problem else None):
+        if reason is not None:
+            raise problem or UserError(reason)
+
+
+def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> None:
+    """Lock the folder and make sure that it holds this run, or none yet."""
+    if resume and not run.is_run:
+        raise UserError(f"there is no run in {run.path} to resume: start one without --resume")
+    stack.enter_context(locked(run.path))
+    for folder in (run.path, run.last.parent, run.states):
+        if folder.is_dir():
+            files.remove_leftovers(folder)
+    if run.is_run:
+        saved = RunConfig.load(run.config)
+        if not resume:
+            raise UserError(
+                f"{run.path} already holds a run of {saved.model.preset}: continue it with "
+                "--resume, or choose another --output"
+            )
+        if differences := list(_differences(saved, config)):
+            raise UserError(
+                f"the run in {run.path} was started with other settings: "
+                f"{'; '.join(differences)}; start a new run for them"
+            )
+        if saved.train.epochs != config.train.epochs:
+            _reopen(run)
+    run.save_config(config)
+
+
+_FREE = {"data.data", "data.workers", "train.micro_batch", "train.epochs", "train.patience"}
+
+
+def _differences(saved: RunConfig, asked: RunConfig) -> Iterator[str]:
+    """Settings that a run cannot change on its way."""
+    fixed = _FREE - {"train.epochs"} if saved.train.schedule == "cosine" else _FREE
+    for part, values in saved.to_dict().items():
+        for name, old in values.items():
+            new = asked.to_dict()[part][name]
+            if new != old and f"{part}.{name}" not in fixed:
+                yield f"{part}.{name} is {old!r} there and {new!r} here"
+
+
+def _reopen(run: RunFolder) -> None:
+    """More epochs were asked for: a finished run is not finished any more."""
+    metrics = run.read_metrics()
+    if metrics is not None and metrics["finished"]:
+        files.write_json(run.metrics, {**metrics, "finished": False})
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Somebody asked to stop, and the run is in a state that can be saved."""
+
+
+class _Run:
+    """One call of ``train``, with everything it holds."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        data: DataSet,
+        options: Options,
+        processes: Processes,
+        request: StopRequest,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.data = data
+        self.options = options
+        self.processes = processes
+        self.request = request
+        self.progress = state.Progress()
+        self.scoring = build_scoring(config.model)
+        self.truth = as_ground_truth(data.val)
+        self.saved_at = (0, 0)
+        _check_data(config.model, data)
+        self.steps_per_epoch = num_batches(
+            data.train, config.data, batch=config.train.batch, train=True
+        )
+        network = first_network(config, data, self.say).to(processes.device).train()
+        self.engine = build_engine(network, config, self.steps_per_epoch, processes)
+
+    def say(self, line: str) -> None:
+        """Tell people; only one of several processes speaks."""
+        if self.processes.is_main:
+            self.options.say(line)
+
+    def go(self) -> Outcome:
+        """Train to the end, or until somebody asks to stop."""
+        if self.options.resume:
+            self._go_on()
+        self._begin()
+        try:
+            if self._is_done(self.progress.epochs):  # fewer epochs are asked for than before
+                self._write(self.progress, self._evaluate())
+            while not self._is_done(self.progress.epochs):
+                self._train_epoch()
+                self._finish_epoch()
+        except _Stopped:
+            self._save_state()
+            self.say(
+                f"stopped by {self.request.name or 'another process'}: saved after step "
+                f"{self.progress.step}; --resume continues"
+            )
+        except Exception:
+            # The weights are those after the last whole step: worth keeping if the disk can.
+            with suppress(UserError):
+                self._save_state()
+            raise
+        return self._outcome()
+
+    # --- beginning --------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self.processes.is_main:
+            described = environment(
+                str(self.processes.device),
+                self.processes.world,
+                deformable.backend(self.processes.device),
+            )
+            files.write_json(self.folder.environment, described)
+        for group in parameter_groups(self.engine.network, self.config.train):
+            self.say(f"learning rate of {group}")
+
+    def _go_on(self) -> None:
+        """Put everything where the newest whole state says."""
+        saved = state.load_latest(self.folder.states)
+        if saved is None:
+            self.say("no state was saved yet: starting from the beginning")
+            return
+        for path in saved.damaged:
+            self.say(f"{path.name} is damaged: going on from the state before it")
+        if self.processes.is_main:
+            state.set_aside(saved)
+        if len(saved.progress.epochs) > self.config.train.epochs:
+            raise UserError(
+                f"the run in {self.folder.path} has trained {len(saved.progress.epochs)} epochs "
+                f"already: it cannot end after {self.config.train.epochs}"
+            )
+        if saved.about != self._about():
+            raise UserError(
+                f"the data has changed since the run in {self.folder.path} was started: a run "
+                "goes on with the same images and annotations; start a new one for others"
+            )
+        state.restore(saved, self.engine)
+        self.progress = saved.progress
+        self.saved_at = self._place()
+        self.say(
+            f"going on after step {self.progress.step}, epoch {len(self.progress.epochs)} of "
+            f"{self.config.train.epochs}"
+        )
+
+    def _about(self) -> dict[str, Any]:
+        return {"data": fingerprint(self.data), "steps_per_epoch": self.steps_per_epoch}
+
+    # --- training ---------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        """Take the steps that the epoch under way still lacks."""
+        epoch, progress = len(self.progress.epochs), self.progress
+        start = progress.step - epoch * self.steps_per_epoch
+        if start >= self.steps_per_epoch:
+            return  # the run was stopped while it evaluated
+        self.engine.network.train()
+        shares = batches(
+            self.data.train,
+            self.config.data,
+            batch=self.config.train.batch,
+            seed=self.config.train.seed,
+            epoch=epoch,
+            train=True,
+            start=start,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            workers=self.options.workers,
+        )
+        clock = time.perf_counter()
+        for share in shares:
+            report = self.engine.step(share, progress.step, stop=bool(self.request))
+            progress.seconds += time.perf_counter() - clock
+            self._note(report)
+            if report.stop:
+                raise _Stopped
+            if self.options.save_every and progress.step % self.options.save_every == 0:
+                self._save_state()
+            clock = time.perf_counter()
+        assert progress.step == (epoch + 1) * self.steps_per_epoch, "an epoch has all its steps"
+
+    def _note(self, report: StepReport) -> None:
+        progress = self.progress
+        progress.step = report.step + 1
+        if report.applied:
+            progress.skipped_in_a_row = 0
+            progress.counted += 1
+            for name, value in {**report.measures, "gradient_norm": report.norm}.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+        else:
+            self._note_skipped(report)
+        if self.options.on_step is not None:
+            self.options.on_step(report)
+
+    def _note_skipped(self, report: StepReport) -> None:
+        """A step whose gradient was not finite: tolerated a few times, then the run ends."""
+        suspects = [name for piece in report.suspects for name in piece.image_ids]
+        images = [each for part in self.processes.gather(suspects) for each in part]
+        scaler = self.engine.scaler
+        if scaler.is_enabled() and not images and scaler.get_scale() >= 1:
+            return  # float16 looks for the largest scale that fits by exceeding it now and then
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        among = f", with images {', '.join(map(str, images))}" if images else ""
+        what = "loss" if images else "gradient"
+        self.say(f"step {report.step}: the {what} is not finite{among}; the step was skipped")
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or progress.skipped >= MAX_SKIPPED:
+            raise UserError(
+                f"the training has diverged: {progress.skipped} steps had to be skipped, the last "
+                f"at step {report.step}{among}. Lower the learning rate, clip harder, warm up, or "
+                "train in float32 or bfloat16; look at the images named"
+            )
+
+    # --- after an epoch ---------------------------------------------------------------
+
+    def _finish_epoch(self) -> None:
+        """Evaluate, then write everything; the state comes last, and commits the epoch."""
+        evaluator = self._evaluate()
+        row = self._row(evaluator.metrics())
+        ahead = replace(self.progress, epochs=[*self.progress.epochs, row], sums={}, counted=0)
+        self._write(ahead, evaluator)
+        self.progress = ahead
+        self.saved_at = self._place()
+        self.say(epoch_line(row, self.config.train.epochs))
+        if self.options.on_epoch is not None:
+            self.options.on_epoch(row)
+
+    def _write(self, progress: state.Progress, evaluator: Evaluator) -> None:
+        """All files of the run, as they should be after the last of the epochs.
+
+        Whatever interrupts this, the epoch is repeated to the bit and written again.
+        """
+        if not self.processes.is_main:
+            return
+        rows, done = progress.epochs, self._is_done(progress.epochs)
+        with self._averaged():
+            if best_epoch(rows) == len(rows):
+                self._save_weights(self.folder.best, rows[-1], chosen=True)
+            self._save_weights(self.folder.last, rows[-1])
+        if done:
+            evaluator.save_predictions(self.folder.predictions)
+        self.folder.save_table(rows)
+        files.write_json(self.folder.metrics, self._summary(rows, finished=done))
+        state.save(self.folder.states, self.engine, progress, self._about())
+
+    def _evaluate(self) -> Evaluator:
+        """Judge the present weights on the validation split, in float32."""
+        evaluator = Evaluator(self.truth)
+        config = self.config
+        parts = batches(
+            self.data.val,
+            config.data,
+            batch=config.train.micro_batch or max(1, config.train.batch // self.processes.world),
+            train=False,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            workers=self.options.workers,
+        )
+        with self._averaged():
+            evaluate(self.engine.network, self.scoring, self._until_asked(parts), evaluator)
+        gather(evaluator)
+        return evaluator
+
+    def _until_asked(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Stop between two items; several processes can only agree after an evaluation."""
+        for item in items:
+            if self.request and self.processes.world == 1:
+                raise _Stopped
+            yield item
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the averaged weights in the network, if an average is kept."""
+        average, network = self.engine.average, self.engine.network
+        if average is None:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(average.values)
+        try:
+            yield
+        finally:
+            network.load_state_dict(own)
+
+    def _row(self, metrics: Metrics) -> Row:
+        progress = self.progress
+        last = progress.step - 1
+        return {
+            "epoch": len(progress.epochs) + 1,
+            "step": progress.step,
+            "learning_rate": self.engine.schedule.rate(last),
+            "seconds": round(progress.seconds, 3),
+            "skipped": progress.skipped,
+            **{name: total / progress.counted for name, total in progress.sums.items()},
+            **metrics.to_dict(),
+        }
+
+    def _is_done(self, rows: list[Row]) -> bool:
+        """Whether these epochs are all there will be."""
+        config = self.config.train
+        if len(rows) >= config.epochs or config.patience is None:
+            return len(rows) >= config.epochs
+        return len(rows) - (best_epoch(rows) or 0) >= config.patience
+
+    # --- writing ----------------------------------------------------------------------
+
+    def _place(self) -> tuple[int, int]:
+        return self.progress.step, len(self.progress.epochs)
+
+    def _save_state(self) -> None:
+        """Save what ``--resume`` needs, unless it is saved already."""
+        if self.processes.is_main and self.saved_at != self._place():
+            state.save(self.folder.states, self.engine, self.progress, self._about())
+            self.saved_at = self._place()
+
+    def _save_weights(self, path: Path, row: Row, *, chosen: bool = False) -> None:
+        train = self.config.train
+        provenance = {
+            "data": self.data.name,
+            "images": len(self.data.train),
+            "epoch": row["epoch"],
+            "epochs": train.epochs,
+            "seed": train.seed,
+            "first_weights": train.weights,
+            "averaged": self.engine.average is not None,
+        }
+        if chosen:
+            provenance["chosen"] = f"best AP of its run on {self.data.val.name}"
+        native.save(
+            path,
+            self.engine.network,
+            self.config.model,
+            self.data.train.classes,
+            self.data.train.category_ids,
+            self.config.data,
+            provenance=provenance,
+            extra={"metrics": metrics_of(row), "split": self.data.val.name},
+        )
+
+    def _summary(self, rows: list[Row], *, finished: bool) -> dict[str, Any]:
+        best = best_epoch(rows)
+        network = self.engine.network
+        return {
+            "finished": finished,
+            "stopped_early": finished and len(rows) < self.config.train.epochs,
+            "split": self.data.val.name,
+            "metrics": metrics_of(rows[-1]),
+            "best": None if best is None else {"epoch": best, "ap": rows[best - 1]["ap"]},
+            "parameters": sum(each.numel() for each in network.parameters()),
+            "trainable": sum(each.numel() for each in network.parameters() if each.requires_grad),
+            "seconds": rows[-1]["seconds"],
+            "peak_memory": peak_memory(self.processes.device),
+            "epochs": rows,
+        }
+
+    def _outcome(self) -> Outcome:
+        rows = self.progress.epochs
+        return Outcome(
+            folder=self.folder,
+            finished=self._is_done(rows),
+            epochs=tuple(rows),
+            metrics=metrics_of(rows[-1]) if rows else {},
+            best_epoch=best_epoch(rows),
+            peak_memory=peak_memory(self.processes.device),
+        )
+
+
+def _read_outcome(run: RunFolder, metrics: dict[str, Any]) -> Outcome:
+    return Outcome(
+        folder=run,
+        finished=metrics["finished"],
+        epochs=tuple(metrics["epochs"]),
+        metrics=metrics["metrics"],
+        best_epoch=metrics["best"]["epoch"] if metrics["best"] else None,
+        peak_memory=metrics["peak_memory"],
+    )
+
+
+def _check_data(model: ModelConfig, data: DataSet) -> None:
+    for table in (data.train, data.val):
+        if len(table) == 0:
+            raise UserError(f"the split {table.name!r} of {data.name} has no images")
+    if model.num_classes != len(data.train.classes):
+        raise UserError(
+            f"the model has {model.num_classes} classes, the data {len(data.train.classes)}: "
+            f"{', '.join(data.train.classes)}"
+        )
+
+
+def first_network(config: RunConfig, data: DataSet, say: Say = silent) -> Network:
+    """A network with the first weights that the settings ask for.
+
+    Raises:
+        UserError: the weights cannot be had, or are of another architecture.
+    """
+    weights = config.train.weights
+    pretrained = weights == "imagenet"
+    network = build_network(config.model, pretrained_backbone=pretrained, seed=config.train.seed)
+    if weights in ("imagenet", "none"):
+        return network
+    checkpoint = native.load(weights)
+    notes = start_from(
+        network,
+        checkpoint.state,
+        classes=data.train.classes,
+        known=checkpoint.classes,
+        where=weights,
+    )
+    for note in notes:
+        say(note)
+    return network
+
+
+def build_criterion(config: TrainConfig, scoring: Scoring) -> Criterion:
+    """The loss that the settings describe."""
+    weight = scoring.class_weight if config.class_weight is None else config.class_weight
+    weights = Weights(weight, config.box_weight, config.giou_weight)
+    return Criterion(scoring, weights, auxiliary=config.auxiliary_losses)
+
+
+def build_engine(
+    network: Network, config: RunConfig, steps_per_epoch: int, processes: Processes
+) -> Engine:
+    """Everything that a step needs, for a network that is on its device."""
+    settings = config.train
+    return Engine(
+        network=network,
+        criterion=build_criterion(settings, build_scoring(config.model)),
+        optimizer=build_optimizer(parameter_groups(network, settings), settings),
+        schedule=Schedule(settings, steps_per_epoch),
+        config=settings,
+        num_queries=config.model.num_queries,
+        processes=processes,
+        average=None if settings.ema_decay is None else WeightAverage(network, settings.ema_decay),
+    )
+
+
+def best_epoch(rows: list[Row]) -> int | None:
+    """The first epoch, from 1, with the highest AP; None when no AP could be measured."""
+    judged = [row for row in rows if row["ap"] is not None]
+    return max(judged, key=lambda row: row["ap"])["epoch"] if judged else None
+
+
+def metrics_of(row: Row) -> dict[str, Any]:
+    """The 12 COCO numbers and ``per_class`` of an epoch's row."""
+    return {name: row[name] for name in Metrics.__dataclass_fields__}
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """One line about an epoch."""
+    parts = ", ".join(
+        f"{name} {row[f'loss_{name}']:.3f}"
+        for name in ("class", "box", "giou")
+        if f"loss_{name}" in row
+    )
+    loss = f"loss {row['loss']:.3f} ({parts})" if "loss" in row else "no step counted"
+    ap, ap50 = ("-" if row[name] is None else f"{row[name]:.3f}" for name in ("ap", "ap50"))
+    return (
+        f"epoch {row['epoch']}/{epochs}  {loss}  AP {ap}  AP50 {ap50}  "
+        f"lr {row['learning_rate']:.3g}  {row['seconds']:.0f} s"
+    )
+
+
+def fingerprint(data: DataSet) -> str:
+    """What a run's data must keep: images, classes and annotations of both splits."""
+    digest = hashlib.sha256()
+    for table in (data.train, data.val):
+        digest.update(repr((table.classes, table.category_ids, table.image_ids.tolist())).encode())
+        for column in (table.starts, table.boxes, table.labels):
+            digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory this process has used, in GiB: the GPU's, or its own on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

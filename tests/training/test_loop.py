@@ -1,0 +1,182 @@
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detrlab.checkpoints import native
+from detrlab.errors import UserError
+from detrlab.training.folder import InUseError, RunConfig, RunFolder, locked
+from detrlab.training.loop import Options, train
+
+
+def timeless(rows):
+    """Epoch rows without what a clock says."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def weights_of(folder, name="last"):
+    return native.load(folder / "weights" / f"{name}.safetensors").state
+
+
+def assert_same_run(a, b):
+    for name in ("last", "best"):
+        ours, theirs = weights_of(a, name), weights_of(b, name)
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), f"{name}: {key}"
+    ours, theirs = (json.loads((each / "metrics.json").read_text()) for each in (a, b))
+    assert timeless(ours["epochs"]) == timeless(theirs["epochs"])
+    assert ours["metrics"] == theirs["metrics"]
+    assert (a / "predictions.json").read_bytes() == (b / "predictions.json").read_bytes()
+
+
+def stopping_after(step):
+    """An option that sends SIGTERM when a step has been taken."""
+
+    def on_step(report):
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return on_step
+
+
+def test_a_run_leaves_its_files_and_a_line_an_epoch(tmp_path, tiny_config, tiny_data):
+    lines = []
+    folder = tmp_path / "run"
+    outcome = train(tiny_config(), folder, tiny_data, Options(say=lines.append))
+    assert outcome.finished
+    assert [row["epoch"] for row in outcome.epochs] == [1, 2]
+    assert [row["step"] for row in outcome.epochs] == [2, 4]
+    assert outcome.epochs[0]["learning_rate"] == 1e-3
+    assert outcome.epochs[1]["learning_rate"] == pytest.approx(1e-4)
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "predictions.json",
+        "environment.json",
+        "weights/last.safetensors",
+        "weights/best.safetensors",
+    } <= found
+    assert not [name for name in found if name.endswith((".tmp", ".partial"))]
+    table = (folder / "metrics.csv").read_text().splitlines()
+    assert len(table) == 3
+    assert table[0].startswith("epoch,step,learning_rate,seconds,skipped,loss,loss_class")
+    assert RunConfig.load(folder / "config.yaml") == tiny_config()
+    # Whoever only reads gets the same.
+    again = train(tiny_config(), folder, tiny_data, Options(resume=True))
+    assert replace(again, peak_memory=None) == replace(outcome, peak_memory=None)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny_config, tiny_data):
+    config = tiny_config(epochs=1)
+    torch.manual_seed(1)
+    train(config, tmp_path / "a", tiny_data)
+    torch.manual_seed(2)  # what somebody draws outside must not matter
+    state = torch.random.get_rng_state()
+    train(config, tmp_path / "b", tiny_data)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    train(tiny_config(epochs=1, seed=43), tmp_path / "c", tiny_data)
+    assert any(
+        not torch.equal(value, weights_of(tmp_path / "c")[key])
+        for key, value in weights_of(tmp_path / "a").items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("stop", "changes"),
+    [
+        (0, {"ema_decay": 0.9}),
+        (1, {"micro_batch": 2}),
+        (2, {"schedule": "cosine", "warmup_steps": 2, "drop_epoch": None}),
+        (2, {"precision": "bfloat16"}),
+        pytest.param(2, {"precision": "float16"}, marks=pytest.mark.slow),
+    ],
+    ids=["average", "between-epochs", "cosine", "bfloat16", "float16"],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, tiny_config, tiny_data, stop, changes):
+    """With dropout, in the middle of an epoch and between two."""
+    config = tiny_config(**changes)
+    train(config, tmp_path / "whole", tiny_data)
+    lines = []
+    options = Options(on_step=stopping_after(stop), say=lines.append)
+    stopped = train(config, tmp_path / "cut", tiny_data, options)
+    assert not stopped.finished
+    assert "SIGTERM" in lines[-1]
+    assert "--resume" in lines[-1]
+    resumed = train(config, tmp_path / "cut", tiny_data, Options(resume=True))
+    assert resumed.finished
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_epochs_and_two_more_are_four(tmp_path, tiny_config, tiny_data):
+    four, two = tiny_config(epochs=4), tiny_config(epochs=2)
+    train(four, tmp_path / "whole", tiny_data)
+    train(two, tmp_path / "parts", tiny_data)
+    outcome = train(four, tmp_path / "parts", tiny_data, Options(resume=True))
+    assert len(outcome.epochs) == 4
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(UserError, match="trained 4 epochs already"):
+        train(two, tmp_path / "parts", tiny_data, Options(resume=True))
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path, tiny_config, tiny_data):
+    def twice(report):
+        if report.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), tmp_path, tiny_data, Options(on_step=twice))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list((tmp_path / "state").glob("*"))
+
+
+def test_nothing_is_overwritten(tmp_path, tiny_config, tiny_data):
+    config = tiny_config(epochs=1)
+    with pytest.raises(UserError, match=r"no run in .* to resume"):
+        train(config, tmp_path / "a", tiny_data, Options(resume=True))
+    train(config, tmp_path / "a", tiny_data)
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
+        train(config, tmp_path / "a", tiny_data)
+    other = tiny_config(epochs=1, learning_rate=1.0)
+    with pytest.raises(UserError, match=r"train\.learning_rate is 0\.001 there and 1\.0 here"):
+        train(other, tmp_path / "a", tiny_data, Options(resume=True))
+
+
+def test_a_run_that_is_in_use_is_refused_by_name(tmp_path, tiny_config, tiny_data):
+    with locked(tmp_path), pytest.raises(InUseError, match=f"in use by process {os.getpid()}"):
+        train(tiny_config(), tmp_path, tiny_data)
+    assert train(tiny_config(epochs=1), tmp_path, tiny_data).finished
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, tiny_config, tiny_data):
+    options = Options(on_step=stopping_after(0))
+    train(tiny_config(), tmp_path, tiny_data, options)
+    val = tiny_data.val
+    other = tiny_data.__class__("shapes", tiny_data.train, val.select([0, 1]))
+    with pytest.raises(UserError, match="data has changed"):
+        train(tiny_config(), tmp_path, other, Options(resume=True))
+
+
+def test_training_stops_early_when_nothing_gets_better(tmp_path, tiny_config, tiny_data):
+    config = tiny_config(epochs=9, patience=2, learning_rate=1e-12)
+    outcome = train(config, tmp_path, tiny_data)
+    assert outcome.finished
+    assert len(outcome.epochs) < 9
+    assert len(outcome.epochs) - (outcome.best_epoch or 0) == 2
+    assert RunFolder(tmp_path).read_metrics()["stopped_early"]
+
+
+def test_classes_must_agree(tmp_path, tiny_config, tiny_data):
+    config = tiny_config()
+    config = config.change(model=config.model.change(num_classes=2).model_dump())
+    with pytest.raises(UserError, match="the model has 2 classes, the data 6"):
+        train(config, tmp_path, tiny_data)
