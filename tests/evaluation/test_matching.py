@@ -3,7 +3,7 @@ import pytest
 from scenes import fill, scene
 
 from detrlab.evaluation.coco import Evaluator, accumulate
-from detrlab.evaluation.matching import FOUND, average_precision, match
+from detrlab.evaluation.matching import FOUND, Resampler, average_precision, match
 from detrlab.evaluation.records import Detected, GroundTruth
 
 
@@ -59,7 +59,7 @@ def test_a_weight_is_a_copy_of_the_image(seed):
         file_names=("",) * 12,
     )
     expected = average_precision(match(resampled, Detected.join(parts)))
-    by_weight = average_precision(match(truth, detected), weights)
+    by_weight = Resampler(match(truth, detected)).average_precision(weights[None])[0]
     np.testing.assert_allclose(by_weight, expected, rtol=0, atol=1e-12)
 
 

@@ -109,62 +109,84 @@ def _overlaps(boxes: Any, objects: Any, crowd: Any) -> Any:
 def weighted_average_precision(
     bounds: Any,
     image: Any,
-    verdict: Any,
+    usual: Any,
+    event_bounds: Any,
+    event_row: Any,
+    event_found: Any,
+    event_extra: Any,
     object_image: Any,
     object_label: Any,
     counts: Any,
     weights: Any,
+    num_thresholds: int,
     recalls: Any,
 ) -> Any:
     """AP of every class, size and IoU threshold when images count ``weights`` times.
 
     With weights of 1 this is COCO's AP; with the multiplicities of a bootstrap sample it is
-    the AP of that sample, without sorting or matching anything again.
+    the AP of that sample, without sorting or matching anything again. Most detections are
+    false at every threshold, so only the others, the events, are visited for each threshold.
 
     Args:
         bounds: (K + 1,) where each class starts among the detections.
         image: (D,) image of each detection, sorted by score within a class.
-        verdict: (A, T, D) int8: 1 found, 0 false, -1 ignored.
+        usual: (A, D) True where a detection is false at some threshold.
+        event_bounds: (K * A * T + 1,) where the events of each class, size, threshold start.
+        event_row: (E,) the detection of each event, ascending.
+        event_found: (E,) 1 where it found an object, else 0.
+        event_extra: (E,) what the event adds to the detections that ``usual`` counts: 1 for
+            one found that is not usual, -1 for a usual one that is of no account here.
         object_image: (G,) image of each object.
         object_label: (G,) class of each object.
         counts: (G, A) True where the object is to be found.
-        weights: (N,) float64, how often each image counts.
+        weights: (W, N) float64, how often each image counts, W times.
+        num_thresholds: T.
         recalls: (R,) ascending, where precision is read.
 
     Returns:
-        (K, A, T), -1 where no object counts.
+        (W, K, A, T), -1 where no object counts.
     """
-    num_areas, num_thresholds = verdict.shape[0], verdict.shape[1]
-    num_classes = len(bounds) - 1
-    totals = np.zeros((num_classes, num_areas))
-    for g in range(len(object_image)):
-        for area in range(num_areas):
-            if counts[g, area]:
-                totals[object_label[g], area] += weights[object_image[g]]
-    result = np.full((num_classes, num_areas, num_thresholds), -1.0)
-    weight = weights[image]
-    recall = np.empty(len(image))
-    precision = np.empty(len(image))
-    for k in range(num_classes):
-        for area in range(num_areas):
-            total = totals[k, area]
-            if total == 0:
-                continue
-            for level in range(num_thresholds):
-                found = 0.0
-                false = 0.0
-                count = 0
+    num_areas, num_classes = len(usual), len(bounds) - 1
+    result = np.full((len(weights), num_classes, num_areas, num_thresholds), -1.0)
+    judged = np.empty(len(image))
+    weight = np.empty(len(image))
+    recall = np.empty(len(event_row))
+    precision = np.empty(len(event_row))
+    for w in range(len(weights)):
+        totals = np.zeros((num_classes, num_areas))
+        for g in range(len(object_image)):
+            for area in range(num_areas):
+                if counts[g, area]:
+                    totals[object_label[g], area] += weights[w, object_image[g]]
+        for d in range(len(image)):
+            weight[d] = weights[w, image[d]]
+        for k in range(num_classes):
+            for area in range(num_areas):
+                total = totals[k, area]
+                if total == 0:
+                    continue
+                running = 0.0
                 for d in range(bounds[k], bounds[k + 1]):
-                    what = verdict[area, level, d]
-                    if what == 0:
-                        false += weight[d]
-                    elif what > 0 and weight[d] > 0:
-                        # Precision can only be at its best where something was just found.
-                        found += weight[d]
-                        recall[count] = found / total
-                        precision[count] = found / (found + false + 2.220446049250313e-16)
-                        count += 1
-                result[k, area, level] = _area_below(recall[:count], precision[:count], recalls)
+                    running += weight[d] * usual[area, d]
+                    judged[d] = running
+                for level in range(num_thresholds):
+                    slot = (k * num_areas + area) * num_thresholds + level
+                    found = 0.0
+                    extra = 0.0
+                    count = 0
+                    for e in range(event_bounds[slot], event_bounds[slot + 1]):
+                        d = event_row[e]
+                        extra += weight[d] * event_extra[e]
+                        if event_found[e] and weight[d] > 0:
+                            # Precision can only be at its best where something was just found.
+                            found += weight[d]
+                            seen = judged[d] + extra
+                            recall[count] = found / total
+                            precision[count] = found / (seen + 2.220446049250313e-16)
+                            count += 1
+                    result[w, k, area, level] = _area_below(
+                        recall[:count], precision[:count], recalls
+                    )
     return result
 
 

@@ -147,28 +147,61 @@ def _groups(kept: Detected, truth: GroundTruth, objects: Ints) -> tuple[Ints, In
     )
 
 
-def average_precision(matches: Matches, weights: Floats | None = None) -> Floats:
-    """AP of every class, size and IoU threshold when images count ``weights`` times.
+class Resampler:
+    """AP of many weightings of the same images, matched and sorted once.
 
     Args:
         matches: of one detector.
-        weights: (N,) how often each image counts; once each if not given.
-
-    Returns:
-        (K, A, T); NaN where no object counts.
     """
-    from detrlab.evaluation.kernels import weighted_average_precision
 
-    if weights is None:
-        weights = np.ones(matches.num_images)
-    table = weighted_average_precision(
-        matches.class_bounds,
-        matches.image,
-        np.ascontiguousarray(matches.verdict.transpose(1, 2, 0)),
-        matches.object_image,
-        matches.object_label,
-        matches.counts,
-        np.asarray(weights, dtype=np.float64),
-        RECALLS,
-    )
-    return np.where(table < 0, np.nan, table)
+    def __init__(self, matches: Matches) -> None:
+        self._matches = matches
+        # A detection that is false somewhere counts as seen everywhere in its class; the few
+        # places where that is wrong, and those where something is found, are events.
+        verdict = matches.verdict.transpose(1, 2, 0)  # (A, T, D)
+        self._usual = (verdict == FALSE).any(axis=1)
+        found = verdict == FOUND
+        hidden = (verdict == IGNORED) & self._usual[:, None]
+        area, level, row = np.nonzero(found | hidden)
+        slot = (matches.label[row] * len(AREAS) + area) * len(IOU_THRESHOLDS) + level
+        order = np.lexsort((row, slot))
+        area, level, row, slot = area[order], level[order], row[order], slot[order]
+        self._found = found[area, level, row]
+        unusual = (self._found & ~self._usual[area, row]).astype(np.int8)
+        self._extra = unusual - hidden[area, level, row].astype(np.int8)
+        self._row = row
+        slots = matches.num_classes * len(AREAS) * len(IOU_THRESHOLDS)
+        self._bounds = np.searchsorted(slot, np.arange(slots + 1))
+
+    def average_precision(self, weights: Floats) -> Floats:
+        """AP of every class, size and IoU threshold.
+
+        Args:
+            weights: (W, N) how often each image counts, for each of W weightings.
+
+        Returns:
+            (W, K, A, T); NaN where no object counts.
+        """
+        from detrlab.evaluation.kernels import weighted_average_precision
+
+        table = weighted_average_precision(
+            self._matches.class_bounds,
+            self._matches.image,
+            self._usual,
+            self._bounds,
+            self._row,
+            self._found,
+            self._extra,
+            self._matches.object_image,
+            self._matches.object_label,
+            self._matches.counts,
+            np.ascontiguousarray(weights, dtype=np.float64),
+            len(IOU_THRESHOLDS),
+            RECALLS,
+        )
+        return np.where(table < 0, np.nan, table)
+
+
+def average_precision(matches: Matches) -> Floats:
+    """AP of every class, size and IoU threshold, (K, A, T); NaN where no object counts."""
+    return Resampler(matches).average_precision(np.ones((1, matches.num_images)))[0]
