@@ -1,0 +1,89 @@
+"""``detrlab compare``: the experiment this package exists for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from detrlab.cli.settings import RecipeOptions
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.compare import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecipeOptions):
+    """Train detectors on the same data with the same budget and say what came out.
+
+    Finished runs in the output folder are reused and interrupted ones resumed, so the same
+    command again always goes on where the last one stopped.
+    """
+
+    models: tuple[str, ...] = ()
+    """Which detectors; the five of the original experiment by default."""
+    ladder: bool = False
+    """Walk from DETR to the two-stage detector, one change at a time."""
+    seeds: tuple[int, ...] = ()
+    """Train each detector once with each of these seeds."""
+    budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
+    """What each run may spend: epochs=12, minutes=20 or images=5000."""
+    predictions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE")] = ()
+    """Other tools' detections in COCO json, to be judged in the same table."""
+    output: str | None = None
+    """Folder of the comparison; runs/compare/RECIPE by default."""
+    collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Train nothing: gather finished runs, from these folders too, and write the tables anew."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ..."""
+    processes: int = 1
+    """How many processes train one run together."""
+    json: bool = False
+    """Print the result as JSON instead of tables."""
+
+
+def run(options: Options) -> int:
+    """Compare; returns the exit code: 1 when a run failed, with the others' results written."""
+    from detrlab.cli.common import device_name, say
+    from detrlab.compare import collect, compare, ladder
+
+    if options.ladder and options.models:
+        raise UserError("--ladder names its detectors itself: leave out --models, or --ladder")
+    output = options.output or f"runs/compare/{options.recipe.removesuffix('.yaml')}"
+    if options.collect is not None:
+        comparison = collect(output, options.collect, report=say)
+    else:
+        comparison = compare(
+            ladder() if options.ladder else options.models,
+            recipe=options.settled(),
+            output=output,
+            seeds=options.seeds,
+            budget=options.budget,
+            predictions=options.predictions,
+            device=device_name(options.device),
+            processes=options.processes,
+            report=say,
+        )
+    _print(comparison, as_json=options.json)
+    return 1 if comparison.failures else 0
+
+
+def _print(comparison: Comparison, as_json: bool) -> None:
+    from rich.console import Console
+
+    from detrlab.compare.study import to_json
+
+    if as_json:
+        print(json.dumps(to_json(comparison)))
+        return
+    console = Console()
+    for grid in comparison.grids:
+        console.print(grid.terminal())
+    for sentence in comparison.verdicts.sentences:
+        console.print(f"* {sentence}", markup=False)
+    for failure in comparison.failures:
+        console.print(f"failed: {failure}", markup=False)
+    console.print(f"\nreport: {comparison.report}", markup=False, soft_wrap=True)
