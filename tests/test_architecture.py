@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "training.loop": EVERYTHING,
     "data": {"structures", "boxes", "errors", "files", "config"},
     "evaluation": {"structures", "boxes", "scoring", "data", "errors", "files"},
-    "checkpoints": {"config", "models.build", "errors", "files"},
+    "checkpoints": {"config", "presets", "models.build", "errors", "files"},
     "drawing": {"structures", "boxes", "errors"},
     "api": EVERYTHING,
     "compare": EVERYTHING,

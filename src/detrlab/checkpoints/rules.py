@@ -43,12 +43,14 @@ class Layout:
         decoder_layers: what ``{every}`` and ``{last}`` stand for.
         needs_all_aliases: whether a file must hold every alias of a tensor (PyTorch's own
             files do; safetensors keep only one of them).
+        fallbacks: where a tensor is read from when it has none of its own names in the file.
     """
 
     name: str
     rows: tuple[Row, ...]
     decoder_layers: int
     needs_all_aliases: bool = True
+    fallbacks: tuple[Row, ...] = ()
 
     def names(self, ours: str) -> tuple[Parts, ...]:
         """Their aliases for one of our names, each as the parts to stack.
@@ -56,7 +58,17 @@ class Layout:
         Raises:
             KeyError: no row names it.
         """
-        for pattern, theirs in self.rows:
+        found = self._look_up(ours, self.rows)
+        if not found:
+            raise KeyError(ours)
+        return found
+
+    def fallback(self, ours: str) -> tuple[Parts, ...]:
+        """Where else to read one of our tensors; nearly always nowhere."""
+        return self._look_up(ours, self.fallbacks)
+
+    def _look_up(self, ours: str, rows: tuple[Row, ...]) -> tuple[Parts, ...]:
+        for pattern, theirs in rows:
             match = _compiled(pattern).fullmatch(ours)
             if match is not None:
                 return tuple(
@@ -64,7 +76,7 @@ class Layout:
                     for template in theirs
                     for name in self._every(_fill(template, match.groupdict()))
                 )
-        raise KeyError(ours)
+        return ()
 
     def _every(self, name: str) -> list[str]:
         name = name.replace("{last}", str(self.decoder_layers))
@@ -117,7 +129,7 @@ def translate(tensors: Mapping[str, Tensor], layout: Layout, wanted: Iterable[st
             continue
         aliases = layout.names(ours)
         consumed.update(name for parts in aliases for name in parts)
-        present = [parts for parts in aliases if all(name in tensors for name in parts)]
+        present = _present(aliases, tensors) or _present(layout.fallback(ours), tensors)
         absent = [name for parts in aliases for name in parts if name not in tensors]
         if not present or (absent and layout.needs_all_aliases):
             missing[ours] = absent[0]
@@ -155,16 +167,25 @@ def translate_strictly(
     return translation.tensors
 
 
-def export(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Our state dict in their names, with every alias.
+def export(
+    tensors: Mapping[str, Tensor], layout: Layout, *, one_name_each: bool = False
+) -> dict[str, Tensor]:
+    """Our state dict in their names.
 
-    Aliases share memory. ``num_batches_tracked`` is left out: nobody's layout has it.
+    ``num_batches_tracked`` is left out: nobody's layout has it.
+
+    Args:
+        tensors: by our names.
+        layout: the table to use.
+        one_name_each: write the first of several aliases only, as safetensors needs it;
+            otherwise all of them, which then share memory.
     """
     exported: dict[str, Tensor] = {}
     for ours, tensor in tensors.items():
         if ours.endswith(BOOKKEEPING):
             continue
-        for parts in layout.names(ours):
+        aliases = layout.names(ours)
+        for parts in aliases[:1] if one_name_each else aliases:
             pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
             exported.update(zip(parts, pieces, strict=True))
     return exported
@@ -204,6 +225,10 @@ def _stack(tensors: Mapping[str, Tensor], parts: Parts) -> Tensor:
     if len(parts) == 1:
         return tensors[parts[0]]
     return torch.cat([tensors[name] for name in parts])
+
+
+def _present(aliases: Iterable[Parts], tensors: Mapping[str, Tensor]) -> list[Parts]:
+    return [parts for parts in aliases if all(name in tensors for name in parts)]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,204 @@
+"""What architecture a state dict belongs to, read off its names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from detrlab.checkpoints import hf, official
+from detrlab.checkpoints.rules import Layout
+from detrlab.config import ModelConfig
+from detrlab.errors import UserError
+from detrlab.presets import PRESETS, model_config
+
+RESNETS: dict[tuple[tuple[int, ...], str], str] = {
+    ((2, 2, 2, 2), "basic"): "resnet18",
+    ((3, 4, 6, 3), "basic"): "resnet34",
+    ((3, 4, 6, 3), "bottleneck"): "resnet50",
+    ((3, 4, 23, 3), "bottleneck"): "resnet101",
+    ((3, 8, 36, 3), "bottleneck"): "resnet152",
+}
+"""Blocks of each stage and their kind -> timm's name."""
+
+# What makes a detector one of the presets, whatever its sizes.
+_STRUCTURE = (
+    "neck",
+    "position_offset",
+    "attention",
+    "queries",
+    "decoder_norm",
+    "refine",
+    "scoring",
+)
+
+# Names that give another tool's model away.
+_OTHERS = {
+    "detr.transformer.": "a panoptic segmentation model of the official DETR repository",
+    "bbox_head.": "a model of mmdetection",
+    "transformer.encoder.layers.0.attentions.": "a model of detrex",
+    "model.model.": "a model wrapped by a training framework",
+    "fc.weight": "an image classifier",
+}
+
+
+def preset_of(config: ModelConfig) -> str:
+    """The preset that an architecture is a size of; ``custom`` when it is none."""
+    for fields in ((*_STRUCTURE, "levels", "dilation"), _STRUCTURE):
+        for preset in PRESETS:
+            row = model_config(preset, config.num_classes)
+            if all(getattr(row, name) == getattr(config, name) for name in fields):
+                return preset
+    return "custom"
+
+
+def is_original(config: ModelConfig) -> bool:
+    """Whether the original repositories could build this architecture, at some size."""
+    return preset_of(config) not in ("custom", "detr-sigmoid")
+
+
+class Recognised(NamedTuple):
+    """What a state dict was found to be.
+
+    Attributes:
+        layout: the table its names follow.
+        config: the architecture.
+        assumed: settings that cannot be seen in a state dict, and the values taken.
+    """
+
+    layout: Layout
+    config: ModelConfig
+    assumed: dict[str, Any]
+
+
+def recognise(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    *,
+    told: Mapping[str, Any] | None = None,
+) -> Recognised:
+    """Find the layout and the architecture of an official or a transformers state dict.
+
+    Args:
+        tensors: the state dict, cleaned.
+        where: names the file in errors.
+        told: fields of ``ModelConfig`` known from elsewhere: they tell what the shapes do not.
+
+    Raises:
+        UserError: the names follow no layout that detrlab knows.
+    """
+    told = dict(told or {})
+    preset, root = _structure(tensors, where)
+    spelling = hf.spelling_of(tensors) if root == "model" else None
+    seen = _Shapes(tensors, root, _layout_of(model_config(preset, 1), spelling))
+    assumed: dict[str, Any] = {"num_heads": 8, "dilation": False}
+    sizes: dict[str, Any] = {
+        "num_classes": seen.rows("decoder.heads.0.classes.weight") - (preset == "detr"),
+        "width": seen.rows("decoder.layers.0.ffn_norm.weight"),
+        "ffn_width": seen.rows("decoder.layers.0.ffn.linear1.weight"),
+        "encoder_layers": seen.count_layers("encoder"),
+        "decoder_layers": seen.count_layers("decoder"),
+    }
+    if "backbone" not in told:
+        sizes["backbone"] = seen.backbone(where)
+    if preset == "deformable-detr-two-stage":
+        assumed["num_queries"] = 300
+    else:
+        own = "queries.position" if preset == "detr" else "queries.embedding"
+        sizes["num_queries"] = seen.rows(own)
+    assumed = {name: value for name, value in assumed.items() if name not in told}
+    if preset != "detr":
+        sizes["levels"] = seen.rows("neck.position.level_embedding")
+        samples = seen.rows("decoder.layers.0.cross_attention.attention_weights.weight")
+        heads = {**assumed, **told}["num_heads"]
+        sizes["points"] = max(1, samples // (heads * sizes["levels"]))
+    config = model_config(preset, **{**sizes, **assumed, **told})
+    config = config.change(preset=preset_of(config))
+    return Recognised(_layout_of(config, spelling), config, assumed)
+
+
+def told_by_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the official training programs' own settings say about the architecture."""
+    names = {
+        "nheads": "num_heads",
+        "dilation": "dilation",
+        "dropout": "dropout",
+        "num_queries": "num_queries",
+    }
+    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+
+
+def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
+    """The preset that has such tensors, and the first word of their names."""
+    for root in ("transformer", "model"):
+        if any(name.startswith(f"{root}.decoder.layers.0.") for name in tensors):
+            break
+    else:
+        root = ""
+    for sign, what in _OTHERS.items():
+        if any(name.startswith(sign) for name in tensors):
+            raise UserError(f"{where} looks like {what}, which detrlab does not read")
+    if not root:
+        raise UserError(
+            f"{where} holds no detector that detrlab knows: its names are like "
+            f"{', '.join(sorted(tensors)[:3])}"
+        )
+    if f"{root}.level_embed" not in tensors:
+        return "detr", root
+    if f"{root}.enc_output.weight" in tensors:
+        return "deformable-detr-two-stage", root
+    if any(name.startswith(f"{root}.decoder.bbox_embed.") for name in tensors):
+        return "deformable-detr-refine", root
+    return "deformable-detr", root
+
+
+def _layout_of(config: ModelConfig, spelling: hf.Spelling | None) -> Layout:
+    return official.layout(config) if spelling is None else hf.layout(config, spelling)
+
+
+class _Shapes:
+    """Looks tensors of a foreign state dict up by our names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], root: str, layout: Layout) -> None:
+        self.tensors = tensors
+        self.root = root
+        self.layout = layout
+
+    def find(self, ours: str) -> Tensor | None:
+        for parts in self.layout.names(ours):
+            if parts[0] in self.tensors:
+                return self.tensors[parts[0]]
+        return None
+
+    def rows(self, ours: str) -> int:
+        """The first dimension; 1 where the tensor is missing, which loading will report."""
+        found = self.find(ours)
+        return 1 if found is None or found.dim() == 0 else max(1, found.shape[0])
+
+    def count_layers(self, stack: str) -> int:
+        numbers = [
+            int(match[1])
+            for name in self.tensors
+            if (match := re.match(rf"{self.root}\.{stack}\.layers\.(\d+)\.", name))
+        ]
+        return max(numbers, default=-1) + 1
+
+    def backbone(self, where: str) -> str:
+        depths = tuple(self._blocks(stage) for stage in range(1, 5))
+        bottleneck = self.find("backbone.body.layer1.0.conv3.weight") is not None
+        stem = self.rows("backbone.body.layer1.0.conv1.weight")
+        name = RESNETS.get((depths, "bottleneck" if bottleneck else "basic"))
+        if name is None or stem != 64:
+            raise UserError(
+                f"{where}: the backbone is none of {', '.join(RESNETS.values())}; "
+                "say which model it is, with its backbone"
+            )
+        return name
+
+    def _blocks(self, stage: int) -> int:
+        count = 0
+        while self.find(f"backbone.body.layer{stage}.{count}.conv1.weight") is not None:
+            count += 1
+        return count
