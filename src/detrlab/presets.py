@@ -113,7 +113,7 @@ RECIPES: dict[str, Recipe] = {
                 "decoder_layers": 3,
                 "num_queries": 100,
             },
-            train=TrainConfig(epochs=12, batch=8, learning_rate=4e-4, drop_epoch=10),
+            train=TrainConfig(epochs=8, batch=8, learning_rate=4e-4, drop_epoch=6),
             data=DataConfig(
                 image_size=320,
                 max_size=320,
