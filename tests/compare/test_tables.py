@@ -9,13 +9,18 @@ from detrlab.compare.results import RunResult
 
 
 def test_numbers_are_in_points_and_nothing_is_a_dash():
-    grid = tables.main_grid(table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)))
+    grid = tables.quality_grid(table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)))
     assert grid.headers[:3] == ("model", "AP", "AP50")
     assert "small" not in grid.headers, "a column without any number is left out"
     assert grid.cells[0][:3] == ("detr", "20.0", "40.0")
-    assert "1.2 M" in grid.cells[0]
     assert (1, 1) in grid.best
     assert (0, 1) not in grid.best
+
+
+def test_costs_that_nobody_measured_are_left_out():
+    grid = tables.cost_grid(table(result("detr", minutes=2.25), result("b")))
+    assert grid.headers == ("model", "params", "epochs", "minutes")
+    assert grid.cells[0] == ("detr", "1.2 M", "3", "2.2")
 
 
 def test_seeds_are_averaged():
@@ -27,7 +32,7 @@ def test_seeds_are_averaged():
 
 
 def test_equal_numbers_have_no_best():
-    grid = tables.main_grid(table(result("a"), result("b")))
+    grid = tables.quality_grid(table(result("a"), result("b")))
     assert grid.best == frozenset()
 
 

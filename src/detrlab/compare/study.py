@@ -24,7 +24,7 @@ from detrlab.compare.entrants import (
     recipe_differences,
 )
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Report, Run, Trainer
+from detrlab.compare.runs import Report, Run
 from detrlab.compare.verdicts import Verdicts, judge
 from detrlab.config import Recipe
 from detrlab.errors import UserError
@@ -170,9 +170,10 @@ class Comparison:
 
     @property
     def grids(self) -> tuple[tables.Grid, ...]:
-        """The tables: quality and cost, classes, the original experiment's layout."""
+        """The tables: quality, cost, classes, the original experiment's layout."""
         return (
-            tables.main_grid(self.rows, self.verdicts.words()),
+            tables.quality_grid(self.rows, self.verdicts.words()),
+            tables.cost_grid(self.rows),
             tables.class_grid(self.rows),
             tables.original_grid(self.rows),
         )
@@ -475,12 +476,11 @@ def _data_again(definition: Definition, report: Report) -> DataSet | None:
 def _write(comparison: Comparison) -> None:
     """The tables and pictures; the page is written beside them."""
     folder = comparison.folder
-    main, classes, original = comparison.grids
     words = comparison.verdicts.sentences
     markdown = [
         f"# {comparison.definition.data['name']}, recipe {comparison.definition.recipe.name}",
         "\n".join(f"* {sentence}" for sentence in words),
-        *(f"{grid.title}\n\n{grid.markdown()}" for grid in (main, classes, original)),
+        *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
         f"```\n{comparison.command}\n```",
     ]
     files.write_text(folder / "table.md", "\n\n".join(part for part in markdown if part) + "\n")
@@ -489,7 +489,7 @@ def _write(comparison: Comparison) -> None:
         folder / "table.tex",
         "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids),
     )
-    files.write_text(folder / "original-layout.md", original.markdown())
+    files.write_text(folder / "original-layout.md", comparison.grids[-1].markdown())
     files.write_text(
         folder / "recipe.yaml",
         yaml.safe_dump(comparison.definition.recipe.to_dict(), sort_keys=False),

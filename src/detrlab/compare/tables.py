@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,17 @@ class Grid:
 
     def terminal(self) -> RichTable:
         """A ``rich`` table."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self.title, title_justify="left", title_style="bold")
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
         for c, header in enumerate(self.headers):
             # Text, not markup: a class may be called "[red]".
             table.add_column(Text(header), justify="right" if c else "left", no_wrap=c == 0)
@@ -83,27 +90,25 @@ class Grid:
         return table
 
 
-def main_grid(rows: Sequence[Row], intervals: dict[str, str] | None = None) -> Grid:
-    """One line a detector: quality in points (0 to 100), then what it cost.
+def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None) -> Grid:
+    """One line a detector, average precision in points (0 to 100).
 
     Args:
         rows: of the comparison.
         intervals: for each name, the interval of its AP in words.
     """
-    columns: list[_Column] = [
-        _Column("AP", _metric("ap"), emphasise=True),
-        _Column("AP50", _metric("ap50"), emphasise=True),
-        _Column("AP75", _metric("ap75"), emphasise=True),
-        _Column("small", _metric("ap_small"), emphasise=True),
-        _Column("medium", _metric("ap_medium"), emphasise=True),
-        _Column("large", _metric("ap_large"), emphasise=True),
-        _Column("parameters", lambda row: row.cost.parameters, _millions),
-        _Column("GFLOPs", lambda row: row.cost.gflops, "{:.2f}".format),
-        _Column("minutes", lambda row: row.cost.minutes, "{:.1f}".format),
-        _Column("ms/image", lambda row: row.cost.latency.get("p50"), "{:.0f}".format),
-        _Column("GiB", lambda row: row.cost.peak_memory, "{:.1f}".format),
-    ]
-    grid = _grid("Average precision in points (0 to 100) and cost", rows, columns)
+    grid = _grid(
+        "Average precision in points (0 to 100)",
+        rows,
+        [
+            _Column("AP", _metric("ap"), emphasise=True),
+            _Column("AP50", _metric("ap50"), emphasise=True),
+            _Column("AP75", _metric("ap75"), emphasise=True),
+            _Column("small", _metric("ap_small"), emphasise=True),
+            _Column("medium", _metric("ap_medium"), emphasise=True),
+            _Column("large", _metric("ap_large"), emphasise=True),
+        ],
+    )
     if not intervals:
         return grid
     return Grid(
@@ -114,6 +119,22 @@ def main_grid(rows: Sequence[Row], intervals: dict[str, str] | None = None) -> G
             for row, cells in zip(rows, grid.cells, strict=True)
         ),
         frozenset((r, c + (c > 1)) for r, c in grid.best),
+    )
+
+
+def cost_grid(rows: Sequence[Row]) -> Grid:
+    """One line a detector: what it took and what it takes."""
+    return _grid(
+        "Cost",
+        rows,
+        [
+            _Column("params", lambda row: row.cost.parameters, _count),
+            _Column("GFLOPs", lambda row: row.cost.gflops, "{:.2f}".format),
+            _Column("ms/image", lambda row: row.cost.latency.get("p50"), "{:.0f}".format),
+            _Column("epochs", lambda row: len(row.runs[0].epochs) or None, "{:.0f}".format),
+            _Column("minutes", lambda row: row.cost.minutes, "{:.1f}".format),
+            _Column("GiB", lambda row: row.cost.peak_memory, "{:.1f}".format),
+        ],
     )
 
 
@@ -250,7 +271,7 @@ def _points(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _millions(value: float) -> str:
+def _count(value: float) -> str:
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
 
 

@@ -108,9 +108,8 @@ def train_apart(
             process.kill()
             raise
         code = process.wait()
-    if code == 0:
-        result = run.result()
-        assert result is not None
+    result = run.result()
+    if result is not None:  # however the process ended after that
         return result
     raise _reason(code, said, log)
 
