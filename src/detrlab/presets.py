@@ -77,16 +77,18 @@ _PAPER_DETR: dict[str, Any] = {
     "drop_epoch": 400,
 }
 
+# EfficientNet-Lite was trained on (value - 127) / 128.
+_LITE0_MEAN = (127 / 255, 127 / 255, 127 / 255)
+_LITE0_STD = (128 / 255, 128 / 255, 128 / 255)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(
             name="tiny",
-            description="The demo: small networks from nothing on small generated pictures.",
+            description="The demo: very small transformers on small generated pictures.",
             model={
-                "backbone": "resnet10t",
-                "backbone_norms": "trained",
-                "backbone_trains": "all",
+                "backbone": "tf_efficientnet_lite0",
                 "width": 64,
                 "num_heads": 4,
                 "ffn_width": 128,
@@ -95,11 +97,15 @@ RECIPES: dict[str, Recipe] = {
                 "num_queries": 30,
                 "dropout": 0.0,
             },
-            train=TrainConfig(
-                epochs=12, batch=8, learning_rate=5e-4, drop_epoch=10, weights="none"
-            ),
+            train=TrainConfig(epochs=10, batch=8, learning_rate=1e-3, drop_epoch=8),
             data=DataConfig(
-                data="shapes", image_size=128, max_size=128, augmentation="light", workers=0
+                data="shapes",
+                image_size=160,
+                max_size=160,
+                augmentation="light",
+                workers=0,
+                mean=_LITE0_MEAN,
+                std=_LITE0_STD,
             ),
         ),
         Recipe(
@@ -118,8 +124,8 @@ RECIPES: dict[str, Recipe] = {
                 image_size=320,
                 max_size=320,
                 augmentation="light",
-                mean=(127 / 255, 127 / 255, 127 / 255),
-                std=(128 / 255, 128 / 255, 128 / 255),
+                mean=_LITE0_MEAN,
+                std=_LITE0_STD,
             ),
         ),
         Recipe(
