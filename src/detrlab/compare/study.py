@@ -122,7 +122,7 @@ class Definition:
             line
             for line in changes(other.recipe.to_dict(), self.recipe.to_dict())
             # Where the data lies and who reads it differs between machines.
-            if line.split(":")[0] not in ("data.data", "data.workers")
+            if line.split(":")[0] not in ("data.data", "data.workers", "description")
         ]
         if str(other.budget) != str(self.budget):
             changed.append(f"budget: {other.budget} -> {self.budget}")
@@ -211,6 +211,7 @@ def compare(
     processes: int = 1,
     apart: bool = True,
     pictures: int = 12,
+    command: str = "",
     report: Report = lambda line: None,  # noqa: ARG005
 ) -> Comparison:
     """Train detectors on the same data with the same budget and say what came out.
@@ -231,6 +232,7 @@ def compare(
         processes: how many train one run together.
         apart: train each run in a process of its own.
         pictures: how many validation images the page shows.
+        command: what repeats the comparison; worked out where it is left empty.
         report: takes a line for people, now and then.
 
     Raises:
@@ -274,7 +276,9 @@ def compare(
         return train_here(run, data_set, say, device)
 
     failures = runs.execute(planned, trainer, report)
-    return conclude(folder, data_set, failures, _command(asked, folder), pictures, report)
+    return conclude(
+        folder, data_set, failures, command or _command(asked, folder), pictures, report
+    )
 
 
 def collect(
@@ -406,9 +410,10 @@ def _announce(asked: Definition, planned: Sequence[Run], report: Report) -> None
 
 
 def _command(asked: Definition, folder: Path) -> str:
-    """What repeats a comparison of presets; settings beyond are in the printed recipe."""
+    """What repeats a comparison of presets, with the recipe that is written beside it."""
     words = ["detrlab", "compare", "--data", asked.recipe.data.data]
-    words += ["--recipe", asked.recipe.name]
+    changed = recipe_differences(asked.recipe)
+    words += ["--recipe", str(folder / "recipe.yaml") if changed else asked.recipe.name]
     words += ["--models", *(entrant.name for entrant in asked.entrants)]
     words += ["--seeds", *map(str, asked.seeds)]
     if asked.budget:

@@ -1,4 +1,4 @@
-"""What the numbers allow one to say: intervals, differences, and a sentence for each."""
+"""What the numbers allow one to say: which pairs are compared, and a sentence for each."""
 
 from __future__ import annotations
 
@@ -7,54 +7,118 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrlab.compare import statistics
 from detrlab.compare.results import Row
+from detrlab.compare.statistics import Difference
+from detrlab.presets import LADDER, PRESETS
 
 if TYPE_CHECKING:
+    from detrlab.evaluation.matching import Matches
     from detrlab.evaluation.records import GroundTruth
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A number in points with its 95 % interval.
-
-    Attributes:
-        value: the point.
-        low: lower end.
-        high: upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"[{self.low:.1f}, {self.high:.1f}]"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verdicts:
     """Everything that is said about who is ahead of whom.
 
     Attributes:
-        intervals: of each detector's AP, by name.
-        sentences: the verdicts, the most important first.
+        found: intervals and differences in numbers.
+        sentences: the verdicts on AP, the leader first.
     """
 
-    intervals: dict[str, Interval]
+    found: statistics.Comparison
     sentences: tuple[str, ...]
 
     def words(self) -> dict[str, str]:
-        """Each detector's interval as the table shows it."""
-        return {name: str(interval) for name, interval in self.intervals.items()}
+        """Each detector's interval of AP as the table shows it."""
+        return {
+            name: f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+            for name, quantities in self.found.intervals.items()
+            if (interval := quantities["ap"]).low is not None and interval.high is not None
+        }
+
+    def differences(self, quantity: str = "ap") -> list[Difference]:
+        """The planned pairs in one quantity, those with something to judge."""
+        return [each for each in self.found.of(quantity) if each.estimate is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "intervals": {name: vars(interval) for name, interval in self.intervals.items()},
-            "sentences": list(self.sentences),
-        }
+        return {"sentences": list(self.sentences), **self.found.to_dict()}
 
 
 def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
-    """Judge a table's detectors by their predictions."""
-    return Verdicts({}, ())
+    """Judge a table's detectors by their predictions.
+
+    Args:
+        rows: of the table.
+        truth: what was to be found.
+        folder: that the paths of the predictions are relative to.
+
+    Raises:
+        UserError: predictions are damaged.
+    """
+    contenders = [
+        statistics.Contender(
+            row.name, tuple(matches_of(folder / run.predictions, truth) for run in row.runs)
+        )
+        for row in rows
+    ]
+    found = statistics.compare(contenders, planned_pairs(rows))
+    return Verdicts(found, (*_leader(rows, found), *found.verdicts()))
+
+
+def matches_of(path: Path, truth: GroundTruth) -> Matches:
+    """A run's detections, matched to the annotated objects."""
+    from detrlab.evaluation.foreign import load_predictions
+    from detrlab.evaluation.matching import match
+
+    # Judged before: that they fit the ground truth need not be checked again.
+    return match(truth, load_predictions(path, truth, trust=True).detected)
+
+
+def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Each detector against the step it builds on; other tools' against the last of ours.
+
+    The pairs are settled before anything is looked at: more of them would make all stricter.
+    """
+    ours = [row.name for row in rows if row.seeds]
+    pairs = [(before, name) for name in ours if (before := _step_before(name, ours))]
+    return pairs + [(ours[-1], row.name) for row in rows if ours and not row.seeds]
+
+
+_BESIDE = {
+    "detr-dc5": "detr",
+    "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
+}
+"""Variants of a rung that no other rung builds on."""
+
+
+def _step_before(name: str, ours: Sequence[str]) -> str | None:
+    """The nearest detector of the comparison that ``name`` builds on."""
+    if not all(each in PRESETS for each in ours):
+        index = ours.index(name)
+        return ours[index - 1] if index else None
+    if name in _BESIDE:
+        return _BESIDE[name] if _BESIDE[name] in ours else _neighbour(name, ours)
+    below = [rung for rung in LADDER[: LADDER.index(name)] if rung in ours]
+    return below[-1] if below else _neighbour(name, ours)
+
+
+def _neighbour(name: str, ours: Sequence[str]) -> str | None:
+    """Where the step before is missing: a variant that builds on nothing here, if there is one."""
+    index = ours.index(name)
+    return ours[index - 1] if index else None
+
+
+def _leader(rows: Sequence[Row], found: statistics.Comparison) -> list[str]:
+    judged = [row for row in rows if row.metrics["ap"] is not None]
+    if len(judged) < 2:
+        return []
+    best = max(judged, key=lambda row: row.metrics["ap"] or 0.0)
+    interval = found.intervals[best.name]["ap"]
+    assert interval.low is not None
+    assert interval.high is not None
+    return [
+        f"{best.name} has the highest AP here, {100 * (best.metrics['ap'] or 0):.1f} "
+        f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    ]
