@@ -48,6 +48,8 @@ class Losses(NamedTuple):
             last layer; 100 when nothing was matched. Not trained.
         cardinality_error: mean difference between the number of queries that claim an object
             and the number of objects, in the last layer. Not trained.
+        query_spread: standard deviation of the last layer's boxes over the queries of an image,
+            mean over coordinates and images; near 0 when all queries say the same.
         matches: the pairs each of ``layers`` was judged by.
         invalid_costs: entries of the matching costs that were NaN or infinite.
     """
@@ -57,6 +59,7 @@ class Losses(NamedTuple):
     proposals: LossTerms | None
     class_error: Tensor
     cardinality_error: Tensor
+    query_spread: Tensor
     matches: tuple[list[Match], ...]
     invalid_costs: int
 
@@ -92,6 +95,7 @@ class Losses(NamedTuple):
             named["loss_proposal_giou"] = self.proposals.giou
         named["class_error"] = self.class_error * share
         named["cardinality_error"] = self.cardinality_error * share
+        named["query_spread"] = self.query_spread * share
         return named
 
 
@@ -167,6 +171,7 @@ class Criterion:
             proposals=proposals,
             class_error=_class_error(logits, matches[-1], targets),
             cardinality_error=_cardinality_error(logits, self.scoring, targets),
+            query_spread=precise(output.final.boxes.detach()).std(1, correction=0).mean(),
             matches=tuple(matches),
             invalid_costs=invalid,
         )

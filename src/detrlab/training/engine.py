@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detrlab.config import TrainConfig
+from detrlab.errors import UserError
 from detrlab.scoring import Counts
 from detrlab.structures import ImageBatch, ModelOutput, Target
 from detrlab.training.criterion import Criterion, Losses, tally, total_counts
@@ -39,7 +40,8 @@ class StepReport(NamedTuple):
         rate: the learning rate of the group with factor 1.
         images: how many, over all processes.
         applied: whether the weights changed; not so when the gradient was not finite.
-        suspects: micro-batches of this process whose loss was not finite.
+        suspects: micro-batches of this process whose loss was not finite, by their number.
+        invalid_costs: entries of this process's matching costs that were not finite.
         stop: some process was asked to stop.
     """
 
@@ -49,7 +51,8 @@ class StepReport(NamedTuple):
     rate: float
     images: int
     applied: bool
-    suspects: tuple[Batch, ...]
+    suspects: dict[int, Batch]
+    invalid_costs: int
     stop: bool
 
 
@@ -100,7 +103,6 @@ class Engine:
         Raises:
             UserError: another process is gone.
         """
-        seed_step(self.config.seed, step, self.processes.rank)
         counted = tally(share.targets, self.num_queries)
         *parts, images, stops = self.processes.total([*counted, len(share.targets), float(stop)])
         rate = self.schedule.rate(step)
@@ -108,11 +110,13 @@ class Engine:
         before = [each.clone() for each in self._statistics]
         pieces = micro_batches(share, self.config.micro_batch)
         try:
-            judged = self._accumulate(pieces, total_counts([parts]))
+            judged = self._accumulate(pieces, step, total_counts([parts]))
             norm, applied = self._update()
             measures = self._measure(pieces, judged, images)
-        except BaseException:
+        except BaseException as error:
             self._restore(before)  # a step happens whole or not at all
+            if isinstance(error, torch.OutOfMemoryError):
+                raise _too_large(pieces) from error
             raise
         if not applied:
             self._restore(before)
@@ -123,7 +127,8 @@ class Engine:
             rate=rate,
             images=int(images),
             applied=applied,
-            suspects=() if applied else _suspects(pieces, judged),
+            suspects={} if applied else _suspects(pieces, judged),
+            invalid_costs=sum(losses.invalid_costs for losses in judged),
             stop=stops > 0,
         )
 
@@ -133,11 +138,12 @@ class Engine:
         with autocast(self.processes.device, self.config.precision):
             return self._shared(images), targets
 
-    def _accumulate(self, pieces: list[Batch], counts: Counts) -> list[Losses]:
+    def _accumulate(self, pieces: list[Batch], step: int, counts: Counts) -> list[Losses]:
         """The gradient of all pieces; the graph of each is gone before the next is built."""
         self.optimizer.zero_grad(set_to_none=True)
         judged = []
         for index, piece in enumerate(pieces):
+            seed_step(self.config.seed, step, self.processes.rank, index)
             with self._silent(unless=index == len(pieces) - 1):
                 losses = self.criterion(*self.forward(piece), counts)
                 # The processes' gradients get averaged, but their losses are parts of one sum.
@@ -183,12 +189,22 @@ class Engine:
             now.copy_(then)
 
 
-def _suspects(pieces: list[Batch], judged: list[Losses]) -> tuple[Batch, ...]:
-    return tuple(
-        piece
-        for piece, losses in zip(pieces, judged, strict=True)
-        if not math.isfinite(losses.total.item())
+def _too_large(pieces: list[Batch]) -> UserError:
+    count = max(len(piece.targets) for piece in pieces)
+    height, width = max(tuple(piece.images.padding.shape[1:]) for piece in pieces)
+    return UserError(
+        f"the device's memory is too small for {count} images of up to {width} x {height} pixels "
+        "at once: train with train.micro_batch=auto, or a smaller number (the result stays that "
+        "of the whole batch), with train.gradient_checkpointing=true, or at a smaller image size"
     )
+
+
+def _suspects(pieces: list[Batch], judged: list[Losses]) -> dict[int, Batch]:
+    return {
+        index: piece
+        for index, (piece, losses) in enumerate(zip(pieces, judged, strict=True))
+        if not math.isfinite(losses.total.item())
+    }
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[ImageBatch, list[Target]]:
@@ -203,10 +219,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make dropout a function of (seed, step, rank), so that a resumed run draws the same."""
-    key = hashlib.blake2b(repr(("step", seed, step, rank)).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(key, "little") >> 1)
+def seed_step(seed: int, step: int, rank: int = 0, part: int = 0) -> None:
+    """Make dropout a function of (seed, step, rank, micro-batch): a resumed run draws the same."""
+    key = repr(("dropout", seed, step, rank, part)).encode()
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:

@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / "state"
 
     @property
+    def trouble(self) -> Path:
+        """Reproductions of steps whose numbers were not finite."""
+        return self.path / "trouble"
+
+    @property
     def table(self) -> Path:
         """A row for each epoch, as CSV."""
         return self.path / "metrics.csv"

@@ -22,23 +22,25 @@ from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluat
 from detrlab.models.build import build_network, build_scoring
 from detrlab.ops import deformable
 from detrlab.presets import model_config
-from detrlab.training import state
+from detrlab.training import state, watch
 from detrlab.training.criterion import Criterion
-from detrlab.training.engine import Engine, StepReport
+from detrlab.training.engine import Engine, StepReport, micro_batches, seed_step, to_device
 from detrlab.training.folder import RunConfig, RunFolder, environment, locked
 from detrlab.training.matcher import Weights
+from detrlab.training.memory import recompute
 from detrlab.training.optim import Schedule, WeightAverage, build_optimizer, parameter_groups
 from detrlab.training.processes import Processes, join
 from detrlab.training.signals import StopRequest, listening
 from detrlab.training.start import start_from
 
 if TYPE_CHECKING:
-    from detrlab.data import DataSet
+    from detrlab.data import Batch, DataSet
     from detrlab.models.network import Network
     from detrlab.scoring import Scoring
 
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED = 25
+MAX_REPRODUCTIONS = 3
 
 Item = TypeVar("Item")
 Say = Callable[[str], None]
@@ -200,6 +202,10 @@ def _reopen(run: RunFolder) -> None:
         files.write_json(run.metrics, {**metrics, "finished": False})
 
 
+class DivergedError(UserError):
+    """The weights have become useless: nothing of them is saved."""
+
+
 class _Stopped(Exception):  # noqa: N818
     """Somebody asked to stop, and the run is in a state that can be saved."""
 
@@ -255,6 +261,8 @@ class _Run:
                 f"stopped by {self.request.name or 'another process'}: saved after step "
                 f"{self.progress.step}; --resume continues"
             )
+        except DivergedError:
+            raise
         except Exception:
             # The weights are those after the last whole step: worth keeping if the disk can.
             with suppress(UserError):
@@ -331,7 +339,7 @@ class _Run:
         for share in shares:
             report = self.engine.step(share, progress.step, stop=bool(self.request))
             progress.seconds += time.perf_counter() - clock
-            self._note(report)
+            self._note(report, share)
             if report.stop:
                 raise _Stopped
             if self.options.save_every and progress.step % self.options.save_every == 0:
@@ -339,7 +347,7 @@ class _Run:
             clock = time.perf_counter()
         assert progress.step == (epoch + 1) * self.steps_per_epoch, "an epoch has all its steps"
 
-    def _note(self, report: StepReport) -> None:
+    def _note(self, report: StepReport, share: Batch) -> None:
         progress = self.progress
         progress.step = report.step + 1
         if report.applied:
@@ -348,29 +356,67 @@ class _Run:
             for name, value in {**report.measures, "gradient_norm": report.norm}.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
         else:
-            self._note_skipped(report)
+            self._note_skipped(report, share)
         if self.options.on_step is not None:
             self.options.on_step(report)
 
-    def _note_skipped(self, report: StepReport) -> None:
+    def _note_skipped(self, report: StepReport, share: Batch) -> None:
         """A step whose gradient was not finite: tolerated a few times, then the run ends."""
-        suspects = [name for piece in report.suspects for name in piece.image_ids]
-        images = [each for part in self.processes.gather(suspects) for each in part]
         scaler = self.engine.scaler
-        if scaler.is_enabled() and not images and scaler.get_scale() >= 1:
+        suspected = self.processes.total([len(report.suspects)])[0] > 0
+        if scaler.is_enabled() and not suspected and scaler.get_scale() >= 1:
             return  # float16 looks for the largest scale that fits by exceeding it now and then
         progress = self.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        among = f", with images {', '.join(map(str, images))}" if images else ""
-        what = "loss" if images else "gradient"
-        self.say(f"step {report.step}: the {what} is not finite{among}; the step was skipped")
+        found = self._investigate(report, share) if report.suspects or not suspected else None
+        what = next((each for each in self.processes.gather(found) if each), "not found again")
+        self.say(f"step {report.step} was skipped: {what}")
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or progress.skipped >= MAX_SKIPPED:
-            raise UserError(
+            raise DivergedError(
                 f"the training has diverged: {progress.skipped} steps had to be skipped, the last "
-                f"at step {report.step}{among}. Lower the learning rate, clip harder, warm up, or "
+                f"at step {report.step}: {what}. Lower the learning rate, warm up, clip harder, or "
                 "train in float32 or bfloat16; look at the images named"
             )
+
+    def _investigate(self, report: StepReport, share: Batch) -> str:
+        """Say where a step's numbers stopped being finite, and save what shows it again."""
+        train = self.config.train
+        pieces = dict(enumerate(micro_batches(share, self.engine.config.micro_batch)))
+        for part, piece in (report.suspects or pieces).items():
+            rank = self.processes.rank
+            seed_step(train.seed, report.step, rank, part)
+            trouble = watch.find_trouble(
+                self.engine.network,
+                self.engine.criterion,
+                *to_device(piece, self.processes.device),
+                precision=train.precision,
+            )
+            if trouble is None:
+                continue
+            names = self._file_names(piece)
+            sentence = f"{trouble.what} (images {', '.join(names)})"
+            folder = self.folder.trouble / f"step-{report.step:08d}-rank-{rank}"
+            if len(list(self.folder.trouble.glob("step-*"))) < MAX_REPRODUCTIONS:
+                about = {
+                    "what": trouble.what,
+                    "where": trouble.where,
+                    "images": names,
+                    "seed": train.seed,
+                    "step": report.step,
+                    "rank": rank,
+                    "part": part,
+                    "precision": train.precision,
+                }
+                watch.save_reproduction(folder, self.engine.network, piece, about)
+                sentence += f"; {folder} holds what shows it again"
+            return sentence
+        return "its gradient was not finite, but is when computed again"
+
+    def _file_names(self, piece: Batch) -> list[str]:
+        table = self.data.train
+        positions = {table.image_id(i): i for i in range(len(table))}
+        return [table.file(positions[image_id]) for image_id in piece.image_ids]
 
     # --- after an epoch ---------------------------------------------------------------
 
@@ -383,6 +429,8 @@ class _Run:
         self.progress = ahead
         self.saved_at = self._place()
         self.say(epoch_line(row, self.config.train.epochs))
+        for sign in watch.signs(ahead.epochs, self._objects()):
+            self.say(f"note: {sign}")
         if self.options.on_epoch is not None:
             self.options.on_epoch(row)
 
@@ -391,6 +439,7 @@ class _Run:
 
         Whatever interrupts this, the epoch is repeated to the bit and written again.
         """
+        self._require_finite()
         if not self.processes.is_main:
             return
         rows, done = progress.epochs, self._is_done(progress.epochs)
@@ -403,6 +452,11 @@ class _Run:
         self.folder.save_table(rows)
         files.write_json(self.folder.metrics, self._summary(rows, finished=done))
         state.save(self.folder.states, self.engine, progress, self._about())
+
+    def _objects(self) -> dict[str, int]:
+        """How many training objects each class has."""
+        classes, labels = self.data.train.classes, self.data.train.labels
+        return {name: int((labels == index).sum()) for index, name in enumerate(classes)}
 
     def _evaluate(self) -> Evaluator:
         """Judge the present weights on the validation split, in float32."""
@@ -470,9 +524,19 @@ class _Run:
 
     def _save_state(self) -> None:
         """Save what ``--resume`` needs, unless it is saved already."""
+        self._require_finite()
         if self.processes.is_main and self.saved_at != self._place():
             state.save(self.folder.states, self.engine, self.progress, self._about())
             self.saved_at = self._place()
+
+    def _require_finite(self) -> None:
+        """Never let a state that nothing can be done with replace a good one."""
+        for name, each in self.engine.network.named_parameters():
+            if not torch.isfinite(each).all():
+                raise DivergedError(
+                    f"the training has diverged: the weights {name} are not finite. What was "
+                    f"saved before is as it was; lower the learning rate and start anew"
+                )
 
     def _save_weights(self, path: Path, row: Row, *, chosen: bool = False) -> None:
         train = self.config.train
@@ -584,6 +648,8 @@ def build_engine(
 ) -> Engine:
     """Everything that a step needs, for a network that is on its device."""
     settings = config.train
+    if settings.gradient_checkpointing:
+        recompute(network)
     return Engine(
         network=network,
         criterion=build_criterion(settings, build_scoring(config.model)),
