@@ -9,11 +9,8 @@ never stopped.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +26,7 @@ from detrlab.data.transforms import (
     to_target,
     train_augmentation,
 )
+from detrlab.data.workers import read_ahead
 from detrlab.errors import UserError
 from detrlab.structures import ImageBatch, Sample, Target
 
@@ -170,7 +168,12 @@ def batches(
         table, config, train_augmentation(config) if train else None, seed=seed, epoch=epoch
     )
     count = config.workers if workers is None else workers
-    samples = _read_with_workers(reader, order, count) if count else map(reader.read, order)
+    if count:
+        longest = max((len(positions) for positions in order), default=0)
+        room = longest * 3 * config.image_size * (config.max_size + 1)
+        samples = read_ahead(reader, order, count, room)
+    else:
+        samples = map(reader.read, order)
     return itertools.chain.from_iterable(
         _collate(part, config, split_shapes=not train) for part in samples
     )
@@ -226,91 +229,3 @@ class _Reader:
             return evaluation_resize(sample, self._config)
         draws = keyed("augmentation", self._seed, self._epoch, sample.image_id)
         return self._augmentation(sample, draws)
-
-
-class _Failure(NamedTuple):
-    """What a loader process sends instead of samples when a file cannot be read."""
-
-    message: str
-
-
-class _Work(torch.utils.data.Dataset[Any]):
-    """One item is one batch, so that a loader process does all of it."""
-
-    def __init__(self, reader: _Reader, order: list[np.ndarray], board: Any) -> None:
-        self._reader = reader
-        self._order = order
-        self._board = board
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> list[Sample] | _Failure:
-        slot = 2 * torch.utils.data.get_worker_info().id  # type: ignore[union-attr]
-        samples = []
-        try:
-            for i in self._order[index].tolist():
-                self._board[slot : slot + 2] = os.getpid(), i
-                sample = self._reader.sample(i)
-                samples.append(sample._replace(image=sample.image.contiguous()))
-        except UserError as error:
-            return _Failure(str(error))
-        return samples
-
-
-def _start_worker(_: int) -> None:
-    import signal
-
-    torch.set_num_threads(1)
-    # Ctrl-C belongs to the training process, which ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _start_method() -> str:
-    """Forked processes share the table's pages; others get a copy of the columns."""
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-def _read_with_workers(
-    reader: _Reader, order: list[np.ndarray], workers: int
-) -> Iterator[list[Sample]]:
-    """The samples of each batch, in order, read by loader processes."""
-    context = multiprocessing.get_context(_start_method())
-    workers = min(workers, len(order))
-    if not workers:
-        return
-    # Where each worker stands: its process id and the image it is reading.
-    board = context.Array("q", 2 * workers, lock=False)
-    loader = torch.utils.data.DataLoader(
-        _Work(reader, order, board),
-        batch_size=None,
-        shuffle=False,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=context,
-        prefetch_factor=2,
-        # Its own generator: the loader would otherwise draw from the global one.
-        generator=torch.Generator(),
-    )
-    try:
-        for samples in loader:
-            if isinstance(samples, _Failure):
-                raise UserError(samples.message)
-            yield samples
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(_obituary(str(error), list(board), reader)) from error
-
-
-def _obituary(message: str, board: list[int], reader: _Reader) -> str:
-    """One sentence about a dead loader process and what it was reading."""
-    dead = {int(number) for number in re.findall(r"\d+", message.split(")")[0])}
-    files = [reader.file(i) for pid, i in zip(board[::2], board[1::2], strict=True) if pid in dead]
-    cause = re.search(r"killed by signal: ([^.]+)", message)
-    reason = f" ({cause.group(1).strip()})" if cause else ""
-    where = f" while reading {files[0]}" if files else ""
-    return (
-        f"a loader process died{reason}{where}: most often memory or shared memory (/dev/shm) "
-        "ran out; use fewer workers, or 0 to read in the training process"
-    )

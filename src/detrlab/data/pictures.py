@@ -24,7 +24,7 @@ from detrlab.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Pillow decoders that are allowed to see a file."""
 
 ENDINGS: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif")

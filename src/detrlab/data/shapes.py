@@ -302,7 +302,9 @@ def _paint(
     fill = colour
     if striped:
         fill = np.where(stamp.dark[part][..., None], colour * 5 // 8, colour)
-    canvas[window] = canvas[window] * (4 - share) + fill * share + 2 >> 2
+    blend = canvas[window] * (4 - share)
+    blend += fill * share + 2
+    canvas[window] = blend >> 2
 
 
 def _extent(mask: NDArray[Any]) -> tuple[int, int, int, int]:

@@ -1,0 +1,280 @@
+"""Batches: the same ones for any number of processes, ranks and any moment of resuming."""
+
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coco_folders import annotation, image_entry, write_coco
+
+from detrlab.config import DataConfig
+from detrlab.data import Batch, batches, num_batches
+from detrlab.data import workers as pool
+from detrlab.data.batching import eval_order, train_order
+from detrlab.data.shapes import shapes
+from detrlab.data.sources import open_data
+from detrlab.errors import UserError
+
+CONFIG = DataConfig(image_size=64, max_size=96, augmentation="light", workers=0)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return shapes(train=22, val=1)[0]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return (
+        torch.equal(one.images.pixels, other.images.pixels)
+        and torch.equal(one.images.padding, other.images.padding)
+        and one.image_ids == other.image_ids
+        and one.original_sizes == other.original_sizes
+        and all(
+            torch.equal(a.boxes, b.boxes) and torch.equal(a.labels, b.labels)
+            for a, b in zip(one.targets, other.targets, strict=True)
+        )
+    )
+
+
+def epoch(table, **changes):
+    arguments = {"batch": 4, "seed": 3, "epoch": 1, "train": True, "workers": 0, **changes}
+    return list(batches(table, changes.pop("config", CONFIG), **arguments))
+
+
+@pytest.mark.parametrize("kind", ["detr", "light"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_batches(table, kind, workers):
+    config = CONFIG.change(augmentation=kind)
+    alone = list(batches(table, config, batch=4, seed=3, epoch=1, train=True, workers=0))
+    together = list(batches(table, config, batch=4, seed=3, epoch=1, train=True, workers=workers))
+    assert len(alone) == 5
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_nothing_hangs_on_global_random_state(table):
+    first = epoch(table)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    state = torch.get_rng_state()
+    second = epoch(table, workers=2)
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_seed_and_epoch_change_order_and_draws(table):
+    ids = [batch.image_ids for batch in epoch(table)]
+    assert ids == [batch.image_ids for batch in epoch(table)]
+    assert ids != [batch.image_ids for batch in epoch(table, epoch=2)]
+    assert ids != [batch.image_ids for batch in epoch(table, seed=4)]
+
+
+def test_draws_of_an_image_do_not_hang_on_its_batch(table):
+    """Another batch size, another order: the image is augmented the same."""
+
+    def pixels(parts):
+        return {
+            image_id: batch.images.pixels[i][:, ~batch.images.padding[i]]
+            for batch in parts
+            for i, image_id in enumerate(batch.image_ids)
+        }
+
+    small, large = pixels(epoch(table, batch=2)), pixels(epoch(table, batch=5))
+    common = small.keys() & large.keys()
+    assert len(common) >= 18
+    assert all(torch.equal(small[key], large[key]) for key in common)
+
+
+def test_start_goes_on_where_an_epoch_stopped(table):
+    whole = epoch(table)
+    rest = epoch(table, start=3, workers=2)
+    assert len(rest) == 2
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_ranks_share_each_global_batch(table):
+    whole = epoch(table)
+    ranks = [epoch(table, rank=rank, world=2) for rank in range(2)]
+    for position, batch in enumerate(whole):
+        shared = [ranks[rank][position].image_ids for rank in range(2)]
+        assert sorted(sum(shared, ())) == sorted(batch.image_ids)
+        assert [len(ids) for ids in shared] == [2, 2]
+    with pytest.raises(UserError, match="3 processes"):
+        epoch(table, rank=0, world=3)
+
+
+def test_last_partial_batch_is_dropped_unless_alone(table):
+    for batch, expected in ((4, 5), (22, 1), (21, 1), (30, 1), (1, 22)):
+        assert len(train_order(table, batch=batch, seed=0, epoch=0)) == expected
+        assert num_batches(table, CONFIG, batch=batch, train=True) == expected
+    assert len(train_order(table, batch=30, seed=0, epoch=0)[0]) == 22
+
+
+def test_evaluation_never_pads_and_sees_every_image_once(table):
+    for workers in (0, 2):
+        parts = list(batches(table, CONFIG, batch=4, train=False, workers=workers))
+        assert not any(part.images.padding.any() for part in parts)
+        assert sorted(sum((part.image_ids for part in parts), ())) == list(range(1, 23))
+        assert len(parts) == num_batches(table, CONFIG, batch=4, train=False)
+    areas = [part.images.pixels.shape[-1] * part.images.pixels.shape[-2] for part in parts]
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_evaluation_is_shared_by_ranks(table):
+    parts = [
+        list(batches(table, CONFIG, batch=4, train=False, rank=rank, world=3)) for rank in range(3)
+    ]
+    ids = [image_id for rank in parts for part in rank for image_id in part.image_ids]
+    assert sorted(ids) == list(range(1, 23))
+    assert sum(len(rank) for rank in parts) == len(eval_order(table, CONFIG, batch=4))
+
+
+def test_padding_is_zero_and_targets_ignore_it(table):
+    part = next(iter(epoch(table, batch=8)))
+    pixels, padding = part.images
+    assert padding.any()
+    assert (pixels.movedim(1, -1)[padding] == 0).all()
+    assert not padding[:, 0, 0].any()
+    for i, target in enumerate(part.targets):
+        height, width = (~padding[i]).sum(0).max(), (~padding[i]).sum(1).max()
+        assert ((~padding[i]).sum() == height * width).item()
+        assert (target.boxes <= 1.0001).all()
+
+
+def test_images_without_objects_are_ordinary(table):
+    found = [
+        (part, i)
+        for part in epoch(table, batch=1)
+        for i in range(1)
+        if not len(part.targets[i].labels)
+    ]
+    assert found
+    part, i = found[0]
+    assert part.targets[i].boxes.shape == (0, 4)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    images = [image_entry(i, f"photo{i}.png", 40, 60) for i in range(1, 9)]
+    boxes = [annotation(i, i, 1, [5, 5, 20, 20]) for i in range(1, 9)]
+    for split in ("train", "val"):
+        write_coco(
+            tmp_path, images=images, annotations=boxes, categories={1: "x"},
+            name=f"{split}.json", image_folder=split,
+        )  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_named(broken, workers):
+    table = open_data(broken).train
+    data = (broken / "train" / "photo5.png").read_bytes()
+    (broken / "train" / "photo5.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"photo5\.png cannot be read.*--fix"):
+        list(batches(table, CONFIG, batch=2, train=True, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_vanished_image_is_named(broken, workers):
+    table = open_data(broken).train
+    (broken / "train" / "photo3.png").unlink()
+    with pytest.raises(UserError, match=r"photo3\.png cannot be opened"):
+        list(batches(table, CONFIG, batch=2, train=True, workers=workers))
+
+
+class _Deadly:
+    """Pictures whose second image kills the process that reads it."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def name(self, i):
+        return f"deadly{i}.png"
+
+    def read(self, i, declared):
+        if i == 1:
+            os._exit(9)
+        return self.inner.read(i, declared)
+
+    def select(self, _):
+        return self
+
+
+def test_dead_worker_is_one_clear_message(table):
+    deadly = replace(table, pictures=_Deadly(table.pictures))
+    with pytest.raises(UserError, match=r"loader process died.*deadly1\.png.*fewer --workers"):
+        list(batches(deadly, CONFIG, batch=2, train=True, workers=2))
+
+
+def test_loader_leaves_no_process_when_abandoned(table):
+    stream = batches(table, CONFIG, batch=2, seed=0, epoch=0, train=True, workers=2)
+    next(stream)
+    assert multiprocessing.active_children()
+    del stream
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_other_start_methods_give_the_same_batches(table, monkeypatch):
+    """Where there is no fork, workers map the columns from a file."""
+    monkeypatch.setattr(pool, "start_method", lambda: "spawn")
+    alone = epoch(table)[:2]
+    stream = batches(table, CONFIG, batch=4, seed=3, epoch=1, train=True, workers=1)
+    together = [next(stream), next(stream)]
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_batches_larger_than_a_slot_arrive_too(table, monkeypatch):
+    whole = epoch(table)
+    original = pool.read_ahead
+    monkeypatch.setattr(
+        "detrlab.data.batching.read_ahead",
+        lambda reader, order, count, _: original(reader, order, count, 50_000),
+    )
+    assert all(same(a, b) for a, b in zip(whole, epoch(table, workers=2), strict=True))
+
+
+def test_workers_end_when_their_parent_is_killed(table):
+    """A killed training must not leave readers behind."""
+    ready, ours = multiprocessing.Pipe()
+    context = multiprocessing.get_context("fork")
+
+    def parent():
+        stream = batches(table, CONFIG, batch=2, seed=0, epoch=0, train=True, workers=2)
+        next(stream)
+        ours.send([child.pid for child in multiprocessing.active_children()])
+        time.sleep(60)
+
+    process = context.Process(target=parent)
+    process.start()
+    children = ready.recv()
+    assert len(children) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in children)
+
+
+def _runs(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_impossible_arguments(table):
+    with pytest.raises(UserError, match="batch 0"):
+        epoch(table, batch=0)
+    with pytest.raises(UserError, match="rank 2"):
+        epoch(table, rank=2, world=2)
