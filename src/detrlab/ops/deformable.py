@@ -1,58 +1,34 @@
 """The one seam for deformable attention: picks a backend and says which.
 
-``auto`` takes the fastest backend that works for the tensors at hand; a name insists on one.
-Set it for a block of code with ``use``, or for a whole process with the environment variable
-``DETRLAB_OPS``. A backend is compared with ``reference`` before its first use, and whatever it
+``auto`` takes the fastest backend that works for the tensors at hand. A name insists on one: set
+it for a block of code with ``use``, or for a process with the environment variable
+``DETRLAB_OPS``. Every backend is compared with ``reference`` before its first use, and what it
 cannot do (another device, tracing for export) the reference does.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from detrlab.errors import UserError, did_you_mean
-from detrlab.ops import reference
+from detrlab.ops import cpu, cuda, reference
 from detrlab.structures import LevelShapes, References
 
-NAMES = ("auto", "reference")
+NAMES = ("auto", "reference", "cpu", "cuda")
 """What ``use`` and ``DETRLAB_OPS`` accept."""
 
+_BACKENDS = {"reference": reference, "cpu": cpu, "cuda": cuda}
 _chosen: ContextVar[str | None] = ContextVar("detrlab_ops", default=None)
-
-
-@contextmanager
-def use(name: str) -> Iterator[None]:
-    """Use one backend inside a ``with`` block, in this thread only.
-
-    Args:
-        name: one of ``NAMES``.
-
-    Raises:
-        UserError: unknown name; the closest match is named.
-    """
-    token = _chosen.set(_known(name, "use()"))
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
-
-
-def _known(name: str, where: str) -> str:
-    if name not in NAMES:
-        raise UserError(f"{where}: unknown ops backend {name!r}{did_you_mean(name, NAMES)}")
-    return name
-
-
-def backend(device: torch.device | str = "cpu") -> str:
-    """The name of the backend that serves tensors on ``device``."""
-    name = _chosen.get() or _known(os.environ.get("DETRLAB_OPS", "auto"), "DETRLAB_OPS")
-    return "reference" if name == "auto" else name
+_log = logging.getLogger("detrlab")
 
 
 def attend(
@@ -64,9 +40,111 @@ def attend(
     scores: Tensor,
 ) -> Tensor:
     """``reference.attend`` by the chosen backend; the form that the models call."""
-    return reference.attend(values, level_shapes, valid_ratios, references, offsets, scores)
+    module = _pick(values, offsets.shape[3] * offsets.shape[4])
+    output: Tensor = module.attend(values, level_shapes, valid_ratios, references, offsets, scores)
+    return output
 
 
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """``reference.sample`` by the chosen backend."""
-    return reference.sample(values, level_shapes, locations, weights)
+    module = _pick(values, locations.shape[3] * locations.shape[4])
+    output: Tensor = module.sample(values, level_shapes, locations, weights)
+    return output
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Use one backend inside a ``with`` block, in this thread only.
+
+    Args:
+        name: one of ``NAMES``.
+
+    Raises:
+        UserError: the name is unknown, or that backend does not work here; the message says why.
+    """
+    _check(name, "use()")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """The name of the backend that serves float32 tensors on ``device``."""
+    return _served_by(_wish(), torch.device(device), torch.float32, 32, 16)
+
+
+def problem(name: str, device: torch.device | str | None = None) -> str | None:
+    """Why a backend does not work here, or None if it does (and has passed its test).
+
+    Args:
+        name: ``"reference"``, ``"cpu"`` or ``"cuda"``.
+        device: the GPU to test; the current one if None.
+    """
+    if name == "cpu":
+        return cpu.problem()
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        return cuda.problem(torch.device(device or "cuda"))
+    return None
+
+
+def _check(name: str, where: str) -> None:
+    if name not in NAMES:
+        raise UserError(f"{where}: unknown ops backend {name!r}{did_you_mean(name, NAMES)}")
+    found = problem(name)
+    if found is not None:
+        raise UserError(f"{where}: ops backend {name!r} does not work here: {found}")
+
+
+@functools.cache
+def _checked_variable(name: str) -> str:
+    _check(name, "DETRLAB_OPS")
+    return name
+
+
+def _wish() -> str:
+    """The backend asked for: by ``use``, else by ``DETRLAB_OPS``, else ``auto``."""
+    return _chosen.get() or _checked_variable(os.environ.get("DETRLAB_OPS", "auto"))
+
+
+def _pick(values: Tensor, count: int) -> ModuleType:
+    """The module that computes this call; ``count`` is L * P."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return reference  # an exported graph may hold no operator of ours
+    name = _served(values.device, values.dtype, values.shape[3], count)
+    return _BACKENDS[name]
+
+
+@torch.compiler.assume_constant_result
+def _served(device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
+    return _served_by(_wish(), device, dtype, width, count)
+
+
+def _served_by(wish: str, device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
+    """The backend for such tensors: the wish where it applies, else the reference."""
+    if wish == "reference" or wish not in ("auto", device.type):
+        return "reference"
+    if device.type == "cpu":
+        computing = torch.float64 if dtype == torch.float64 else torch.float32
+        found = cpu.problem(computing, width, count)
+    elif device.type == "cuda":
+        found = cuda.problem(device)
+    else:
+        return "reference"
+    if found is None:
+        return device.type
+    _warn_once(device.type, found)
+    return "reference"
+
+
+@functools.cache
+def _warn_once(name: str, found: str) -> None:
+    _log.warning(
+        "deformable attention runs in its plain form, which is slower: backend %r "
+        "cannot be used (%s)",
+        name,
+        found,
+    )

@@ -44,16 +44,26 @@ def attend(
     Returns:
         (B, Q, M * D), heads side by side, in the dtype of ``values``.
     """
-    dtype = computing_dtype(values)
-    # Autocast would turn half precision back on inside, and export would record that it might.
-    locations = sampling_locations(
-        References(*(None if part is None else part.to(dtype) for part in references)),
-        valid_ratios.to(dtype),
-        offsets.to(dtype),
-        level_shapes,
+    locations, weights = locations_and_weights(
+        level_shapes, valid_ratios, references, offsets, scores, computing_dtype(values)
     )
-    weights = scores.to(dtype).softmax(-1).view(offsets.shape[:-1])
     return sample(values, level_shapes, locations, weights)
+
+
+def locations_and_weights(
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    references: References,
+    offsets: Tensor,
+    scores: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """What ``sample`` takes, in ``dtype``, from what ``attend`` takes."""
+    centers, sizes = references
+    boxes = References(centers.to(dtype), None if sizes is None else sizes.to(dtype))
+    locations = sampling_locations(boxes, valid_ratios.to(dtype), offsets.to(dtype), level_shapes)
+    # The view is (B, Q, M, L, P): one softmax ran over levels and points jointly.
+    return locations, scores.to(dtype).softmax(-1).view(offsets.shape[:-1])
 
 
 def sampling_locations(
