@@ -1,6 +1,11 @@
-"""Results made by hand, for tests that need a comparison without training one."""
+"""Comparisons made by hand, for tests that need one without training anything."""
+
+import json
+
+import numpy as np
 
 from detrlab.compare.results import METRICS, Cost, Epoch, RunResult, rows
+from detrlab.data.keyed import keyed
 
 
 def result(
@@ -14,19 +19,92 @@ def result(
         metrics={**values, "per_class": dict.fromkeys(classes, ap)},
         predictions=f"runs/{name}-{seed}/predictions.json",
         folder=f"runs/{name}-{seed}",
-        epochs=tuple(
-            Epoch(
-                epoch=index + 1,
-                minutes=minutes * (index + 1) / len(curve),
-                losses={"loss": 10 / (index + 1)},
-                metrics={"ap": value},
-            )
-            for index, value in enumerate(curve)
-        ),
+        epochs=epochs(curve, minutes or 1.0),
         cost=Cost(parameters=1_234_567, trainable=1_000_000, minutes=minutes),
+    )
+
+
+def epochs(curve, minutes):
+    return tuple(
+        Epoch(
+            epoch=index + 1,
+            minutes=minutes * (index + 1) / len(curve),
+            losses={"loss": 10 / (index + 1)},
+            metrics={"ap": value, "ap_small": value / 2},
+        )
+        for index, value in enumerate(curve)
     )
 
 
 def table(*results):
     names = list(dict.fromkeys(entry.entrant for entry in results))
     return rows(results, names)
+
+
+def detections(ground_truth, noise, seed=0, missing=0.2, false=1):
+    """COCO records: the annotated boxes moved by ``noise`` of their size, some left out."""
+    draws = keyed("detections", seed)
+    records = []
+    for annotation in ground_truth["annotations"]:
+        if draws.random() < missing:
+            continue
+        x, y, w, h = annotation["bbox"]
+        move = draws.normal(0, noise, 4) * [w, h, w, h]
+        records.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": [x + move[0], y + move[1], w + abs(move[2]), h + abs(move[3])],
+                "score": float(np.clip(0.8 - 2 * noise + draws.normal(0, 0.1), 0.01, 0.99)),
+            }
+        )
+    categories = [category["id"] for category in ground_truth["categories"]]
+    for image in ground_truth["images"]:
+        for _ in range(false):
+            corner = draws.uniform(0, 0.7, 2) * [image["width"], image["height"]]
+            records.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": int(draws.choice(categories)),
+                    "bbox": [*corner.tolist(), 20.0, 20.0],
+                    "score": float(draws.uniform(0.05, 0.4)),
+                }
+            )
+    return records
+
+
+class FakeTrainer:
+    """Writes a finished run without training: the later in PRESETS, the better its boxes."""
+
+    def __init__(self, ground_truth, noises, failing=()):
+        self.ground_truth = ground_truth
+        self.noises = noises
+        self.failing = list(failing)
+        self.trained = []
+
+    def __call__(self, run, report):
+        from detrlab.evaluation.coco import accumulate, as_ground_truth
+        from detrlab.evaluation.foreign import load_predictions
+
+        if run.entrant in self.failing:
+            raise MemoryError("no more of it")
+        self.trained.append((run.entrant, run.seed))
+        noise = self.noises[run.entrant]
+        path = run.folder / "predictions.json"
+        path.write_text(json.dumps(detections(self.ground_truth, noise, run.seed)))
+        truth = as_ground_truth(self.ground_truth)
+        metrics = accumulate(truth, load_predictions(path, truth).detected).metrics(truth.classes)
+        report(f"AP {metrics.ap:.3f}")
+        made = RunResult(
+            entrant=run.entrant,
+            seed=run.seed,
+            key=run.key,
+            metrics=metrics.to_dict(),
+            predictions=f"runs/{run.folder.name}/predictions.json",
+            folder=f"runs/{run.folder.name}",
+            epochs=epochs([metrics.ap * share for share in (0.2, 0.6, 1.0)], 30 * noise + 1),
+            cost=Cost(parameters=10_000_000, trainable=9_000_000, gflops=1.5, minutes=30 * noise),
+            environment={"order": "same", "initial_backbone": "same", "python": "3.11"},
+        )
+        made.save(run.folder)
+        return made

@@ -177,7 +177,8 @@ def recipe_differences(recipe: Recipe) -> tuple[str, ...]:
     if recipe.name not in RECIPES:
         return (f"recipe {recipe.name!r} is not one of detrlab's own",)
     lines = changes(RECIPES[recipe.name].to_dict(), recipe.to_dict(), "the preset's own")
-    return tuple(line for line in lines if not line.startswith("description:"))
+    # A named recipe is made for any data; what it is used on stands beside it.
+    return tuple(line for line in lines if not line.startswith(("description:", "data.data:")))
 
 
 def config_differences(before: ModelConfig, after: ModelConfig) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from detrlab.compare.entrants import (
     recipe_differences,
 )
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Report, Run
+from detrlab.compare.runs import Report, Run, Trainer
 from detrlab.compare.verdicts import Verdicts, judge
 from detrlab.config import Recipe
 from detrlab.errors import UserError
@@ -210,6 +210,7 @@ def compare(
     device: str | None = None,
     processes: int = 1,
     apart: bool = True,
+    trainer: Trainer | None = None,
     pictures: int = 12,
     command: str = "",
     report: Report = lambda line: None,  # noqa: ARG005
@@ -231,6 +232,7 @@ def compare(
         device: where to compute; None takes a GPU if there is one.
         processes: how many train one run together.
         apart: train each run in a process of its own.
+        trainer: trains a run in another way than these say.
         pictures: how many validation images the page shows.
         command: what repeats the comparison; worked out where it is left empty.
         report: takes a line for people, now and then.
@@ -268,13 +270,8 @@ def compare(
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
     _announce(asked, planned, report)
 
-    def trainer(run: Run, say: Report) -> RunResult:
-        from detrlab.compare.trainers import train_apart, train_here
-
-        if apart:
-            return train_apart(run, say, device, processes)
-        return train_here(run, data_set, say, device)
-
+    if trainer is None:
+        trainer = _trainer(data_set, device, processes, apart=apart)
     failures = runs.execute(planned, trainer, report)
     return conclude(
         folder, data_set, failures, command or _command(asked, folder), pictures, report
@@ -361,6 +358,14 @@ def conclude(
     _write(comparison)
     write_page(comparison, truth, data, pictures)
     return comparison
+
+
+def _trainer(data: DataSet, device: str | None, processes: int, *, apart: bool) -> Trainer:
+    from detrlab.compare.trainers import train_apart, train_here
+
+    if apart:
+        return lambda run, report: train_apart(run, report, device, processes)
+    return lambda run, report: train_here(run, data, report, device)
 
 
 def _entrants(models: Sequence[str] | Sequence[Entrant]) -> tuple[Entrant, ...]:

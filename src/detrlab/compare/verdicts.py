@@ -14,7 +14,7 @@ from detrlab.presets import LADDER, PRESETS
 
 if TYPE_CHECKING:
     from detrlab.evaluation.matching import Matches
-    from detrlab.evaluation.records import GroundTruth
+    from detrlab.evaluation.records import Detected, GroundTruth
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
     """
     contenders = [
         statistics.Contender(
-            row.name, tuple(matches_of(folder / run.predictions, truth) for run in row.runs)
+            row.name, tuple(judged(folder / run.predictions, truth)[1] for run in row.runs)
         )
         for row in rows
     ]
@@ -67,13 +67,14 @@ def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
     return Verdicts(found, (*_leader(rows, found), *found.verdicts()))
 
 
-def matches_of(path: Path, truth: GroundTruth) -> Matches:
-    """A run's detections, matched to the annotated objects."""
+def judged(path: Path, truth: GroundTruth) -> tuple[Detected, Matches]:
+    """A run's detections, and how they match the annotated objects."""
     from detrlab.evaluation.foreign import load_predictions
     from detrlab.evaluation.matching import match
 
     # Judged before: that they fit the ground truth need not be checked again.
-    return match(truth, load_predictions(path, truth, trust=True).detected)
+    detected = load_predictions(path, truth, trust=True).detected
+    return detected, match(truth, detected)
 
 
 def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -64,13 +64,28 @@ class Dots:
 
 
 def line_chart(
-    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log: bool = False
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    log: bool = False,
+    whole: bool = False,
 ) -> Markup:
-    """Curves over a common x; hovering over a point reads its value."""
-    height, left, right, top, bottom = 300, 52, 12, 12, 40
+    """Curves over a common x; hovering over a point reads its value.
+
+    Args:
+        title: for those who do not see it.
+        x_label: unit of x.
+        y_label: unit of y.
+        lines: at least one, none of them empty.
+        log: a logarithmic y axis.
+        whole: no ticks between whole numbers on the x axis.
+    """
+    height, left, right, top, bottom = 310, 58, 12, 28, 44
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in (*line.low, *line.high) if not log or y > 0]
-    x_axis = _Axis(0.0, max(xs), left, WIDTH - right)
+    x_axis = _Axis(0.0, max(xs), left, WIDTH - right, finest=1.0 if whole else 0.0)
     if log:
         y_axis = _Axis(min(ys), max(ys), height - bottom, top, log=True)
     else:
@@ -97,14 +112,14 @@ def line_chart(
             for (px, py), x, y in zip(places, line.x, line.y, strict=True)
         ]
     parts.append(_text(WIDTH - right, height - 6, x_label, "end"))
-    parts.append(_text(4, 10, y_label, "start"))
+    parts.append(_text(4, 14, y_label, "start"))
     return _svg(title, height, parts)
 
 
 def forest(title: str, unit: str, rows: Sequence[Estimate]) -> Markup:
     """Differences with their intervals; the line at zero is where there is none."""
-    left, right, step, top = 250, 130, 30, 12
-    height = top + step * len(rows) + 40
+    left, right, step, top = 12, 220, 48, 4
+    height = top + step * len(rows) + 44
     low = min(0.0, *(row.low for row in rows))
     high = max(0.0, *(row.high for row in rows))
     axis = _Axis(low, high, left, WIDTH - right)
@@ -122,7 +137,7 @@ def forest(title: str, unit: str, rows: Sequence[Estimate]) -> Markup:
         )
     )
     for index, row in enumerate(rows):
-        y = top + step * (index + 0.5)
+        y = top + step * index + 34
         parts.append(
             Markup(
                 '<g class="estimate{}"><title>{}</title>'
@@ -137,7 +152,7 @@ def forest(title: str, unit: str, rows: Sequence[Estimate]) -> Markup:
                 y=y,
             )
         )
-        parts.append(_text(left - 10, y + 4, _shortened(row.label, 40), "end"))
+        parts.append(_text(left, y - 16, _shortened(row.label, 60), "start"))
         words = f"{row.value:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
         parts.append(_text(WIDTH - 4, y + 4, words, "end"))
     parts.append(_text(left, height - 6, unit, "start"))
@@ -146,7 +161,7 @@ def forest(title: str, unit: str, rows: Sequence[Estimate]) -> Markup:
 
 def dot_plot(title: str, unit: str, names: Sequence[str], rows: Sequence[Dots]) -> Markup:
     """One row for each class or size, one dot for each detector."""
-    left, right, step, top = 150, 16, 26, 8
+    left, right, step, top = 190, 16, 28, 8
     bottom = top + step * len(rows)
     known = [value for row in rows for value in row.values if value is not None]
     axis = _Axis(0.0, max([*known, 1e-9]), left, WIDTH - right)
@@ -178,29 +193,56 @@ def dot_plot(title: str, unit: str, names: Sequence[str], rows: Sequence[Dots]) 
 
 
 class _Axis:
-    """Values to places along one axis, with round ticks."""
+    """Values to places along one axis, with round ticks.
+
+    Args:
+        low: the smallest value.
+        high: the largest value.
+        start: place of the axis's beginning.
+        end: place of its end.
+        log: equal distances are equal ratios.
+        finest: no ticks closer than this.
+    """
 
     def __init__(
-        self, low: float, high: float, start: float, end: float, *, log: bool = False
+        self,
+        low: float,
+        high: float,
+        start: float,
+        end: float,
+        *,
+        log: bool = False,
+        finest: float = 0.0,
     ) -> None:
+        self.start, self.end = start, end
         self._log = log
         if log:
-            low, high = math.log10(low), math.log10(high)
+            high = max(high, low * 1.1)
+            self.ticks = _log_ticks(low, high)
+            self._low, self._high = math.log10(low), math.log10(high)
+            return
         if high - low < 1e-9:
             high = low + 1.0
-        step = _round_step((high - low) / 6)
-        first, last = math.floor(low / step), math.ceil(high / step)
-        if log:  # a tick at each power would be too few over less than a decade
-            first, last = low / step, high / step
-        self._low, self._high = first * step, last * step
-        self._start, self._end = start, end
-        marks = [i * step for i in range(math.ceil(first), math.floor(last) + 1)]
-        self.ticks = [10**mark for mark in marks] if log else marks
+        step = max(finest, _round_step((high - low) / 6))
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        self.ticks = [index * step for index in range(first, last + 1)]
+        self._low, self._high = self.ticks[0], self.ticks[-1]
 
     def __call__(self, value: float) -> float:
         place = math.log10(max(value, 1e-30)) if self._log else value
         share = (place - self._low) / (self._high - self._low)
-        return self._start + share * (self._end - self._start)
+        return self.start + share * (self.end - self.start)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between the bounds, or some more where they are few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
 def _round_step(raw: float) -> float:
@@ -210,8 +252,8 @@ def _round_step(raw: float) -> float:
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis) -> Markup:
-    left, right = x_axis._start, x_axis._end
-    bottom, top = y_axis._start, y_axis._end
+    left, right = x_axis.start, x_axis.end
+    bottom = y_axis.start
     parts = [
         Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
             left, right, y=y_axis(tick)
@@ -225,7 +267,6 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> Markup:
             left, right, y=bottom
         )
     )
-    assert top < bottom
     return Markup("").join(parts)
 
 

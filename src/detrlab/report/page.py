@@ -1,10 +1,328 @@
-"""The page."""
+"""One self-contained HTML page: no network, no script, nothing beside it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from markupsafe import Markup
+
+from detrlab import files
+from detrlab.compare import curves
+from detrlab.compare.curves import Chart, Crossing
+from detrlab.compare.entrants import recipe_differences
+from detrlab.compare.results import Row, RunResult
+from detrlab.compare.statistics import Difference, verdict
+from detrlab.report.charts import Dots, Estimate, Line, dot_plot, forest, line_chart
+from detrlab.report.gallery import Exhibit, exhibits
+
+if TYPE_CHECKING:
+    from detrlab.compare.study import Comparison
+    from detrlab.data import DataSet
+    from detrlab.evaluation.records import GroundTruth
+
+NUM_COLOURS = 8
+SIZES = ("small", "medium", "large")
 
 
-def write_page(comparison: Any, truth: Any, data: Any, pictures: int) -> None:
-    """Write it."""
-    comparison.report.write_text("soon")
+def write_page(
+    comparison: Comparison, truth: GroundTruth, data: DataSet | None, pictures: int
+) -> None:
+    """Write a comparison's page to ``comparison.report``.
+
+    Args:
+        comparison: what was found.
+        truth: what was to be found.
+        data: for the pixels of the pictures; None leaves them out.
+        pictures: how many validation images it shows.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    shown: tuple[Exhibit, ...] = ()
+    if data is not None and pictures:
+        shown = exhibits(comparison.rows, truth, data.val, comparison.folder, pictures)
+    files.write_text(comparison.report, render(comparison, shown))
+
+
+def render(comparison: Comparison, shown: Sequence[Exhibit] = ()) -> str:
+    """The page as text; everything that comes from the data is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    folder = resources.files("detrlab.report")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
+    style = (folder / "page.css").read_text(encoding="utf-8").replace("SERIES", _series_style())
+    return template.render(style=Markup(style), exhibits=shown, **_context(comparison, shown))
+
+
+def _context(comparison: Comparison, shown: Sequence[Exhibit]) -> dict[str, Any]:
+    definition = comparison.definition
+    facts, recipe = definition.data, definition.recipe
+    forests = _forests(comparison)
+    charts = [(chart.title, _line_chart(chart)) for chart in curves.charts(comparison.rows)]
+    sections = [
+        ("verdict", "Verdict", True),
+        ("table", "Table", True),
+        ("differences", "Differences", bool(forests)),
+        ("curves", "Curves", bool(charts)),
+        ("classes", "Classes and sizes", True),
+        ("images", "Images", bool(shown)),
+        ("fairness", "Fairness", True),
+        ("again", "Doing it again", True),
+    ]
+    return {
+        "title": f"{len(comparison.rows)} detectors on {facts['name']}",
+        "subtitle": (
+            f"{facts['train_images']:,} images to train on, {facts['val_images']:,} images and "
+            f"{facts['val_boxes']:,} objects to judge by, {len(facts['classes'])} classes; recipe "
+            f"{recipe.name}, {_spent(comparison)}"
+        ),
+        "sections": [(name, words) for name, words, there in sections if there],
+        "sentences": comparison.verdicts.sentences,
+        "failures": comparison.failures,
+        "reading": _reading(comparison),
+        "grids": comparison.grids,
+        "forests": forests,
+        "more_sentences": _more_sentences(comparison),
+        "legend": _legend(comparison.rows),
+        "crossings": _crossing_sentences(comparison.crossings),
+        "charts": charts,
+        "dot_plots": _dot_plots(comparison.rows),
+        "fairness": _fairness(comparison),
+        "steps": comparison.steps,
+        "command": comparison.command,
+        "recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        "recipe_differences": recipe_differences(recipe),
+        "assumed": recipe.assumed,
+        "data_notes": [
+            f"{facts['name']}: {facts['train_images']:,} training images with "
+            f"{facts['train_boxes']:,} boxes",
+            *facts["notes"],
+        ],
+        "environment": _environment([run for row in comparison.rows for run in row.runs]),
+    }
+
+
+def _reading(comparison: Comparison) -> str:
+    seeds = len(comparison.definition.seeds)
+    about = (
+        "With one seed each this is about these trained models, not about the architectures."
+        if seeds == 1
+        else f"Each detector was trained with {seeds} seeds; intervals are over seeds and images."
+    )
+    return (
+        f"AP is the mean over IoU .50 to .95 in points from 0 to 100, of the weights at the end "
+        f"of training. Brackets hold 95 % intervals. {about}"
+    )
+
+
+def _spent(comparison: Comparison) -> str:
+    definition = comparison.definition
+    seeds = f"{len(definition.seeds)} seed{'s' if len(definition.seeds) > 1 else ''}"
+    if definition.budget:
+        return f"{definition.budget} each, {seeds}"
+    epochs = sorted({len(run.epochs) for row in comparison.rows for run in row.runs if run.epochs})
+    return f"{' or '.join(map(str, epochs)) or 'no'} epochs, {seeds}"
+
+
+# --- charts -------------------------------------------------------------------------------
+
+
+def _line_chart(chart: Chart) -> Markup:
+    lines = [
+        Line(curve.name, curve.x, curve.y, curve.low, curve.high, index % NUM_COLOURS)
+        for index, curve in enumerate(chart.curves)
+    ]
+    return line_chart(
+        chart.title,
+        chart.x_label,
+        chart.y_label,
+        lines,
+        log=chart.log,
+        whole=chart.x_label == "epoch",
+    )
+
+
+def _forests(comparison: Comparison) -> list[tuple[str, Markup]]:
+    names = {"ap": "AP", "ap_small": "AP on small objects", "ap_medium": "AP on medium objects",
+             "ap_large": "AP on large objects"}  # fmt: skip
+    found = []
+    for quantity, words in names.items():
+        rows = [
+            _estimate(each, comparison.verdicts.found.level)
+            for each in comparison.verdicts.differences(quantity)
+        ]
+        if rows:
+            found.append((words, forest(f"Differences in {words}", "points of AP", rows)))
+    return found
+
+
+def _estimate(difference: Difference, level: float) -> Estimate:
+    d = difference
+    assert d.estimate is not None
+    assert d.low is not None
+    assert d.high is not None
+    return Estimate(
+        label=f"{d.second} − {d.first}",
+        value=100 * d.estimate,
+        low=100 * d.low,
+        high=100 * d.high,
+        clear=d.p_adjusted is not None and d.p_adjusted <= 1 - level,
+    )
+
+
+def _more_sentences(comparison: Comparison) -> list[str]:
+    found = comparison.verdicts.found
+    return [
+        verdict(each, found.level)
+        for each in found.differences
+        if each.quantity != "ap" and each.estimate is not None
+    ]
+
+
+def _dot_plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+    names = [row.name for row in rows]
+    sizes = [Dots(size, [_points(row.metrics[f"ap_{size}"]) for row in rows]) for size in SIZES]
+    classes = [
+        Dots(label, [_points(row.per_class.get(label)) for row in rows])
+        for label in rows[0].per_class
+    ]
+    return [
+        ("AP by object size", dot_plot("AP by object size", "AP in points", names, sizes)),
+        ("AP by class", dot_plot("AP by class", "AP in points", names, classes)),
+    ]
+
+
+def _points(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+_DASHES = {"solid": "none", "dashed": "9 4", "dashdot": "9 3 2 3", "dotted": "2 4"}
+
+
+def _series_style() -> str:
+    """Colour and dash of each detector, the same in all charts."""
+    lines = []
+    for index in range(NUM_COLOURS):
+        _, dash = curves.style(index)
+        lines.append(
+            f".line.s{index} {{ stroke: var(--s{index}); stroke-dasharray: {_DASHES[dash]}; }} "
+            f".band.s{index}, .point.s{index}, .dot.s{index} {{ fill: var(--s{index}); }}"
+        )
+    return "\n".join(lines)
+
+
+def _legend(rows: Sequence[Row]) -> Markup:
+    items = Markup("").join(
+        Markup(
+            '<li><svg viewBox="0 0 44 16" aria-hidden="true">'
+            '<polyline class="line s{0}" points="0,8 44,8"/>'
+            '<circle class="dot s{0}" cx="22" cy="8" r="5"/></svg>{1}</li>'
+        ).format(index % NUM_COLOURS, row.name)
+        for index, row in enumerate(rows)
+    )
+    return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def _crossing_sentences(crossings: dict[str, tuple[Crossing, ...]]) -> list[str]:
+    units = {"ap-epochs": "epoch", "ap-minutes": "minute"}
+    return [
+        f"{crossing.ahead} overtakes {crossing.behind} at {units[name]} {crossing.x:.1f} "
+        "and stays ahead."
+        for name, found in crossings.items()
+        for crossing in found
+    ]
+
+
+# --- facts --------------------------------------------------------------------------------
+
+
+def _fairness(comparison: Comparison) -> list[tuple[str, str]]:
+    trained = [run for row in comparison.rows for run in row.runs if run.seed is not None]
+    cost = {row.name: row.cost for row in comparison.rows if row.cost.parameters}
+    facts = [
+        ("Data", "the same images and annotations for all, by fingerprint"),
+        ("Evaluator", "one for all: COCO's protocol, 100 detections an image, nothing padded"),
+        ("Order of images", _same(trained, "order", "the same images in the same order")),
+        (
+            "Augmentation",
+            "drawn from (seed, epoch, image), so every detector sees the same pictures",
+        ),
+        (
+            "First backbone",
+            _same(trained, "initial_backbone", "the same initial backbone weights"),
+        ),
+        ("Epochs", _by_name(comparison.rows, lambda run: len(run.epochs))),
+        (
+            "Parameters",
+            "; ".join(f"{name} {each.parameters:,}" for name, each in cost.items()) or "unknown",
+        ),
+    ]
+    foreign = [row.name for row in comparison.rows if not row.seeds]
+    if foreign:
+        facts.append(
+            (
+                "Other tools",
+                f"{', '.join(foreign)}: only their predictions are known; what they were trained "
+                "on, how long and from which weights is not",
+            )
+        )
+    return facts
+
+
+def _same(trained: Sequence[RunResult], key: str, words: str) -> str:
+    """Whether all detectors of each seed share a fingerprint."""
+    by_seed: dict[int | None, set[str]] = {}
+    for run in trained:
+        by_seed.setdefault(run.seed, set()).add(str(run.environment.get(key, "unknown")))
+    if all(len(prints) == 1 for prints in by_seed.values()):
+        return f"{words}, by fingerprint"
+    return "NOT the same for all: " + "; ".join(
+        f"{run.entrant}, seed {run.seed}: {str(run.environment.get(key, 'unknown'))[:12]}"
+        for run in trained
+    )
+
+
+def _by_name(rows: Sequence[Row], value: Any) -> str:
+    values = {row.name: sorted({value(run) for run in row.runs}) for row in rows if row.seeds}
+    if len({tuple(each) for each in values.values()}) == 1:
+        return f"{' or '.join(map(str, next(iter(values.values()))))} for each"
+    return "; ".join(f"{name} {' or '.join(map(str, each))}" for name, each in values.items())
+
+
+def _environment(trained: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """Versions and machines; where runs differ, all that occur."""
+    names = {
+        "packages": "Packages",
+        "python": "Python",
+        "platform": "System",
+        "processor": "Processor",
+        "device": "Device",
+        "processes": "Processes",
+        "deformable_attention": "Deformable attention",
+    }
+    facts = []
+    for key, words in names.items():
+        found = _distinct(_flat(run.environment.get(key)) for run in trained)
+        if found:
+            mixed = " (the runs differ)" if len(found) > 1 else ""
+            facts.append((words + mixed, " | ".join(found)))
+    machines = _distinct(run.cost.machine for run in trained)
+    if machines:
+        facts.append(("Latency measured on", " | ".join(machines)))
+    return facts
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items() if version)
+    return "" if value is None else str(value)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return [value for value in dict.fromkeys(values) if value]
