@@ -336,11 +336,11 @@ def _run_forward(kernels: _Kernels, work: _Work, output: Tensor) -> None:
 def _run_backward(
     kernels: _Kernels, work: _Work, output_grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    values_grad = torch.empty_like(work.values)
+    values_grad = torch.zeros_like(work.values)
     offsets_grad = torch.empty_like(work.offsets)
     scores_grad = torch.empty_like(work.scores)
     if work.is_empty:
-        return values_grad.zero_(), offsets_grad.zero_(), scores_grad.zero_()
+        return values_grad, offsets_grad.zero_(), scores_grad.zero_()
     count = work.threads()
     maps = work.batch * work.heads
     # One task a map writes its gradient without locks; with too few maps, one a level does.

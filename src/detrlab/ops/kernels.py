@@ -268,7 +268,7 @@ def compile_forward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
 
 
 def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
-    """The backward kernel: writes the gradients of values, offsets and scores.
+    """The backward kernel: adds to the gradient of values, writes those of offsets and scores.
 
     When a task is one level, ``SCORES_GRAD`` receives the gradient of the softmax's result
     instead of its logits', because one level does not see the others'.
@@ -333,12 +333,6 @@ def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
             unit_x, unit_y = load(table, 4 * count, count), load(table, 5 * count, count)
             start = load(starts, 0, count)
             row_length = to_int(map_width)
-
-            end = shapes[3 * level_to - 1] + shapes[3 * level_to - 3] * shapes[3 * level_to - 2]
-            for cell in range(shapes[3 * level_from + 2], end):
-                for channel in range(0, width, lanes):
-                    place = origin + cell * cell_stride + channel
-                    store(values_grad, place, zeros(values, lanes))
 
             for low in range(0, queries, BLOCK):
                 high = min(low + BLOCK, queries)
