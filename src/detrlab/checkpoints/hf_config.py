@@ -38,8 +38,8 @@ def from_transformers(
     Args:
         values: as parsed from JSON.
         where: names the file in errors.
-        backbone: timm's name of the backbone, where the file describes one that timm does not
-            know by its depths.
+        backbone: timm's name of the backbone, for a ResNet of transformers' own whose sizes
+            have no name.
 
     Raises:
         UserError: it is another model, or one with a part that detrlab does not have.
@@ -60,7 +60,7 @@ def from_transformers(
     both = {name: _same_in_both(values, name, default, where) for name, default in widths.items()}
     names = _classes(values)
     changes = {
-        "backbone": backbone or _backbone(values, where),
+        "backbone": _backbone(values, where, backbone),
         "width": values.get("d_model", 256),
         "ffn_width": both["ffn_dim"],
         "num_heads": both["attention_heads"],
@@ -200,8 +200,11 @@ def _same_in_both(values: Mapping[str, Any], name: str, default: int, where: str
 def _classes(values: Mapping[str, Any]) -> tuple[str, ...]:
     labels = values.get("id2label")
     if not labels:
-        return tuple(f"class {index}" for index in range(values.get("num_labels", 2)))
-    return tuple(labels[key] for key in sorted(labels, key=int))
+        labels = {str(index): f"LABEL_{index}" for index in range(values.get("num_labels", 2))}
+    names = [str(labels[key]) for key in sorted(labels, key=int)]
+    if names == [f"LABEL_{index}" for index in range(len(names))]:  # nobody named them
+        return tuple(f"class {index}" for index in range(len(names)))
+    return tuple(names)
 
 
 def _dilated(values: Mapping[str, Any]) -> bool:
@@ -209,7 +212,7 @@ def _dilated(values: Mapping[str, Any]) -> bool:
     return bool(values.get("dilation") or inner.get("output_stride") == 16)
 
 
-def _backbone(values: Mapping[str, Any], where: str) -> str:
+def _backbone(values: Mapping[str, Any], where: str, fallback: str | None) -> str:
     inner = values.get("backbone_config")
     if not inner:
         return values.get("backbone") or "resnet50"
@@ -224,9 +227,11 @@ def _backbone(values: Mapping[str, Any], where: str) -> str:
     depths, widths = tuple(inner.get("depths", ())), tuple(inner.get("hidden_sizes", ()))
     name = RESNETS.get((depths, block))
     plain = inner.get("embedding_size", 64) == 64 and not inner.get("downsample_in_bottleneck")
-    if name is None or widths != _RESNET_WIDTHS[block] or not plain:
+    if name is not None and widths == _RESNET_WIDTHS[block] and plain:
+        return name
+    if fallback is None or not plain:
         raise UserError(
-            f"{where}: a ResNet of depths {depths}, widths {widths} ({block}) has no name in "
-            "timm: name the backbone yourself"
+            f"{where}: a ResNet of depths {depths}, widths {widths} ({block}) is none that timm "
+            "has: say which backbone it is"
         )
-    return name
+    return fallback

@@ -31,7 +31,7 @@ FORMAT = 1
 _KEY = "detrlab"  # one metadata entry only: their order in the header is not fixed
 _PREPROCESSING = ("image_size", "max_size", "mean", "std")
 _PACKAGES = ("detrlab", "torch", "timm")
-_MAX_HEADER = 100_000_000  # safetensors' own limit
+MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def require_safetensors(path: Path) -> None:
             "'detrlab convert'"
         )
     length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{" or length > _MAX_HEADER:
+    if len(head) < 9 or head[8:9] != b"{" or length > MAX_HEADER:
         raise UserError(f"{path} is not a safetensors file")
     if path.stat().st_size < 8 + length:
         raise _cut_short(path)
@@ -286,7 +286,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         if name in state and state[name].shape != tensor.shape
     ]
     if differing:
-        problems.append(f"has other shapes: {listed(differing)}")
+        problems.append(f"has other shapes: {listed(differing, quote=False)}")
     if problems:
         raise UserError(f"{where} does not fit its own architecture: it " + "; ".join(problems))
     network.load_state_dict(dict(state), strict=True)

@@ -34,6 +34,15 @@ _STRUCTURE = (
     "scoring",
 )
 
+# What no name or shape tells, or not always, and what it nearly always is.
+_UNSEEN: dict[str, Any] = {
+    "num_heads": 8,
+    "dilation": False,
+    "num_queries": 300,  # of a two-stage model
+    "backbone": None,
+    "dropout": 0.1,
+}
+
 # Names that give another tool's model away.
 _OTHERS = {
     "detr.transformer.": "a panoptic segmentation model of the official DETR repository",
@@ -78,44 +87,46 @@ def recognise(
     where: str,
     *,
     told: Mapping[str, Any] | None = None,
+    likely: Mapping[str, Any] | None = None,
 ) -> Recognised:
     """Find the layout and the architecture of an official or a transformers state dict.
 
     Args:
         tensors: the state dict, cleaned.
         where: names the file in errors.
-        told: fields of ``ModelConfig`` known from elsewhere: they tell what the shapes do not.
+        told: fields of ``ModelConfig`` known from elsewhere, for what the shapes do not tell.
+        likely: guesses at the same; what is taken of them is ``assumed``.
 
     Raises:
         UserError: the names follow no layout that detrlab knows.
     """
-    told = dict(told or {})
+    told = {name: value for name, value in (told or {}).items() if name in _UNSEEN}
+    hints = {**_UNSEEN, **(likely or {}), **told}
     preset, root = _structure(tensors, where)
     spelling = hf.spelling_of(tensors) if root == "model" else None
     seen = _Shapes(tensors, root, _layout_of(model_config(preset, 1), spelling))
-    assumed: dict[str, Any] = {"num_heads": 8, "dilation": False}
     sizes: dict[str, Any] = {
-        "num_classes": seen.rows("decoder.heads.0.classes.weight") - (preset == "detr"),
+        "num_classes": max(1, seen.rows("decoder.heads.0.classes.weight") - (preset == "detr")),
         "width": seen.rows("decoder.layers.0.ffn_norm.weight"),
         "ffn_width": seen.rows("decoder.layers.0.ffn.linear1.weight"),
         "encoder_layers": seen.count_layers("encoder"),
         "decoder_layers": seen.count_layers("decoder"),
+        "backbone": seen.backbone(where, hints["backbone"]),
     }
-    if "backbone" not in told:
-        sizes["backbone"] = seen.backbone(where)
-    if preset == "deformable-detr-two-stage":
-        assumed["num_queries"] = 300
+    if preset == "detr":
+        sizes["num_queries"] = seen.rows("queries.position")
     else:
-        own = "queries.position" if preset == "detr" else "queries.embedding"
-        sizes["num_queries"] = seen.rows(own)
-    assumed = {name: value for name, value in assumed.items() if name not in told}
-    if preset != "detr":
         sizes["levels"] = seen.rows("neck.position.level_embedding")
         samples = seen.rows("decoder.layers.0.cross_attention.attention_weights.weight")
-        heads = {**assumed, **told}["num_heads"]
-        sizes["points"] = max(1, samples // (heads * sizes["levels"]))
-    config = model_config(preset, **{**sizes, **assumed, **told})
+        sizes["points"] = max(1, samples // (hints["num_heads"] * sizes["levels"]))
+        if preset != "deformable-detr-two-stage":
+            sizes["num_queries"] = seen.rows("queries.embedding")
+    unseen = {name: value for name, value in hints.items() if name in _UNSEEN.keys() - sizes.keys()}
+    config = model_config(preset, **{**unseen, **sizes})
     config = config.change(preset=preset_of(config))
+    # Dropout does not change what a detector computes once it is trained.
+    known = {*told, "dropout"}
+    assumed = {name: value for name, value in unseen.items() if name not in known}
     return Recognised(_layout_of(config, spelling), config, assumed)
 
 
@@ -185,17 +196,18 @@ class _Shapes:
         ]
         return max(numbers, default=-1) + 1
 
-    def backbone(self, where: str) -> str:
+    def backbone(self, where: str, fallback: str | None) -> str:
         depths = tuple(self._blocks(stage) for stage in range(1, 5))
         bottleneck = self.find("backbone.body.layer1.0.conv3.weight") is not None
         stem = self.rows("backbone.body.layer1.0.conv1.weight")
         name = RESNETS.get((depths, "bottleneck" if bottleneck else "basic"))
-        if name is None or stem != 64:
+        if name is not None and stem == 64:
+            return name
+        if fallback is None:
             raise UserError(
-                f"{where}: the backbone is none of {', '.join(RESNETS.values())}; "
-                "say which model it is, with its backbone"
+                f"{where}: the backbone is none of {', '.join(RESNETS.values())}; say which it is"
             )
-        return name
+        return fallback
 
     def _blocks(self, stage: int) -> int:
         count = 0

@@ -191,10 +191,10 @@ def export(
     return exported
 
 
-def listed(names: Iterable[str], limit: int = 5) -> str:
+def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
-    shown = ", ".join(repr(name) for name in names[:limit])
+    shown = ", ".join(repr(name) if quote else name for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

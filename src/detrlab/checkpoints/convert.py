@@ -1,0 +1,113 @@
+"""Checkpoints in the layouts of other tools, and in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from detrlab import files
+from detrlab.checkpoints import hf, hf_config, native, official
+from detrlab.checkpoints.reading import Imported
+from detrlab.checkpoints.recognise import is_original
+from detrlab.checkpoints.rules import export
+from detrlab.errors import UserError, did_you_mean
+
+
+def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
+    """Write a checkpoint in another layout, whole or not at all.
+
+    Args:
+        imported: the checkpoint, from ``weights.load_detector`` or ``reading.read``.
+        to: ``detrlab`` (one ``.safetensors`` file), ``official`` (one ``.pth`` file) or
+            ``transformers`` (a folder for ``from_pretrained``).
+        target: the file or folder to write; it must not exist yet.
+
+    Returns:
+        What was written and what could not be carried over, one sentence each.
+
+    Raises:
+        UserError: the target exists, or the other tool has no such detector.
+    """
+    writers: dict[str, Callable[[native.Checkpoint, Path], list[str]]] = {
+        "detrlab": _write_native,
+        "official": _write_official,
+        "transformers": _write_transformers,
+    }
+    if to not in writers:
+        raise UserError(f"cannot convert to {to!r}{did_you_mean(to, writers)}")
+    target = Path(target)
+    if target.exists():
+        raise UserError(f"{target} exists already: choose another name, or remove it first")
+    lines = [
+        f"the file does not tell {name}: {value} is assumed"
+        for name, value in (imported.assumed or {}).items()
+    ]
+    return [*lines, *writers[to](imported.checkpoint, target)]
+
+
+def default_target(source: str | Path, to: str) -> Path:
+    """Where ``convert`` writes to if nobody says: beside the source, named after both."""
+    source = Path(source)
+    ending = {"detrlab": ".safetensors", "official": ".pth"}.get(to, "")
+    return source.with_name(f"{source.stem}-{to}{ending}")
+
+
+def _write_native(checkpoint: native.Checkpoint, target: Path) -> list[str]:
+    path = native.save(
+        target,
+        checkpoint.state,
+        checkpoint.config,
+        checkpoint.classes,
+        checkpoint.category_ids,
+        checkpoint.preprocessing,
+        threshold=checkpoint.threshold,
+        provenance=checkpoint.provenance,
+        extra=checkpoint.extra,
+    )
+    return [f"wrote {path}"]
+
+
+def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
+    config = checkpoint.config
+    if not is_original(config):
+        raise UserError(
+            f"the original repositories have no such detector ({config.preset}): it cannot be "
+            "converted to their layout"
+        )
+    state = export(checkpoint.state, official.layout(config))
+    with files.replacing(target) as temporary:
+        torch.save({"model": state}, temporary)
+    lines = [
+        f"wrote {target}: {len(state)} tensors under 'model'",
+        f"the file does not say the names of its {config.num_classes} classes, nor the image "
+        f"size ({checkpoint.preprocessing.image_size}) and normalisation",
+    ]
+    if config.backbone_norms == "trained":
+        lines.append("the originals freeze batch norms: in training they would stay as they are")
+    return lines
+
+
+def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str]:
+    from safetensors.torch import save_file
+
+    config = checkpoint.config
+    values = hf_config.to_transformers(config, checkpoint.classes)
+    preprocessing = hf_config.preprocessing_to_transformers(config, checkpoint.preprocessing)
+    layout = hf.layout(config, hf.ON_DISK)
+    state = export(checkpoint.state, layout, one_name_each=True)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    # The weights come last: a folder without them is easily seen to be unfinished.
+    files.write_json(target / "config.json", values)
+    files.write_json(target / "preprocessor_config.json", preprocessing)
+    with files.replacing(target / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    name = values["architectures"][0]
+    lines = [f"wrote {target}: load it with transformers.{name}.from_pretrained"]
+    if config.queries == "proposals":
+        lines.append(
+            "transformers does not train the first stage of a two-stage model: it predicts the "
+            "same, but cannot be fine-tuned there"
+        )
+    return lines

@@ -1,0 +1,333 @@
+"""``--weights coco|imagenet|none|FILE|hf:REPO``: from a word to tensors, wherever they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from detrlab.checkpoints import catalogue, download
+from detrlab.checkpoints.catalogue import Published
+from detrlab.checkpoints.download import Progress, UnreachableError
+from detrlab.checkpoints.reading import Imported, read
+from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
+from detrlab.config import DataConfig, ModelConfig
+from detrlab.errors import UserError, did_you_mean
+from detrlab.models.build import build_network
+from detrlab.presets import PRESETS
+
+if TYPE_CHECKING:
+    from detrlab.models.network import Network
+
+WORDS = ("coco", "imagenet", "none")
+HUB = "hf:"
+_ONLINE = ("0", "", "no", "off", "false")
+
+
+class Start(NamedTuple):
+    """A network that is ready to be trained.
+
+    Attributes:
+        network: with its first weights.
+        report: what happened to every tensor.
+        preprocessing: image size and normalisation the weights were trained with; None where
+            they know of none.
+    """
+
+    network: Network
+    report: LoadReport
+    preprocessing: DataConfig | None
+
+
+def first_network(
+    config: ModelConfig,
+    weights: str,
+    classes: Sequence[str],
+    *,
+    class_rows: ClassRows = "auto",
+    reinitialise: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress = download.nothing,
+) -> Start:
+    """A network with the first weights that ``--weights`` asks for.
+
+    Args:
+        config: the architecture.
+        weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector), a
+            file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
+        classes: the name of each class of the data, by class index.
+        class_rows: what becomes of the class heads, see ``start.ClassRows``.
+        reinitialise: patterns of tensors that are to start anew.
+        seed: of the initial values.
+        progress: told how far a download is.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit.
+    """
+    if weights in ("imagenet", "none"):
+        for name, given in (("class_rows", class_rows != "auto"), ("reinitialise", reinitialise)):
+            if given:
+                raise UserError(f"{name} needs weights to take from, and --weights is {weights!r}")
+        pretrained = weights == "imagenet"
+        network = build_network(config, pretrained_backbone=pretrained, seed=seed)
+        return Start(network, _report_of_initial(network, config, weights), None)
+    likely = {"dilation": config.dilation, "backbone": config.backbone}
+    imported = open_weights(
+        weights, config.preset, config.backbone, likely=likely, progress=progress
+    )
+    network, report = start_from(
+        imported,
+        config,
+        classes,
+        class_rows=class_rows,
+        reinitialise=reinitialise,
+        seed=seed,
+    )
+    return Start(network, report, imported.checkpoint.preprocessing)
+
+
+def load_detector(
+    source: str | Path,
+    weights: str | None = None,
+    *,
+    backbone: str | None = None,
+    progress: Progress = download.nothing,
+) -> Imported:
+    """A trained detector, complete: nothing of it is initialised anew.
+
+    Args:
+        source: the name of a preset, or a file or folder, or ``hf:`` and a repository.
+        weights: for a preset: ``coco`` (the default), a file or folder, or ``hf:...``.
+        backbone: for a preset, where it is not the preset's own; for a file, timm's name of
+            the backbone if it cannot be recognised.
+        progress: told how far a download is.
+
+    Raises:
+        UserError: there is no such preset or file, or the weights are of another detector.
+    """
+    name = str(source)
+    if name not in PRESETS:
+        if weights is not None:
+            raise UserError(
+                f"weights {weights!r} were given for {name!r}, which is no preset"
+                f"{did_you_mean(name, PRESETS)}"
+            )
+        if not _is_place(name):
+            raise UserError(
+                f"{name!r} is neither a checkpoint nor a preset{did_you_mean(name, PRESETS)}"
+            )
+        return open_weights(name, None, backbone, likely={"backbone": backbone}, progress=progress)
+    weights = weights or "coco"
+    if weights in ("imagenet", "none"):
+        raise UserError(
+            f"a {name} with weights {weights!r} has learnt nothing yet: use detrlab.build to "
+            "train one, or weights='coco' for a detector that is ready"
+        )
+    imported = open_weights(
+        weights,
+        name,
+        backbone,
+        told={"dilation": PRESETS[name].get("dilation", False)},
+        likely={"backbone": backbone},
+        progress=progress,
+    )
+    found = imported.checkpoint.config
+    if found.preset != name:
+        raise UserError(
+            f"{imported.where} holds a {found.preset}, not a {name}: load it by that name"
+        )
+    if backbone not in (None, found.backbone):
+        raise UserError(f"{imported.where} has backbone {found.backbone!r}, not {backbone!r}")
+    return imported
+
+
+def open_weights(
+    weights: str,
+    preset: str | None,
+    backbone: str | None = None,
+    *,
+    told: Mapping[str, Any] | None = None,
+    likely: Mapping[str, Any] | None = None,
+    progress: Progress = download.nothing,
+) -> Imported:
+    """Read the weights that a word, a path or ``hf:REPO`` names.
+
+    Args:
+        weights: as the user wrote it.
+        preset: the detector they are for; needed by ``coco``.
+        backbone: of that detector, for ``coco``; ``resnet50`` if it is not given.
+        told: fields of ``ModelConfig`` that are known and a file may not tell.
+        likely: as ``told``, but guesses.
+        progress: told how far a download is.
+
+    Raises:
+        UserError: they cannot be had, or cannot be read.
+    """
+    likely = {name: value for name, value in (likely or {}).items() if value is not None}
+    if weights == "coco":
+        if preset is None:
+            raise UserError("weights 'coco' need the name of a detector")
+        entry = catalogue.published(preset, backbone or "resnet50")
+        return read(fetch_published(entry, progress), told=entry.config.to_dict())
+    if weights.startswith(HUB):
+        return read(fetch_repository(weights.removeprefix(HUB)), told=told, likely=likely)
+    if not _is_place(weights):
+        raise UserError(
+            f"weights {weights!r} are neither a file nor one of {', '.join(WORDS)}, "
+            f"hf:REPOSITORY{_closest(weights)}"
+        )
+    return read(Path(weights).expanduser(), told=told, likely=likely)
+
+
+def adopt_preprocessing(data: DataConfig, weights: DataConfig | None) -> DataConfig:
+    """The data's settings with the normalisation that the weights were trained with.
+
+    Image sizes stay: they are a choice; another normalisation would be a mistake.
+    """
+    return data if weights is None else data.change(mean=weights.mean, std=weights.std)
+
+
+def suited_to(config: ModelConfig, weights: str) -> ModelConfig:
+    """The architecture as it can be trained from such weights.
+
+    Frozen batch norms make sense with pretrained statistics only: a backbone that starts from
+    nothing trains its norms, and everything else.
+    """
+    if weights != "none":
+        return config
+    return config.change(backbone_norms="trained", backbone_trains="all")
+
+
+def fetch_published(entry: Published, progress: Progress = download.nothing) -> Path:
+    """The file of published weights: from the cache, a mirror, its own place, or the Hub.
+
+    ``DETRLAB_MIRROR`` names a place that is asked first. With ``DETRLAB_OFFLINE=1`` or
+    ``HF_HUB_OFFLINE=1`` nothing is asked.
+
+    Raises:
+        UserError: it is not here and cannot be had; says where to put it by hand.
+    """
+    here = catalogue.cached(entry)
+    if here is not None:
+        download.check(here, entry.sha256, str(here))
+        return here
+    target = catalogue.cache_folder() / entry.file
+    tried = []
+    if is_offline():
+        tried.append("the environment says to stay offline")
+    else:
+        mirror = os.environ.get("DETRLAB_MIRROR", "").rstrip("/")
+        for url in ([f"{mirror}/{entry.file}"] if mirror else []) + [entry.url]:
+            try:
+                return download.fetch(url, target, sha256=entry.sha256, progress=progress)
+            except UnreachableError as error:
+                tried.append(str(error))
+    try:
+        return fetch_repository(entry.hub)
+    except UserError as error:
+        tried.append(str(error))
+    size = f", {entry.megabytes} MB" if entry.megabytes else ""
+    raise UnreachableError(
+        f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "
+        f"cannot be downloaded: {'; '.join(tried)}. Get {entry.url} ({entry.file}{size}) in "
+        f"another way and put it at {target}"
+    )
+
+
+def fetch_repository(name: str) -> Path:
+    """The folder of a model on the Hugging Face Hub, downloaded into its own cache.
+
+    ``HF_ENDPOINT`` (a mirror), ``HF_HOME``, ``HF_HUB_OFFLINE`` and proxies work as everywhere.
+
+    Args:
+        name: such as ``facebook/detr-resnet-50``, with ``@revision`` if it is not ``main``.
+
+    Raises:
+        UserError: there is no such repository, it holds no weights, or it cannot be reached.
+    """
+    repository, _, revision = name.partition("@")
+    config = _hub_file(repository, revision, "config.json")
+    if config is None:
+        raise UserError(f"hf:{name} holds no config.json: it is not a model of transformers")
+    _hub_file(repository, revision, "preprocessor_config.json")
+    weights = _hub_file(repository, revision, "model.safetensors")
+    if weights is None:
+        weights = _hub_file(repository, revision, "pytorch_model.bin")
+    if weights is None:
+        raise UserError(f"hf:{name} holds neither model.safetensors nor pytorch_model.bin")
+    return config.parent
+
+
+def is_offline() -> bool:
+    """Whether the environment asks not to use the network."""
+    return any(
+        os.environ.get(name, "").lower() not in _ONLINE
+        for name in ("DETRLAB_OFFLINE", "HF_HUB_OFFLINE")
+    )
+
+
+def _hub_file(repository: str, revision: str, file: str) -> Path | None:
+    """A file of a repository; None where it has no such file."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        path = hf_hub_download(
+            repository,
+            file,
+            revision=revision or None,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            local_files_only=is_offline(),
+        )
+    except errors.LocalEntryNotFoundError:
+        raise UnreachableError(
+            f"{file} of hf:{repository} is not on this machine, and the Hub cannot be reached: "
+            "get the repository's config.json and model.safetensors in another way, and give "
+            "the folder they are in"
+        ) from None
+    except errors.EntryNotFoundError:
+        return None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"hf:{repository} has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"there is no repository hf:{repository}, or it is private: log in with 'hf auth login'"
+        ) from None
+    except errors.HFValidationError as error:
+        raise UserError(f"hf:{repository} cannot be the name of a repository: {error}") from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnreachableError(f"hf:{repository} cannot be downloaded ({reason})") from None
+    return Path(path)
+
+
+def _is_place(text: str) -> bool:
+    """Whether it names a file, a folder or a repository, or looks as if it should."""
+    path = Path(text).expanduser()
+    return (
+        text.startswith(HUB)
+        or path.exists()
+        or path.name != text
+        or path.suffix in (".pth", ".pt", ".bin", ".safetensors")
+    )
+
+
+def _closest(word: str) -> str:
+    hint = did_you_mean(word, WORDS)
+    return hint if hint.endswith("?") else ""
+
+
+def _report_of_initial(network: Network, config: ModelConfig, weights: str) -> LoadReport:
+    names = list(network.state_dict())
+    backbone = [name for name in names if name.startswith("backbone.")]
+    if weights == "imagenet":
+        rest = dict.fromkeys(names[len(backbone) :], "nothing but the backbone is pretrained")
+        return LoadReport(config.backbone, "ImageNet", tuple(backbone), reinitialised=rest)
+    notes = ["training from nothing: expect to need far more epochs and images"]
+    if config.backbone_norms == "frozen":
+        notes.append(
+            "the backbone's norms are frozen without having seen an image: "
+            "use backbone_norms=trained and backbone_trains=all"
+        )
+    anew = dict.fromkeys(names, "nothing is loaded")
+    return LoadReport("nothing", "none", reinitialised=anew, notes=tuple(notes))
