@@ -21,6 +21,7 @@ VERBS = {
     "train": "train one detector",
     "eval": "judge a checkpoint, or another tool's predictions",
     "predict": "find objects in images",
+    "explain": "see where a detector looks, and why it missed an object",
     "models": "the detectors: parameters, cost, published accuracy",
 }
 
