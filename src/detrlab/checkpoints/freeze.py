@@ -13,7 +13,7 @@ from detrlab.errors import UserError
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Stop parameters from training, and say which.
+    r"""Stop parameters from training, and say which.
 
     Batch norms whose parameters are frozen keep their statistics too, in training as in
     evaluation.
@@ -21,7 +21,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     Args:
         network: to be changed.
         patterns: regular expressions, searched in the parameters' names: ``backbone`` freezes
-            the backbone, ``^encoder`` the encoder, ``layers\\.[01]\\.`` the first two layers.
+            the backbone, ``^encoder`` the encoder, ``layers\.[01]\.`` the first two layers.
 
     Returns:
         One sentence for each pattern.
