@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -43,18 +44,16 @@ def read_json(store: Store, name: str) -> Any:
         text = text[3:]
     if not text.strip():
         raise UserError(f"{where} is empty: export the annotations again")
-    with _without_collector():
-        try:
-            return from_json(text)
-        except ValueError as error:
-            raise UserError(
-                f"{where} is not valid json ({error}): export the annotations again"
-            ) from None
-        except (RecursionError, MemoryError, OverflowError) as error:
-            raise UserError(
-                f"{where} cannot be read as json ({type(error).__name__}): "
-                "export the annotations again"
-            ) from None
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise UserError(
+            f"{where} is not valid json ({error}): export the annotations again"
+        ) from None
+    except (RecursionError, MemoryError, OverflowError) as error:
+        raise UserError(
+            f"{where} cannot be read as json ({type(error).__name__}): export the annotations again"
+        ) from None
 
 
 @contextmanager
@@ -69,38 +68,42 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def read_coco(store: Store, name: str, split: str, document: Any = None) -> RawSplit:
+def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> RawSplit | None:
     """One annotation file.
 
     Args:
         store: where it lies.
         name: the file.
         split: ``train``, ``val``, ``test`` or empty.
-        document: its contents, if they have been read already.
+        required: whether another kind of json is an error; it gives None otherwise.
 
     Raises:
-        UserError: it is not COCO's format at all.
+        UserError: it is not valid json, or not COCO's format.
     """
-    document = read_json(store, name) if document is None else document
     where = str(store.root / name)
-    if not looks_like_coco(document):
-        raise UserError(
-            f"{where} is not in COCO's format: it should hold an object with 'images', "
-            "'annotations' and 'categories'"
-        )
-    findings = Findings()
     with _without_collector():
+        document = read_json(store, name)
+        if not looks_like_coco(document):
+            if not required:
+                return None
+            raise UserError(
+                f"{where} is not in COCO's format: it should hold an object with 'images', "
+                "'annotations' and 'categories'"
+            )
+        findings = Findings()
         images = _records(document["images"], "images", where, split, findings)
         annotations = _records(document["annotations"], "annotations", where, split, findings)
         categories, groups = _categories(document.get("categories"), where, split, findings)
+        if not categories:
+            raise UserError(
+                f"{where} declares no categories: list them as "
+                '"categories": [{"id": 1, "name": "..."}]'
+            )
         image_ids, files, declared = _images(images, where, split, findings)
         members = locate_images(store, files, name, split, findings)
         columns = _annotations(annotations, image_ids, files, where, split, findings)
-    if not categories:
-        raise UserError(
-            f"{where} declares no categories: list them as "
-            '"categories": [{"id": 1, "name": "..."}]'
-        )
+        # Gone before the collector wakes up and looks at millions of them.
+        del document, images, annotations
     return RawSplit(
         name=split,
         source=where,
@@ -123,7 +126,7 @@ def _records(
     """The objects of a list; whatever else is in it is reported."""
     if not isinstance(values, list):
         raise UserError(f"{where}: {key!r} should be a list, not {type(values).__name__}")
-    if all(type(value) is dict for value in values):
+    if set(map(type, values)) <= {dict}:
         return values
     for i, value in enumerate(values):
         if not isinstance(value, dict):
@@ -264,14 +267,14 @@ def _annotations(
     findings: Findings,
 ) -> dict[str, Any]:
     """The annotation columns of a ``RawSplit``; entries that cannot be used are reported."""
-    ids, _ = integers([record.get("id", -1) for record in records], default=-1)
-    owners, texts = _owners([record.get("image_id") for record in records], image_ids)
-    values = [record.get("bbox") for record in records]
+    ids, _ = integers(_column(records, "id", -1), default=-1)
+    owners, texts = _owners(_column(records, "image_id"), image_ids)
+    values = _column(records, "bbox")
     boxes, box_state = boxes_column(values)
-    categories = [record.get("category_id") for record in records]
+    categories = _column(records, "category_id")
     category_ids, category_state = integers(categories)
-    crowd, _ = integers([record.get("iscrowd", 0) for record in records])
-    areas = numbers([record.get("area") for record in records])
+    crowd, _ = integers(_column(records, "iscrowd", 0))
+    areas = numbers(_column(records, "area"))
 
     broken = (box_state == 2) | (category_state == 2)
 
@@ -317,6 +320,13 @@ def _annotations(
     }
 
 
+def _column(records: list[dict[str, Any]], key: str, default: Any = None) -> list[Any]:
+    try:
+        return list(map(itemgetter(key), records))
+    except KeyError:
+        return [record.get(key, default) for record in records]
+
+
 def _repeated(ids: np.ndarray) -> np.ndarray:
     """Which ids are missing or have been seen before."""
     repeated = np.ones(len(ids), dtype=bool)
@@ -326,6 +336,17 @@ def _repeated(ids: np.ndarray) -> np.ndarray:
 
 def _owners(values: list[Any], image_ids: list[int | str]) -> tuple[np.ndarray, np.ndarray]:
     """Position of each annotation's image, -1 if unlisted; and where text had to be read."""
+    if image_ids and set(map(type, values)) <= {int} and set(map(type, image_ids)) <= {int}:
+        ids = np.array(image_ids, dtype=np.int64)
+        order = np.argsort(ids)
+        try:
+            wanted = np.array(values, dtype=np.int64)
+        except OverflowError:
+            pass
+        else:
+            slots = np.searchsorted(ids[order], wanted).clip(max=len(ids) - 1)
+            owners = order[slots]
+            return np.where(ids[owners] == wanted, owners, -1), np.zeros(len(values), dtype=bool)
     position: dict[Any, int] = {image_id: i for i, image_id in enumerate(image_ids)}
     texts = np.zeros(len(values), dtype=bool)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def number(value: Any) -> tuple[float | None, bool]:
 
 def integers(values: list[Any], default: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(N,) int64 and (N,) int8 states; broken values become ``default``."""
-    if all(type(value) is int for value in values):
+    if set(map(type, values)) <= {int}:
         try:
             return np.array(values, dtype=np.int64), np.zeros(len(values), dtype=np.int8)
         except OverflowError:
@@ -67,7 +68,7 @@ def integers(values: list[Any], default: int = 0) -> tuple[np.ndarray, np.ndarra
 
 def numbers(values: list[Any]) -> np.ndarray:
     """(N,) float64, NaN where there is no number."""
-    if all(type(value) is float or type(value) is int for value in values):
+    if set(map(type, values)) <= {int, float}:
         try:
             return np.array(values, dtype=np.float64)
         except OverflowError:
@@ -80,9 +81,9 @@ def boxes_column(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) float64 and (N,) int8 states of lists that should hold four numbers."""
     if not values:
         return np.zeros((0, 4)), np.zeros(0, dtype=np.int8)
-    if all(type(value) is list and len(value) == 4 for value in values):
-        flat = [part for value in values for part in value]
-        if all(type(part) is float or type(part) is int for part in flat):
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
+        flat = list(chain.from_iterable(values))
+        if set(map(type, flat)) <= {int, float}:
             try:
                 column = np.array(flat, dtype=np.float64).reshape(-1, 4)
             except OverflowError:

@@ -37,7 +37,7 @@ def is_image(name: str) -> bool:
 
 
 def _image_folders(names: Iterable[str]) -> Counter[str]:
-    return Counter(posixpath.dirname(name) for name in names if is_image(name))
+    return Counter(name.rpartition("/")[0] for name in names if is_image(name))
 
 
 def locate_images(
@@ -61,8 +61,11 @@ def locate_images(
     members: list[str | None] = []
     refused = set(store.refused)
     by_name: dict[str, str] | None = None
+    prefix = best + "/" if best else ""
     for file in files:
-        member = within(best, file)
+        plain = prefix + file
+        # A name that is listed as it stands needs no thought; the store's names are safe.
+        member = plain if plain in names else within(best, file)
         if member is None or member not in names:
             if by_name is None:
                 by_name = _unique_names(store, best)

@@ -7,6 +7,7 @@ anything is decoded, and one clear message for everything that goes wrong.
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -257,6 +258,68 @@ class FilePictures:
     def select(self, images: np.ndarray) -> FilePictures:
         """Some of them, in the order given."""
         return FilePictures(self.root, self.names.select(images))
+
+
+@dataclass(frozen=True, eq=False)
+class ZipPictures:
+    """Image files inside a zip file, unpacked in memory one by one."""
+
+    archive: str
+    names: Names
+    where: np.ndarray
+    """(N, 5) int64: offset of the local header, packed size, size, whether deflated, CRC-32."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The file's name inside the archive."""
+        return self.names[i]
+
+    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+        """Unpack and decode the file."""
+        name = f"{self.archive}: {self.names[i]}"
+        # Opened anew each time: processes that share an open file share its position.
+        try:
+            with Path(self.archive).open("rb") as file:
+                data = extract(file, self.where[i].tolist(), name)
+        except OSError as error:
+            raise UserError(f"{self.archive} cannot be opened: {error.strerror}") from None
+        return decode(io.BytesIO(data), name, declared)
+
+    def select(self, images: np.ndarray) -> ZipPictures:
+        """Some of them, in the order given."""
+        return ZipPictures(self.archive, self.names.select(images), self.where[images])
+
+
+def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
+    """One file out of an open zip; never more bytes than the archive's list declares.
+
+    Args:
+        file: the zip.
+        where: offset of the local header, packed size, size, whether deflated, CRC-32.
+        name: for messages.
+
+    Raises:
+        UserError: the archive is damaged there.
+    """
+    offset, packed, size, deflated, crc = where
+    file.seek(offset)
+    header = file.read(30)
+    if len(header) < 30 or header[:4] != b"PK\3\4":
+        raise UserError(f"{name} is damaged in its archive: copy or download the archive again")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    file.seek(name_length + extra_length, io.SEEK_CUR)
+    data = file.read(packed)
+    if deflated:
+        try:
+            # One byte more than declared tells that there is more.
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        except zlib.error:
+            data = b""
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise UserError(f"{name} is damaged in its archive: copy or download the archive again")
+    return data
 
 
 @dataclass(frozen=True, eq=False)

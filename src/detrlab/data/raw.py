@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.data.findings import Findings
-from detrlab.data.pictures import read_header
+from detrlab.data.pictures import Header, read_header
 from detrlab.data.store import Store
 from detrlab.data.table import Table
 from detrlab.errors import UserError
@@ -154,28 +154,49 @@ def _placeholders(splits: Sequence[RawSplit]) -> set[int]:
     return placeholders
 
 
-def known_sizes(split: RawSplit) -> np.ndarray:
-    """(N, 2) int64 (height, width): as declared, and from the files where nothing is declared.
+def read_headers(split: RawSplit) -> list[Header | str]:
+    """The header of each image file, or why it cannot be read."""
 
-    Images whose size is neither declared nor readable get 0.
-    """
-    sizes = split.declared.copy()
-    unknown = np.flatnonzero((sizes <= 0).any(axis=1))
-
-    def probe(i: int) -> tuple[int, int]:
+    def header(i: int) -> Header | str:
         member = split.members[i]
         if member is None:
-            return 0, 0
+            return "missing"
         try:
             with split.store.open(member) as stream:
-                return read_header(stream, member).shown(None)
-        except UserError:
-            return 0, 0
+                return read_header(stream, member)
+        except UserError as error:
+            return str(error)
 
-    if len(unknown):
-        with ThreadPoolExecutor(8) as pool:
-            sizes[unknown] = list(pool.map(probe, unknown.tolist()))
-    return sizes
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(header, range(len(split)), chunksize=64))
+
+
+def shown_sizes(split: RawSplit, headers: Sequence[Header | str]) -> np.ndarray:
+    """(N, 2) int64 (height, width) of the pictures that training sees; 0 where unreadable."""
+    sizes = [
+        (0, 0) if isinstance(header, str) else header.shown((declared[0], declared[1]))
+        for header, declared in zip(headers, split.declared.tolist(), strict=True)
+    ]
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def misfits(split: RawSplit, sizes: np.ndarray) -> dict[int, bool]:
+    """Images whose declared size is not the file's, and whether their boxes fit the declared.
+
+    Boxes that leave the picture and fit the declared size were drawn on the declared one, and
+    have to be scaled. Otherwise they stay as they are, as in every other tool.
+    """
+    wrong = (split.declared > 0).all(1) & (sizes > 0).all(1) & (split.declared != sizes).any(1)
+    found = {}
+    slack = 2.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        reach = split.boxes[:, :2] + split.boxes[:, 2:]
+    for i in np.flatnonzero(wrong).tolist():
+        corners = reach[split.owners == i]
+        actual, declared = sizes[i, ::-1], split.declared[i, ::-1]
+        outside = (corners > actual + slack).any()
+        found[i] = bool(outside and (corners <= declared + slack).all())
+    return found
 
 
 def pixel_boxes(split: RawSplit, sizes: np.ndarray) -> np.ndarray:
@@ -191,9 +212,31 @@ def pixel_boxes(split: RawSplit, sizes: np.ndarray) -> np.ndarray:
     return np.round(boxes, 6)
 
 
+class Cleaned(NamedTuple):
+    """A table, and what it took to get there.
+
+    Attributes:
+        table: what can be trained on and evaluated.
+        images: (N,) int64, the position of each of its images in the raw split.
+        rows: (M,) int64, the position of each of its boxes in the raw split.
+        left_out: how many things were left out, by reason.
+        adjusted: how many things were read differently from how they are annotated.
+    """
+
+    table: Table
+    images: np.ndarray
+    rows: np.ndarray
+    left_out: dict[str, int]
+    adjusted: dict[str, int]
+
+
 def clean(
-    split: RawSplit, name: str, words: Vocabulary, position: int
-) -> tuple[Table, dict[str, int]]:
+    split: RawSplit,
+    name: str,
+    words: Vocabulary,
+    position: int,
+    headers: Sequence[Header | str] | None = None,
+) -> Cleaned:
     """What can be trained on and evaluated, and what had to be left out.
 
     Args:
@@ -201,27 +244,25 @@ def clean(
         name: what the table is called.
         words: the classes of the whole data set.
         position: which of the data set's splits this is.
-
-    Returns:
-        the table, and how many things were left out, by reason.
+        headers: of the image files; None trusts the declared sizes where there are any.
     """
-    sizes = known_sizes(split)
-    image_ok = np.array([member is not None for member in split.members], dtype=bool)
-    missing = int((~image_ok).sum())
-    sized = (sizes > 0).all(axis=1)
-    unsized = int((image_ok & ~sized).sum())
-    image_ok &= sized
+    if headers is None and (split.declared <= 0).any():
+        headers = read_headers(split)
+    sizes = split.declared if headers is None else shown_sizes(split, headers)
+    present = np.array([member is not None for member in split.members], dtype=bool)
+    readable = (sizes > 0).all(axis=1)
+    image_ok = present & readable
 
-    labels = _lookup(split.category_ids, words.labels[position])
     boxes = pixel_boxes(split, sizes)
-    listed = split.owners >= 0
-    known = labels >= 0
-    with np.errstate(invalid="ignore", over="ignore"):
-        finite = np.isfinite(boxes).all(axis=1) & np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(1)
-        solid = finite & (boxes[:, 2:] > 0).all(axis=1)
+    adjusted: dict[str, int] = {}
+    if headers is not None:
+        boxes, adjusted = _fitted(split, boxes, sizes)
+    labels = _lookup(split.category_ids, words.labels[position])
+    listed, known = split.owners >= 0, labels >= 0
+    finite, solid = sound(boxes)
     left_out = {
-        "images whose file is missing or not allowed": missing,
-        "images that cannot be read": unsized,
+        "images whose file is missing or not allowed": int((~present).sum()),
+        "images that cannot be read": int((present & ~readable).sum()),
         "boxes of images that are not listed": int((~listed).sum()),
         "boxes of unknown categories": int((listed & ~known).sum()),
         "boxes that are NaN or infinite": int((listed & known & ~finite).sum()),
@@ -253,7 +294,33 @@ def clean(
         annotation_ids=ids.astype(np.int64),
         pictures=split.store.pictures([split.members[i] or "" for i in images.tolist()]),
     )
-    return table, {reason: count for reason, count in left_out.items() if count}
+    some = {reason: count for reason, count in left_out.items() if count}
+    return Cleaned(table, images, rows, some, adjusted)
+
+
+def sound(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which xywh boxes are finite, and which of those have an area."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(boxes).all(axis=1) & np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(1)
+        return finite, finite & (boxes[:, 2:] > 0).all(axis=1)
+
+
+def _fitted(
+    split: RawSplit, boxes: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Boxes that were drawn on a picture of another size, scaled to the file's."""
+    wrong = misfits(split, sizes)
+    if not wrong:
+        return boxes, {}
+    boxes = boxes.copy()
+    scaled = [i for i, drawn_on_declared in wrong.items() if drawn_on_declared]
+    for i in scaled:
+        ratio = (sizes[i] / split.declared[i])[::-1]
+        boxes[split.owners == i] *= np.tile(ratio, 2)
+    return boxes, {
+        "images whose declared size is not the file's (the file's counts)": len(wrong),
+        "of them with boxes that only fit the declared size (scaled)": len(scaled),
+    }
 
 
 def _lookup(values: np.ndarray, index: dict[int, int]) -> np.ndarray:

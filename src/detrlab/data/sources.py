@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from detrlab.data.coco import OTHER_TASKS, looks_like_coco, read_coco, read_json
+from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings
-from detrlab.data.locate import split_of
-from detrlab.data.raw import RawSplit, clean, vocabulary
+from detrlab.data.locate import is_image, split_of
+from detrlab.data.raw import RawSplit, clean, read_headers, vocabulary
 from detrlab.data.shapes import shapes
 from detrlab.data.split import VAL_SHARE, stratified_split
-from detrlab.data.store import Folder, Store
+from detrlab.data.store import Archive, Folder, Store
 from detrlab.data.table import Table
+from detrlab.data.voc import read_voc, voc_files
+from detrlab.data.yolo import read_yolo, yolo_folders, yolo_yaml
 from detrlab.errors import UserError, did_you_mean
 
 BUILT_IN = ("shapes", "cppe5")
 
 MAX_LEFT_OUT = 0.1
 """Share of a split's images or boxes that may be unusable before training refuses."""
+
+MAX_MEASURED = 20_000
+"""Images whose headers are read when a data set is opened: about two seconds' worth."""
+
+MAX_JSON_FILES = 20
+"""With more of them, only those named like COCO's are opened."""
+
+_COCO_NAME = re.compile(r"coco|instances|annotations|train|val|test|labels|result", re.I)
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes of how many have been downloaded."""
 
 _ANNOTATION_FOLDERS = {"annotations", "annotation", "labels", "json", "coco"}
 
@@ -63,12 +76,13 @@ class RawData:
     notes: tuple[str, ...] = ()
 
 
-def open_data(source: str | Path, *, seed: int = 0) -> DataSet:
+def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = None) -> DataSet:
     """A data set from a folder, a file, an archive or the name of a built-in one.
 
     Args:
         source: ``shapes``, ``cppe5``, or a path. The format is worked out.
         seed: key of the validation split, where the data has none of its own.
+        progress: told the bytes while a built-in set is downloaded.
 
     Raises:
         UserError: nothing usable is there, or so much of it is broken that the result would
@@ -77,7 +91,7 @@ def open_data(source: str | Path, *, seed: int = 0) -> DataSet:
     if str(source) == "shapes":
         train, val = shapes()
         return DataSet("shapes", train, val)
-    return from_raw(read_raw(source), seed=seed)
+    return from_raw(read_raw(source, progress=progress), seed=seed)
 
 
 def from_raw(data: RawData, *, seed: int = 0) -> DataSet:
@@ -89,11 +103,22 @@ def from_raw(data: RawData, *, seed: int = 0) -> DataSet:
     notes = list(data.notes)
     for rule, count, listed in findings.by_rule():
         notes.append(f"{rule.title} ({count}), such as {listed[0].detail}: used by name")
+    images = sum(len(split) for split in data.splits)
+    measured = images <= MAX_MEASURED
+    if not measured:
+        notes.append(
+            f"the declared sizes of {images:,} images are taken on trust: detrlab check reads them"
+        )
     tables: dict[str, Table] = {}
     for position, split in enumerate(data.splits):
         name = split.name or "train"
-        table, left_out = clean(split, name, words, position)
+        if len(data.splits) == 1 and name != "train":
+            notes.append(f"the only split is called {name}: it is used as a whole")
+            name = "train"
+        headers = read_headers(split) if measured else None
+        table, _, _, left_out, adjusted = clean(split, name, words, position, headers)
         notes += [f"{name}: left out {count:,} {reason}" for reason, count in left_out.items()]
+        notes += [f"{name}: {count:,} {reason}" for reason, count in adjusted.items() if count]
         _refuse_ruins(split, table, left_out)
         tables[name] = table
     if "train" not in tables:
@@ -139,8 +164,17 @@ def _refuse_ruins(split: RawSplit, table: Table, left_out: dict[str, int]) -> No
         )
 
 
-def read_raw(source: str | Path) -> RawData:
-    """A data set as it lies on disk, whatever its format."""
+def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData:
+    """A data set as it lies on disk, whatever its format.
+
+    Raises:
+        UserError: there is none.
+    """
+    if str(source) == "cppe5":
+        from detrlab.data.catalog import CPPE5, fetch
+
+        folder = fetch(CPPE5, progress=progress)
+        return _read_store(Folder.scan(folder), "cppe5")
     path = Path(source).expanduser()
     if not path.exists():
         text = str(source)
@@ -148,52 +182,129 @@ def read_raw(source: str | Path) -> RawData:
         raise UserError(f"no data at {text!r}: there is no such folder, file or built-in set{hint}")
     if path.is_file():
         return _read_file(path)
-    store = Folder.scan(path, follow_links=_follow_links())
-    return _read_store(store, path.resolve().name)
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a folder nor a file")
+    store = Folder.scan(path, follow_links=follow_links())
+    name = path.resolve().name
+    holds_images = any(is_image(member) for member in store.names)
+    if name.lower() in _ANNOTATION_FOLDERS and not holds_images:
+        # The folder of annotation files was named, where the one around it was meant.
+        parent = path.resolve().parent
+        store, name = Folder.scan(parent, follow_links=follow_links()), parent.name
+    return _read_store(store, name)
 
 
-def _follow_links() -> bool:
+def follow_links() -> bool:
+    """Whether links that leave the data folder are trusted (``DETRLAB_LINKS=follow``)."""
     return os.environ.get("DETRLAB_LINKS", "") == "follow"
 
 
 def _read_file(path: Path) -> RawData:
     ending = path.suffix.lower()
+    if ending == ".zip":
+        return _read_store(Archive.scan(path), path.stem)
+    root = path.parent
     if ending == ".json":
-        root = path.parent
         if root.name.lower() in _ANNOTATION_FOLDERS:
             root = root.parent
-        store = Folder.scan(root, follow_links=_follow_links())
-        name = path.relative_to(root).as_posix()
-        return RawData(path.stem, (read_coco(store, name, ""),))
-    raise UserError(
-        f"{path} is not a kind of file that holds a data set: give a folder, a COCO .json, "
-        "a YOLO data.yaml or a .zip"
-    )
+        store = Folder.scan(root, follow_links=follow_links())
+        name = _listed_name(store, path, root)
+        split = read_coco(store, name, "")
+        assert split is not None
+        return RawData(path.stem, (split,))
+    if ending in (".yaml", ".yml"):
+        store = Folder.scan(root, follow_links=follow_links())
+        splits = read_yolo(store, _listed_name(store, path, root))
+        return RawData(root.resolve().name, tuple(splits))
+    hint = "unpack it first" if ending in (".gz", ".tgz", ".tar", ".rar", ".7z", ".xz") else (
+        "give a folder, a COCO .json, a YOLO data.yaml or a .zip"
+    )  # fmt: skip
+    raise UserError(f"{path} is not a kind of file that holds a data set: {hint}")
+
+
+def _listed_name(store: Store, path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix()
+    if name not in store.names:
+        raise UserError(f"{path} is a link that leaves its folder, or a hidden file: copy it")
+    return name
 
 
 def _read_store(store: Store, name: str) -> RawData:
-    readers: list[Callable[[Store], list[RawSplit]]] = [_coco_splits]
-    for reader in readers:
-        splits = reader(store)
-        if splits:
-            return RawData(name, tuple(splits))
-    raise UserError(
-        f"{store.root} holds no data set that is understood: looked for COCO json, a YOLO "
-        "data.yaml and Pascal VOC xml below it"
+    """The first format that fits: COCO, YOLO with a yaml, Pascal VOC, YOLO's bare folders."""
+    splits, notes = _coco_splits(store)
+    if not splits:
+        description = yolo_yaml(store)
+        if description is not None:
+            splits = read_yolo(store, description)
+        elif voc_files(store):
+            splits = read_voc(store)
+        elif yolo_folders(store):
+            splits = read_yolo(store, None)
+    if not splits:
+        raise UserError(_nothing_found(store))
+    return RawData(name, tuple(splits), notes=tuple(notes))
+
+
+def _nothing_found(store: Store) -> str:
+    """What to say when no format fits, as precisely as what is there allows."""
+    looked = "COCO json, a YOLO data.yaml and Pascal VOC xml"
+    images = sum(map(is_image, store.names))
+    if not store.names:
+        reason = "is empty"
+    elif images:
+        reason = f"holds {images:,} images and no annotations that are understood"
+    else:
+        reason = "holds no data set that is understood"
+    refused = f"; {len(store.refused):,} links that leave it were not followed" * bool(
+        store.refused
     )
+    return f"{store.root} {reason}: looked for {looked}{refused}"
 
 
-def _coco_splits(store: Store) -> list[RawSplit]:
-    """All COCO files of a store, one a split."""
+def _coco_splits(store: Store) -> tuple[list[RawSplit], list[str]]:
+    """All COCO files of a store, one a split, and what was decided about them."""
     names = sorted(name for name in store.names if name.lower().endswith(".json"))
     names = [name for name in names if not OTHER_TASKS.search(posixpath.basename(name))]
-    documents: dict[str, tuple[str, Any]] = {}
+    if len(names) > MAX_JSON_FILES:
+        # One json an image (LabelMe and others): only names that speak of a split can be COCO's.
+        names = [name for name in names if _COCO_NAME.search(posixpath.basename(name))]
+        names = names[:MAX_JSON_FILES]
+    claims: dict[str, list[tuple[str, RawSplit]]] = {}
+    broken: list[UserError] = []
     for name in names:
-        document = read_json(store, name)
-        if not looks_like_coco(document):
-            continue
         split = split_of(name)
-        documents[split] = (name, document)
-    return [
-        read_coco(store, name, split, document) for split, (name, document) in documents.items()
-    ]
+        try:
+            raw = read_coco(store, name, split, required=False)
+        except UserError as error:
+            broken.append(error)
+            continue
+        if raw is not None:
+            claims.setdefault(split, []).append((name, raw))
+    if not claims and broken:
+        raise broken[0]
+    notes = [str(error) for error in broken]
+    if list(claims) == [""] and len(claims[""]) > 1:
+        raise UserError(
+            f"{store.root} holds several COCO files and none is called train or val: "
+            f"{', '.join(name for name, _ in claims[''][:5])}; name one of them"
+        )
+    splits = []
+    for split, found in claims.items():
+        if not split and len(claims) > 1:
+            notes.append(f"not used, its name speaks of no split: {found[0][0]}")
+            continue
+        splits.append(_preferred(store, split, found))
+    return splits, notes
+
+
+def _preferred(store: Store, split: str, found: list[tuple[str, RawSplit]]) -> RawSplit:
+    """The one file of a split; the official name wins."""
+    if len(found) > 1:
+        official = [raw for name, raw in found if "instances" in posixpath.basename(name)]
+        if len(official) != 1:
+            raise UserError(
+                f"{store.root} holds several files for {split!r}: "
+                f"{', '.join(name for name, _ in found)}; keep one of them there"
+            )
+        return official[0]
+    return found[0][1]

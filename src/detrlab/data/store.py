@@ -7,21 +7,29 @@ defence: there is no other way from an annotation to a file.
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
+import stat
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, NamedTuple, Protocol
 
-from detrlab.data.pictures import FilePictures, Names, Pictures
+import numpy as np
+
+from detrlab.data.pictures import FilePictures, Names, Pictures, ZipPictures, extract
 from detrlab.errors import UserError
 
 MAX_FILES = 5_000_000
 MAX_DEPTH = 16
 MAX_TEXT = 4 << 30
 """Bytes of the largest annotation file that is read."""
-MAX_IMAGE = 1 << 30
+MAX_MEMBER = 1 << 30
 """Bytes of the largest image file that is taken out of an archive."""
+_BOMB_BYTES = 16 << 20
+_BOMB_RATIO = 200
+"""A packed file that grows past both is refused: text packs 30-fold, a bomb 1000-fold."""
 
 _SKIPPED = {"__MACOSX", "__pycache__", "node_modules"}
 
@@ -143,3 +151,99 @@ def within(folder: str, name: str) -> str | None:
         return None
     joined = posixpath.normpath(posixpath.join(folder, name))
     return None if joined == ".." or joined.startswith("../") else joined
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files in a zip, read where they lie: nothing is ever unpacked to a disk."""
+
+    root: Path
+    names: frozenset[str]
+    members: dict[str, zipfile.ZipInfo]
+    refused: tuple[str, ...] = ()
+
+    @staticmethod
+    def scan(path: Path) -> Archive:
+        """List a zip file.
+
+        Raises:
+            UserError: it is not a zip file, or holds more than a data set would.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+            raise UserError(
+                f"{path} is not a readable zip file ({error}): copy or download it again"
+            ) from None
+        if len(entries) > MAX_FILES:
+            raise UserError(f"{path} holds more than {MAX_FILES:,} files: it is no data set")
+        members: dict[str, zipfile.ZipInfo] = {}
+        refused: list[str] = []
+        for entry in entries:
+            if entry.is_dir():
+                continue
+            name = within("", entry.filename)
+            if name is None or stat.S_ISLNK(entry.external_attr >> 16):
+                refused.append(entry.filename)
+            elif not any(part.startswith(".") or part in _SKIPPED for part in name.split("/")):
+                members[name] = entry
+        return Archive(path, frozenset(members), members, tuple(sorted(refused)))
+
+    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
+        """The bytes of a file of at most ``limit`` bytes."""
+        entry = self._checked(name)
+        if entry.file_size > limit:
+            raise UserError(
+                f"{self.root}: {name} holds {entry.file_size:,} bytes, more than {limit:,}"
+            )
+        with self.root.open("rb") as file:
+            return extract(file, _Where.of(entry), f"{self.root}: {name}")
+
+    def open(self, name: str) -> IO[bytes]:
+        """A seekable stream of a file's bytes."""
+        return io.BytesIO(self.read(name, MAX_MEMBER))
+
+    def pictures(self, names: list[str]) -> Pictures:
+        """Image files as the pixels of a table."""
+        columns = [_Where.of(self._checked(name)) for name in names]
+        return ZipPictures(
+            str(self.root), Names(names), np.array(columns, dtype=np.int64).reshape(-1, 5)
+        )
+
+    def _checked(self, name: str) -> zipfile.ZipInfo:
+        """A member that does not blow up.
+
+        Raises:
+            UserError: it is encrypted, packed in an unusual way, or a bomb.
+        """
+        entry = self.members[name]
+        where = f"{self.root}: {name}"
+        if entry.flag_bits & 1:
+            raise UserError(f"{where} is encrypted: pack the data without a password")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{where} is packed in an unusual way: pack the data as plain zip")
+        ratio = entry.file_size / max(entry.compress_size, 1)
+        if entry.file_size > MAX_TEXT or (entry.file_size > _BOMB_BYTES and ratio > _BOMB_RATIO):
+            raise UserError(
+                f"{where} would grow from {entry.compress_size:,} to {entry.file_size:,} bytes: "
+                "this looks like an archive bomb and is not unpacked"
+            )
+        return entry
+
+
+class _Where(NamedTuple):
+    """Where a packed file lies, as five numbers for the columns of ``ZipPictures``."""
+
+    offset: int
+    packed: int
+    size: int
+    deflated: int
+    crc: int
+
+    @staticmethod
+    def of(entry: zipfile.ZipInfo) -> _Where:
+        deflated = int(entry.compress_type == zipfile.ZIP_DEFLATED)
+        return _Where(
+            entry.header_offset, entry.compress_size, entry.file_size, deflated, entry.CRC
+        )
