@@ -1,0 +1,59 @@
+"""One picture file explained into a folder."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detrlab.api import Detector
+from detrlab.config import DataConfig
+from detrlab.data.shapes import shapes
+from detrlab.data.sources import DataSet
+from detrlab.errors import UserError
+from detrlab.explain.inquiry import explain_file, find_target, read_point
+from detrlab.models.build import build_network
+from tiny_detectors import tiny_config
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, val = shapes(train=2, val=3)
+    return DataSet("shapes", train, val)
+
+
+def detector_of(preset):
+    config = tiny_config(preset, num_classes=6)
+    classes = ("disc", "ring", "square", "triangle", "cross", "star")
+    return Detector(
+        build_network(config).eval(), config, classes,
+        preprocessing=DataConfig(image_size=64, max_size=96),
+    )  # fmt: skip
+
+
+def test_a_file_is_explained(tmp_path, data):
+    name = data.val.file(1).split("/")[-1]
+    path = (tmp_path / name).with_suffix(".png" if "." not in name else "." + name.split(".")[-1])
+    Image.fromarray(np.ascontiguousarray(data.val.picture(1).permute(1, 2, 0).numpy())).save(
+        path, format="png"
+    )
+    answer = explain_file(
+        detector_of("deformable-detr"), path, tmp_path / "out", queries=[2], points=[(0.5, 0.5)],
+        layer=0, data=data,
+    )  # fmt: skip
+    assert len(answer.sentences) == len(data.val.targets(1).labels)
+    assert (tmp_path / "out" / "query-2.png").is_file()
+    assert answer.files[-1].name == "explanation.json"
+
+
+def test_annotations_are_found_by_file_name(data, tmp_path):
+    for table, index in ((data.val, 2), (data.train, 1)):
+        target = find_target(data, tmp_path / table.file(index).split("/")[-1])
+        assert target.boxes.equal(table.targets(index).boxes)
+    with pytest.raises(UserError, match=r"holiday.jpg is not among the pictures of shapes"):
+        find_target(data, tmp_path / "holiday.jpg")
+
+
+def test_points_are_read():
+    assert read_point("0.25,1") == (0.25, 1.0)
+    for wrong in ("0.5", "a,b", "1.2,0.5", "0.1,0.2,0.3", "nan,0.5"):
+        with pytest.raises(UserError, match="write x,y as fractions"):
+            read_point(wrong)
