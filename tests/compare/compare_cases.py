@@ -108,3 +108,72 @@ class FakeTrainer:
         )
         made.save(run.folder)
         return made
+
+
+SMALL = {
+    "backbone": "test_resnet",
+    "backbone_norms": "trained",
+    "backbone_trains": "all",
+    "width": 64,
+    "num_heads": 2,
+    "ffn_width": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 12,
+}
+
+
+def small_recipe(data, epochs=2, **train):
+    """Trains in seconds and learns nothing."""
+    from detrlab.config import DataConfig, Recipe, TrainConfig
+
+    return Recipe(
+        name="small",
+        model=SMALL,
+        train=TrainConfig(
+            **{"epochs": epochs, "batch": 4, "learning_rate": 1e-3, "weights": "none", **train}
+        ),
+        data=DataConfig(
+            data=str(data), image_size=64, max_size=64, augmentation="light", workers=0
+        ),
+    )
+
+
+def write_data(folder, train=10, val=6, classes=("box", "disc")):
+    """A COCO folder of small pictures with one to three coloured rectangles each."""
+    from PIL import Image, ImageDraw
+
+    for split, count, first in (("train", train, 1), ("val", val, 101)):
+        images, annotations = [], []
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            image_id = first + index
+            draws = keyed("picture", image_id)
+            height, width = (64, 80) if index % 2 else (80, 64)
+            picture = Image.new("RGB", (width, height), (30, 60, 30))
+            pen = ImageDraw.Draw(picture)
+            for _ in range(int(draws.integers(1, 4))):
+                x, y = draws.integers(0, 40, 2).tolist()
+                w, h = draws.integers(8, 40, 2).tolist()
+                label = int(draws.integers(len(classes)))
+                box = [x, y, min(w, width - x), min(h, height - y)]
+                colour = [(220, 60, 60), (60, 60, 220)][label % 2]
+                pen.rectangle((x, y, x + box[2] - 1, y + box[3] - 1), fill=colour)
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": 3 + 2 * label,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
+            name = f"{image_id:03}.png"
+            picture.save(folder / split / name)
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        categories = [{"id": 3 + 2 * i, "name": name} for i, name in enumerate(classes)]
+        (folder / "annotations").mkdir(exist_ok=True)
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    return folder

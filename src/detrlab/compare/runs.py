@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -253,8 +254,6 @@ def gather(sources: Sequence[Path], folder: Path, report: Report) -> int:
 
     Runs that are there already are left alone.
     """
-    import shutil
-
     count = 0
     for source in sources:
         if not source.is_dir():
@@ -265,12 +264,23 @@ def gather(sources: Sequence[Path], folder: Path, report: Report) -> int:
             if RunResult.load(run) is None or RunResult.load(target) is not None:
                 continue
             report(f"collecting {run.name} from {source}")
-            partial = folder / f".{run.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(run, partial, ignore=shutil.ignore_patterns("*.tmp", "*.lock"))
-            # An unfinished run of that name would make the rename fail; it has nothing to lose
-            # that the finished one does not have.
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            _copy(run, target)
             count += 1
     return count
+
+
+def _copy(run: Path, target: Path) -> None:
+    """Copy a finished run; what lies there has not finished, and nobody may be training it.
+
+    Raises:
+        UserError: somebody is.
+    """
+    from detrlab.training.folder import locked
+
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(run, partial, ignore=shutil.ignore_patterns("*.tmp", "*.lock"))
+    if target.exists():
+        with locked(target):
+            shutil.rmtree(target)
+    partial.rename(target)

@@ -208,16 +208,15 @@ def _result(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Ru
             **(
                 json.loads(environment.read_text(encoding="utf-8")) if environment.is_file() else {}
             ),
-            "initial_backbone": backbone_fingerprint(run),
+            "initial_backbone": backbone_fingerprint(run, data),
             "order": order_fingerprint(run, data),
-            "epochs": len(outcome.epochs),
         },
     )
 
 
 def _epoch(row: dict[str, Any]) -> Epoch:
     """One row of the loop's table; what is neither metric nor bookkeeping is a loss."""
-    apart = {*METRICS, "epoch", "seconds", "learning_rate", "per_class"}
+    apart = {*METRICS, "epoch", "step", "seconds", "skipped", "learning_rate", "per_class"}
     return Epoch(
         epoch=int(row["epoch"]),
         minutes=float(row["seconds"]) / 60,
@@ -253,16 +252,14 @@ def _cost(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Cost
     )
 
 
-def backbone_fingerprint(run: Run) -> str:
+def backbone_fingerprint(run: Run, data: DataSet) -> str:
     """Of the backbone's first weights: equal for all that start alike."""
-    from detrlab.models.build import build_network
+    from detrlab.training.folder import RunConfig
+    from detrlab.training.loop import first_network
 
-    if run.train.weights not in ("imagenet", "none"):
-        return f"from {run.train.weights}"
-    pretrained = run.train.weights == "imagenet"
-    network = build_network(run.model, pretrained_backbone=pretrained, seed=run.seed)
+    config = RunConfig(model=run.model, train=run.train, data=run.data)
     digest = hashlib.sha256()
-    for name, tensor in network.backbone.state_dict().items():
+    for name, tensor in first_network(config, data).backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""What every detector of a comparison shares, seen from inside the trainings themselves."""
+
+import hashlib
+
+import pytest
+import torch
+from compare_cases import small_recipe, write_data
+
+from detrlab.compare import compare, runs
+from detrlab.compare.entrants import named
+from detrlab.compare.trainers import backbone_fingerprint
+from detrlab.data import open_data
+from detrlab.presets import FIVE
+from detrlab.training import loop
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "rectangles")
+
+
+def digest(batch):
+    parts = hashlib.sha256(repr((batch.image_ids, batch.original_sizes)).encode())
+    for tensor in (*batch.images, *(part for target in batch.targets for part in target)):
+        parts.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
+    return parts.hexdigest()
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Hashes of every training batch that reaches a network, as its training gets them."""
+    hashes = []
+    original = loop.batches
+
+    def recording(*arguments, **options):
+        for batch in original(*arguments, **options):
+            if options["train"]:
+                hashes.append(digest(batch))
+            yield batch
+
+    monkeypatch.setattr(loop, "batches", recording)
+    return hashes
+
+
+def train(model, data, folder, seen, workers, seed=0):
+    seen.clear()
+    recipe = small_recipe(data)
+    recipe = recipe.change(data=recipe.data.change(workers=workers))
+    compare([model], recipe=recipe, output=folder, seeds=[seed], apart=False, pictures=0)
+    return list(seen)
+
+
+def test_two_detectors_see_the_same_batches_whatever_the_worker_count(
+    data, tmp_path, seen, monkeypatch
+):
+    monkeypatch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
+    detr = train("detr", data, tmp_path / "a", seen, workers=0)
+    assert len(detr) == 4, "two epochs of two whole batches"
+    assert len(set(detr)) == 4, "each epoch draws anew"
+    torch.rand(7)  # global random state plays no part
+    two_stage = train("deformable-detr-two-stage", data, tmp_path / "b", seen, workers=2)
+    assert two_stage == detr
+    assert train("detr", data, tmp_path / "c", seen, workers=0, seed=1) != detr
+
+
+def test_all_start_from_the_same_backbone(data, tmp_path):
+    found = open_data(data)
+    planned = runs.plan(named(FIVE), small_recipe(data), found, [0, 1], tmp_path)
+    prints = {run.seed: set() for run in planned}
+    for run in planned:
+        prints[run.seed].add(backbone_fingerprint(run, found))
+    assert len(prints[0]) == len(prints[1]) == 1
+    assert prints[0] != prints[1]

@@ -1,0 +1,175 @@
+import csv
+import io
+import json
+
+import pytest
+from compare_cases import FakeTrainer, detections, small_recipe, write_data
+
+from detrlab.compare import collect, compare
+from detrlab.data import open_data
+from detrlab.errors import UserError
+from detrlab.presets import FIVE
+
+THREE = ("detr", "deformable-detr", "deformable-detr-two-stage")
+NOISES = dict(zip(FIVE, (0.3, 0.28, 0.15, 0.12, 0.03), strict=True))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "rectangles")
+
+
+@pytest.fixture(scope="module")
+def truth(data):
+    return open_data(data).val.coco_ground_truth()
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing would take most of the time of these tests; test_curves looks at it."""
+    monkeypatch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
+
+
+@pytest.fixture
+def run(data, truth, tmp_path):
+    def run(models=THREE, folder="out", failing=(), **changes):
+        trainer = changes.pop("trainer", None) or FakeTrainer(truth, NOISES, failing)
+        recipe = changes.pop("recipe", None) or small_recipe(data)
+        found = compare(
+            models,
+            recipe=recipe,
+            output=tmp_path / folder,
+            trainer=trainer,
+            **{"pictures": 2, **changes},
+        )
+        return found, trainer
+
+    return run
+
+
+def test_a_comparison_leaves_everything_it_promises(run):
+    found, trainer = run()
+    assert trainer.trained == [(name, 42) for name in THREE]
+    names = {path.name for path in found.folder.iterdir()}
+    assert names >= {
+        "table.md", "table.csv", "table.tex", "original-layout.md", "recipe.yaml",
+        "report.html", "comparison-result.json", "runs",
+    }  # fmt: skip
+    aps = [row.metrics["ap"] for row in found.rows]
+    assert aps == sorted(aps), "the fake detectors are made to be better and better"
+    assert "deformable-detr-two-stage has the highest AP" in found.verdicts.sentences[0]
+    written = json.loads((found.folder / "comparison-result.json").read_text())
+    assert [model["model"] for model in written["models"]] == list(THREE)
+    assert written["models"][0]["ap"] == aps[0]
+    assert written["steps"][1]["changes"] == [
+        "queries: points -> proposals",
+        "refine: False -> True",
+    ]
+
+
+def test_finished_runs_are_reused(run):
+    first, _ = run()
+    again, trainer = run()
+    assert trainer.trained == []
+    assert again.verdicts.sentences == first.verdicts.sentences
+    more, trainer = run(models=(*THREE, "detr-dc5"), seeds=(42, 7))
+    assert ("detr", 42) not in trainer.trained
+    assert {name for name, seed in trainer.trained if seed == 42} == {"detr-dc5"}
+    assert [row.name for row in more.rows] == ["detr", "detr-dc5", *THREE[1:]]
+    assert more.rows[0].seeds == (42, 7)
+
+
+def test_one_failure_does_not_take_the_others_with_it(run):
+    said = []
+    found, _ = run(failing=["deformable-detr"], report=said.append)
+    assert [row.name for row in found.rows] == ["detr", "deformable-detr-two-stage"]
+    (failure,) = found.failures
+    assert failure.reason == "MemoryError: no more of it"
+    assert "no more of it" in found.report.read_text()
+    errors = list(found.folder.glob("runs/*/error.txt"))
+    assert len(errors) == 1
+    assert "MemoryError" in errors[0].read_text()
+    mended, trainer = run()
+    assert trainer.trained == [("deformable-detr", 42)]
+    assert not mended.failures
+
+
+def test_when_all_fail_the_reason_is_told(run):
+    with pytest.raises(UserError, match=r"no detector has finished .*no more of it"):
+        run(failing=THREE)
+
+
+def test_an_interrupted_comparison_goes_on_to_the_same_table(run, truth):
+    class Interrupted(FakeTrainer):
+        def __call__(self, run, report):
+            if run.entrant == "deformable-detr":
+                raise KeyboardInterrupt
+            return super().__call__(run, report)
+
+    whole, _ = run(folder="whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(folder="cut", trainer=Interrupted(truth, NOISES))
+    cut, trainer = run(folder="cut")
+    assert len(trainer.trained) == 2
+    for name in ("table.csv", "table.tex", "original-layout.md"):
+        assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_folder_keeps_to_one_recipe_and_one_data_set(run, data, tmp_path):
+    run()
+    with pytest.raises(UserError, match=r"another recipe \(train.epochs: 2 -> 3\)"):
+        run(recipe=small_recipe(data, epochs=3))
+    with pytest.raises(UserError, match="budget: None -> 5 epochs"):
+        run(budget="epochs=5")
+    other = write_data(tmp_path / "other", train=11)
+    with pytest.raises(UserError, match="other data"):
+        run(recipe=small_recipe(other))
+
+
+def test_another_tool_stands_in_the_same_table(run, truth, tmp_path):
+    file = tmp_path / "yolo.json"
+    file.write_text(json.dumps(detections(truth, 0.05)))
+    found, _ = run(models=THREE[:2], predictions=[f"yolo={file}"])
+    assert [row.name for row in found.rows] == ["detr", "deformable-detr", "yolo"]
+    assert found.rows[-1].seeds == ()
+    pairs = {(each.first, each.second) for each in found.verdicts.differences()}
+    assert pairs == {("detr", "deformable-detr"), ("deformable-detr", "yolo")}
+    file.unlink()
+    again = collect(found.folder, report=str)
+    assert again.rows[-1].metrics == found.rows[-1].metrics, "a copy of the file was kept"
+
+
+def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
+    whole, _ = run(folder="whole")
+    run(folder="one", models=THREE[:1])
+    run(folder="two", models=THREE[1:])
+    merged = collect(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"], report=str)
+    assert (merged.folder / "table.csv").read_bytes() == (whole.folder / "table.csv").read_bytes()
+    assert "<image" in merged.report.read_text(), "the data was found again for the pictures"
+
+
+def test_collecting_refuses_what_does_not_belong(run, data, tmp_path):
+    run(folder="one", models=THREE[:1])
+    run(folder="two", models=THREE[1:], recipe=small_recipe(data, epochs=3))
+    with pytest.raises(UserError, match="another recipe"):
+        collect(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"], report=str)
+    with pytest.raises(UserError, match="holds no comparison"):
+        collect(tmp_path / "merged", [tmp_path / "nowhere"], report=str)
+    with pytest.raises(UserError, match="holds no comparison"):
+        collect(tmp_path / "nowhere", report=str)
+
+
+def test_seeds_are_lines_of_the_csv(run):
+    found, _ = run(models=THREE[:2], seeds=(1, 2))
+    lines = list(csv.DictReader(io.StringIO((found.folder / "table.csv").read_text())))
+    assert [(line["model"], line["seed"]) for line in lines] == [
+        ("detr", "1"), ("detr", "2"), ("deformable-detr", "1"), ("deformable-detr", "2"),
+    ]  # fmt: skip
+    assert "2 seeds" in found.verdicts.sentences[-1]
+
+
+def test_the_command_repeats_it(run):
+    found, _ = run(models=THREE[:2], seeds=(1,), budget="images=100")
+    assert found.command.startswith("detrlab compare --data ")
+    assert f"--recipe {found.folder}/recipe.yaml" in found.command, "it is no named recipe"
+    assert "--models detr deformable-detr --seeds 1 --budget images=100" in found.command
