@@ -104,7 +104,7 @@ def save(
     Raises:
         UserError: the file cannot be written; what was there before still is.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     assert len(classes) == len(category_ids) == config.num_classes, (classes, category_ids, config)
     path = Path(path)
@@ -124,8 +124,9 @@ def save(
     }
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with files.replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: text})
+    # Not save_file: a full disk would be an error of its own kind, and the file unreadable to
+    # other users.
+    files.write_bytes(path, serialize(tensors, metadata={_KEY: text}))
     return path
 
 
@@ -251,7 +252,8 @@ def require_safetensors(path: Path) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not head:
         raise UserError(f"{path} is empty: the file was not written to its end; get it again")
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    pickled = head[:1] == b"\x80" and head[8:9] != b"{"  # a header may be 0x80 bytes long, too
+    if head[:2] == b"PK" or pickled:
         raise UserError(
             f"{path} is a PyTorch file (pickle), not safetensors: bring it in with "
             "'detrlab convert'"

@@ -76,12 +76,19 @@ class Losses(NamedTuple):
             proposals=None if self.proposals is None else self.proposals.detach(),
         )
 
-    def measures(self, share: float = 1.0) -> dict[str, Tensor]:
+    @property
+    def pairs(self) -> int:
+        """How many queries the last layer's matching gave an object."""
+        return sum(len(match.queries) for match in self.matches[-1])
+
+    def measures(self, images: float = 1.0, pairs: float = 1.0) -> dict[str, Tensor]:
         """The numbers worth logging; those of a step's micro-batches add up to the step's.
 
+        The losses are sums over the step already; the others are means and count by share.
+
         Args:
-            share: of the step's images that this micro-batch holds. Losses are sums over the
-                step already; the errors are means and count by their share.
+            images: the share of the step's images that this micro-batch holds.
+            pairs: the share of the step's matched pairs.
         """
         named = {
             "loss": self.total,
@@ -93,9 +100,9 @@ class Losses(NamedTuple):
             named["loss_proposal_class"] = self.proposals.classes
             named["loss_proposal_box"] = self.proposals.boxes
             named["loss_proposal_giou"] = self.proposals.giou
-        named["class_error"] = self.class_error * share
-        named["cardinality_error"] = self.cardinality_error * share
-        named["query_spread"] = self.query_spread * share
+        named["class_error"] = self.class_error * pairs
+        named["cardinality_error"] = self.cardinality_error * images
+        named["query_spread"] = self.query_spread * images
         return named
 
 

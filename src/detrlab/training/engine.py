@@ -110,9 +110,11 @@ class Engine:
         before = [each.clone() for each in self._statistics]
         pieces = micro_batches(share, self.config.micro_batch)
         try:
-            judged = self._accumulate(pieces, step, total_counts([parts]))
+            counts = total_counts([parts])
+            with self.processes.speaking():
+                judged = self._accumulate(pieces, step, counts)
             norm, applied = self._update()
-            measures = self._measure(pieces, judged, images)
+            measures = self._measure(pieces, judged, images, counts.matched)
         except BaseException as error:
             self._restore(before)  # a step happens whole or not at all
             if isinstance(error, torch.OutOfMemoryError):
@@ -173,15 +175,17 @@ class Engine:
         return norm, applied
 
     def _measure(
-        self, pieces: list[Batch], judged: list[Losses], images: float
+        self, pieces: list[Batch], judged: list[Losses], images: float, pairs: float
     ) -> dict[str, float]:
         """Losses and errors of the whole step, over all processes."""
-        rows = [
-            torch.stack(list(losses.measures(len(piece.targets) / images).values()))
-            for piece, losses in zip(pieces, judged, strict=True)
-        ]
+        rows = []
+        for piece, losses in zip(pieces, judged, strict=True):
+            share = len(piece.targets) / images
+            # In a step without any object every piece's error is 100, by convention.
+            measures = losses.measures(share, losses.pairs / pairs if pairs else share)
+            rows.append(torch.stack(list(measures.values())))
         own = torch.stack(rows).double().sum(0).tolist()
-        return dict(zip(judged[0].measures(), self.processes.total(own), strict=True))
+        return dict(zip(measures, self.processes.total(own), strict=True))
 
     @torch.no_grad()
     def _restore(self, before: list[Tensor]) -> None:

@@ -7,7 +7,9 @@ otherwise there is one, and everything here costs nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,6 +22,9 @@ from detrlab.errors import UserError
 
 PATIENCE = timedelta(minutes=15)
 """How long a process waits for the others; the first evaluation of a large set takes a while."""
+
+# What gloo, NCCL and the rendezvous store say when a peer does not answer.
+_SPEAKING = re.compile("gloo|nccl|connection|socket|timed out|timeout|store", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ class Processes:
             distributed.all_gather_object(values, value)
         return values
 
+    def speaking(self) -> AbstractContextManager[None]:
+        """A block in which gradients are exchanged.
+
+        Raises:
+            UserError: another process is gone.
+        """
+        return nullcontext() if self.world == 1 else _telling_who_is_gone()
+
     def share(self, network: nn.Module, *, unused: bool) -> nn.Module:
         """The network with gradients averaged over the processes; itself if there is one.
 
@@ -113,17 +126,17 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-class _telling_who_is_gone:  # noqa: N801 - reads as a with statement
+@contextmanager
+def _telling_who_is_gone() -> Iterator[None]:
     """Turns the backends' many ways to say that a peer is gone into one message."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (RuntimeError, distributed.DistError)):
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                "another process of this training is gone or cannot be reached "
-                f"({reason}): look at its own message; --resume continues from the last "
-                "saved state, with any number of processes"
-            ) from error
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and not _SPEAKING.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            "another process of this training is gone or cannot be reached "
+            f"({reason}): look at its own message; --resume continues from the last saved "
+            "state, with any number of processes"
+        ) from error
