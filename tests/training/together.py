@@ -1,0 +1,168 @@
+"""What each of several processes runs in the tests of training together; not a test itself."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+STEPS = 3
+IMAGES = 8
+HERE = Path(__file__).resolve()
+
+
+def launch(world, *arguments):
+    """Start ``world`` processes of this file that find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(world):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(HERE), *map(str, arguments)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def synthetic_batch(step, *, empty_odd):
+    """Eight equally large images; with ``empty_odd`` every second one has no objects."""
+    from detrlab.data.batching import Batch
+    from detrlab.structures import ImageBatch, Target
+
+    draw = torch.Generator().manual_seed(step)
+    targets = []
+    for image in range(IMAGES):
+        count = 0 if empty_odd and image % 2 else 1 + (image * 7 + step) % 4
+        targets.append(
+            Target(
+                torch.randint(3, (count,), generator=draw),
+                torch.rand(count, 4, generator=draw) * 0.3 + 0.3,
+            )
+        )
+    images = ImageBatch(
+        torch.randn(IMAGES, 3, 64, 64, generator=draw),
+        torch.zeros(IMAGES, 64, 64, dtype=torch.bool),
+    )
+    return Batch(images, tuple(targets), tuple(range(IMAGES)), ((64, 64),) * IMAGES)
+
+
+def share_of(batch, rank, world):
+    from detrlab.structures import ImageBatch
+
+    return batch._replace(
+        images=ImageBatch(*(each[rank::world] for each in batch.images)),
+        targets=batch.targets[rank::world],
+        image_ids=batch.image_ids[rank::world],
+        original_sizes=batch.original_sizes[rank::world],
+    )
+
+
+CASES = {
+    "detr": {"preset": "detr"},
+    "two-stage": {"preset": "deformable-detr-two-stage"},
+    "one process sees no object": {"preset": "deformable-detr-two-stage", "empty_odd": True},
+    "no auxiliary losses": {"preset": "deformable-detr-refine", "auxiliary": False},
+}
+
+
+def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=True):
+    """A few steps of a tiny detector: the reports, and the gradients of the last step."""
+    from detrlab.config import DataConfig, TrainConfig
+    from detrlab.models.build import build_network
+    from detrlab.presets import model_config
+    from detrlab.training.folder import RunConfig
+    from detrlab.training.loop import build_engine
+
+    levels = {"levels": 3} if "deformable" in preset else {}
+    config = RunConfig(
+        model=model_config(
+            preset,
+            3,
+            backbone="test_resnet",
+            width=64,
+            num_heads=2,
+            ffn_width=32,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_queries=6,
+            dropout=0.0,
+            **levels,
+        ),
+        train=TrainConfig(
+            batch=IMAGES,
+            micro_batch=micro_batch,
+            learning_rate=1e-3,
+            auxiliary_losses=auxiliary,
+            weights="none",
+        ),
+        data=DataConfig(),
+    )
+    network = build_network(config.model, seed=0).train()
+    engine = build_engine(network, config, STEPS, processes)
+    reports = []
+    for step in range(STEPS):
+        share = share_of(
+            synthetic_batch(step, empty_odd=empty_odd), processes.rank, processes.world
+        )
+        report = engine.step(share, step)
+        reports.append({**report.measures, "norm": report.norm})
+    return reports, {
+        name: each.grad for name, each in network.named_parameters() if each.grad is not None
+    }
+
+
+def run_steps(out):
+    from detrlab.training.processes import join
+
+    processes = join("cpu")
+    found = {name: steps(processes, **case) for name, case in CASES.items()}
+    torch.save(found, f"{out}-{processes.rank}.pt")
+
+
+def run_training(folder, config_file, die_at):
+    """Train on ``shapes``; rank 1 kills itself before step ``die_at``."""
+    from detrlab.data import DataSet
+    from detrlab.data.shapes import shapes
+    from detrlab.errors import UserError
+    from detrlab.training.folder import RunConfig
+    from detrlab.training.loop import Options, train
+
+    rank, fatal = int(os.environ["RANK"]), int(die_at)
+
+    def on_step(report):
+        if rank == 1 and report.step + 1 == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    data = DataSet("shapes", *shapes(train=10, val=4))
+    options = Options(device="cpu", say=print, on_step=on_step, save_every=1)
+    config = RunConfig.load(config_file)
+    try:
+        outcome = train(config, folder, data, options)
+        print(json.dumps({"finished": outcome.finished, "metrics": outcome.metrics}))
+        train(config, folder, data, options)  # now there is a run: all must hear that
+    except UserError as error:
+        print(f"error: {error}")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    {"steps": run_steps, "train": run_training}[sys.argv[1]](*sys.argv[2:])
