@@ -20,3 +20,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the photographs do not lie beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture
+def plain_ops():
+    """Deformable attention in plain PyTorch: its kernels would compile anew for every size."""
+    from detrlab.ops.deformable import use
+
+    with use("reference"):
+        yield

@@ -13,6 +13,8 @@ from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch
 from tiny_detectors import ORIGINALS, tiny_config
 
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
 SPELLINGS = {
     "in memory": hf.IN_MEMORY,
     "on disk": hf.ON_DISK,

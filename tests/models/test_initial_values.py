@@ -11,6 +11,8 @@ from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch
 from tiny_detectors import ORIGINALS, tiny_config
 
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
 DEFORMABLE = [preset for preset in ORIGINALS if preset.startswith("deformable")]
 DENSE = [preset for preset in PRESETS if preset.startswith("detr")]
 

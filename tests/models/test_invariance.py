@@ -9,6 +9,8 @@ from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch, Memory
 from tiny_detectors import ORIGINALS, tiny_config
 
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
 STRIDES = (8, 16, 32, 64)
 
 

@@ -14,15 +14,19 @@ from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.evaluation.postprocess import decode
 from detrlab.models.build import build_network, build_scoring
+from detrlab.ops import deformable
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.matcher import Weights
 from tiny_detectors import ORIGINALS, tiny_config
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"
-pytestmark = pytest.mark.skipif(
-    not ORACLE.is_dir(), reason="the originals' numbers do not lie beside the checkout"
-)
+pytestmark = [
+    pytest.mark.usefixtures("plain_ops"),
+    pytest.mark.skipif(
+        not ORACLE.is_dir(), reason="the originals' numbers do not lie beside the checkout"
+    ),
+]
 
 
 def preset_of(variant: str) -> str:
@@ -209,6 +213,16 @@ def test_stored_numbers(variant):
     back = export(run.network.state_dict(), run.layout)
     assert set(back) == set(blob["state_dict"])
     assert all(torch.equal(back[name], tensor) for name, tensor in blob["state_dict"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["deformable", "deformable_two_stage"])
+def test_stored_numbers_by_the_kernels(variant):
+    problem = deformable.problem("cpu")
+    if problem is not None:
+        pytest.skip(f"the CPU kernels do not work here: {problem}")
+    with deformable.use("cpu"):
+        check_all(torch.load(ORACLE / "fixtures" / f"{variant}-float32-seed0.pt"), **STORED)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from tiny_detectors import ORIGINALS, tiny_config
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
 CLASSES = tuple("abcde")
 SETS = ("_0", "_1", "")
 

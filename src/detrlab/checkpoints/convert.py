@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from detrlab import files
 from detrlab.checkpoints import hf, hf_config, native, official
 from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.recognise import is_original
-from detrlab.checkpoints.rules import export
+from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 
 
@@ -77,8 +78,9 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
             "converted to their layout"
         )
     state = export(checkpoint.state, official.layout(config))
-    with files.replacing(target) as temporary:
-        torch.save({"model": state}, temporary)
+    written = io.BytesIO()  # torch.save's own writer reports a full disk as an internal error
+    torch.save({"model": state}, written)
+    files.write_bytes(target, written.getvalue())
     lines = [
         f"wrote {target}: {len(state)} tensors under 'model'",
         f"the file does not say the names of its {config.num_classes} classes, nor the image "
@@ -90,7 +92,7 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
 
 
 def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str]:
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     config = checkpoint.config
     values = hf_config.to_transformers(config, checkpoint.classes)
@@ -101,10 +103,13 @@ def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str
     # The weights come last: a folder without them is easily seen to be unfinished.
     files.write_json(target / "config.json", values)
     files.write_json(target / "preprocessor_config.json", preprocessing)
-    with files.replacing(target / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    files.write_bytes(target / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
     name = values["architectures"][0]
     lines = [f"wrote {target}: load it with transformers.{name}.from_pretrained"]
+    ids = checkpoint.category_ids
+    if ids != tuple(range(len(ids))):
+        shown = listed([str(number) for number in ids], limit=8, quote=False)
+        lines.append(f"transformers numbers the classes from 0: category ids {shown} are not kept")
     if config.queries == "proposals":
         lines.append(
             "transformers does not train the first stage of a two-stage model: it predicts the "

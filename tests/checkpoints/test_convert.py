@@ -1,0 +1,202 @@
+"""Out to the originals and transformers, and back: equal tensors, equal numbers."""
+
+import json
+
+import pytest
+import torch
+
+from detrlab.checkpoints import hf, native, official
+from detrlab.checkpoints.convert import convert, default_target
+from detrlab.checkpoints.reading import Imported, read
+from detrlab.checkpoints.rules import clean, export, translate_strictly
+from detrlab.config import DataConfig
+from detrlab.errors import UserError
+from detrlab.models.build import build_network
+from detrlab.structures import ImageBatch
+from tiny_detectors import ORIGINALS, tiny_config
+
+pytestmark = pytest.mark.usefixtures("plain_ops")
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel")
+OWN = DataConfig(image_size=96, max_size=160, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+
+
+def imported(preset, **changes):
+    config = tiny_config(preset, **changes)
+    state = strong_state(config)
+    checkpoint = native.Checkpoint(
+        state, config, CLASSES, (1, 2, 3, 5, 8), OWN, provenance={"data": "pets"}
+    )
+    return Imported(checkpoint, "here", "detrlab", {})
+
+
+def strong_state(config):
+    draw = torch.Generator().manual_seed(3)
+    state = {}
+    for name, each in build_network(config).state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = each
+            continue
+        state[name] = each + 0.2 * torch.randn(each.shape, generator=draw)
+        if name.endswith("running_var"):
+            state[name] = state[name].abs() + 0.5
+    return state
+
+
+def batch():
+    pixels = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
+    padding[1, 64:] = True
+    pixels[1, :, 64:] = 0
+    return ImageBatch(pixels.double(), padding)  # so that nothing hides in rounding
+
+
+@torch.no_grad()
+def ours(checkpoint):
+    return checkpoint.build().double().eval()(batch()).final
+
+
+@torch.no_grad()
+def theirs(model):
+    images = batch()
+    output = model.double().eval()(pixel_values=images.pixels, pixel_mask=(~images.padding).long())
+    return output.logits, output.pred_boxes
+
+
+def assert_same_tensors(a, b):
+    assert set(clean(a)) == set(clean(b))
+    assert all(torch.equal(b[name], each) for name, each in clean(a).items())
+
+
+@pytest.mark.parametrize("preset", ORIGINALS)
+def test_official_and_back(tmp_path, preset):
+    source = imported(preset)
+    target = tmp_path / "official.pth"
+    lines = convert(source, "official", target)
+    assert lines[0].startswith(f"wrote {target}")
+    assert any("does not say the names of its 5 classes" in line for line in lines)
+    # The originals read it with torch.load, as it is.
+    loaded = torch.load(target, weights_only=True)
+    assert list(loaded) == ["model"]
+    state = export(source.checkpoint.state, official.layout(source.checkpoint.config))
+    assert_same_tensors(state, loaded["model"])
+    told = {"backbone": source.checkpoint.config.backbone, "num_heads": 4, "num_queries": 24}
+    told["dilation"] = source.checkpoint.config.dilation
+    back = read(target, told=told)
+    assert_same_tensors(source.checkpoint.state, back.checkpoint.state)
+    assert back.checkpoint.config == source.checkpoint.config.change(dropout=0.1)
+
+
+@pytest.mark.parametrize("preset", ORIGINALS)
+def test_transformers_reads_it_and_computes_the_same(tmp_path, preset):
+    transformers = pytest.importorskip("transformers")
+    source = imported(preset)
+    target = tmp_path / "model"
+    lines = convert(source, "transformers", target)
+    kind = "DeformableDetr" if preset.startswith("deformable") else "Detr"
+    assert f"transformers.{kind}ForObjectDetection.from_pretrained" in lines[0]
+    assert any("cannot be fine-tuned there" in line for line in lines) == ("two-stage" in preset)
+
+    model, report = getattr(transformers, f"{kind}ForObjectDetection").from_pretrained(
+        target, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert model.config.id2label == dict(enumerate(CLASSES))
+    logits, boxes = theirs(model)
+    expected = ours(source.checkpoint)
+    torch.testing.assert_close(expected.logits, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(expected.boxes, boxes, rtol=0, atol=1e-6)
+    model.float()
+    # In memory, every alias included.
+    layout = hf.layout(source.checkpoint.config, hf.IN_MEMORY)
+    state = translate_strictly(model.state_dict(), layout, source.checkpoint.state)
+    assert_same_tensors(source.checkpoint.state, state)
+
+    # What transformers itself writes comes back too, and the folder as we wrote it.
+    model.save_pretrained(tmp_path / "again")
+    for folder in (target, tmp_path / "again"):
+        back = read(folder)
+        assert_same_tensors(source.checkpoint.state, back.checkpoint.state)
+        assert back.checkpoint.config == source.checkpoint.config
+        assert back.checkpoint.classes == CLASSES
+    assert read(target).checkpoint.preprocessing == OWN
+
+
+@pytest.mark.parametrize("preset", ["detr", "deformable-detr-two-stage"])
+def test_transformers_image_processor_agrees(tmp_path, preset):
+    transformers = pytest.importorskip("transformers")
+    convert(imported(preset), "transformers", tmp_path / "model")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    assert dict(processor.size) == {"shortest_edge": 96, "longest_edge": 160}
+    assert tuple(processor.image_mean) == OWN.mean
+    assert tuple(processor.image_std) == OWN.std
+
+
+def test_our_own_file_keeps_everything(tmp_path):
+    source = imported("deformable-detr")
+    (line,) = convert(source, "detrlab", tmp_path / "own.safetensors")
+    assert line == f"wrote {tmp_path / 'own.safetensors'}"
+    back = native.load(tmp_path / "own.safetensors")
+    assert_same_tensors(source.checkpoint.state, back.state)
+    assert (back.classes, back.category_ids) == (CLASSES, (1, 2, 3, 5, 8))
+    assert back.preprocessing == OWN
+    assert back.provenance == {"data": "pets"}
+
+
+def test_trained_norms_go_out_as_the_numbers_they_are(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = imported("detr", backbone_norms="trained", backbone_trains="all")
+    lines = convert(source, "official", tmp_path / "x.pth")
+    assert any("freeze batch norms" in line for line in lines)
+    assert not any("num_batches" in name for name in read_state(tmp_path / "x.pth"))
+    convert(source, "transformers", tmp_path / "model")
+    model = transformers.DetrForObjectDetection.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(ours(source.checkpoint).logits, theirs(model)[0])
+
+
+def read_state(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_category_ids_that_are_lost_are_named(tmp_path):
+    lines = convert(imported("detr"), "transformers", tmp_path / "model")
+    assert any("category ids 1, 2, 3, 5, 8" in line for line in lines)
+
+
+def test_what_cannot_be_converted(tmp_path):
+    sigmoid = imported("detr-sigmoid")
+    for to in ("official", "transformers"):
+        with pytest.raises(UserError, match="detr-sigmoid"):
+            convert(sigmoid, to, tmp_path / to)
+    with pytest.raises(UserError, match=r"'offical', did you mean 'official'\?"):
+        convert(sigmoid, "offical", tmp_path / "x")
+    convert(sigmoid, "detrlab", tmp_path / "x.safetensors")
+    lite = imported("detr", backbone="tf_efficientnet_lite0", backbone_norms="trained")
+    with pytest.raises(UserError, match=r"tf_efficientnet_lite0.*only with ResNets"):
+        convert(lite, "transformers", tmp_path / "lite")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    source = imported("detr")
+    convert(source, "detrlab", tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="exists already"):
+        convert(source, "detrlab", tmp_path / "x.safetensors")
+
+
+def test_default_targets_stand_beside_the_source(tmp_path):
+    source = tmp_path / "last.safetensors"
+    assert default_target(source, "official") == tmp_path / "last-official.pth"
+    assert default_target(source, "transformers") == tmp_path / "last-transformers"
+    assert default_target(tmp_path / "a.pth", "detrlab") == tmp_path / "a-detrlab.safetensors"
+
+
+def test_older_transformers_reads_the_config(tmp_path):
+    """4.x knows the backbone by name only; 5.x reads that too."""
+    convert(imported("detr-dc5"), "transformers", tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert values["backbone"].startswith("detrlab_test_resnet")
+    assert values["use_timm_backbone"] is True
+    assert values["use_pretrained_backbone"] is False
+    assert values["dilation"] is True
+    assert "backbone_config" not in values
