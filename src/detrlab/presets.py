@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
                 "num_queries": 30,
                 "dropout": 0.0,
             },
-            train=TrainConfig(epochs=10, batch=8, learning_rate=1e-3, drop_epoch=8),
+            train=TrainConfig(epochs=8, batch=8, learning_rate=1e-3, drop_epoch=6),
             data=DataConfig(
                 data="shapes",
                 image_size=160,
