@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-from compare_cases import small_recipe, write_data
 
+from compare_cases import small_recipe, write_data
 from detrlab.compare import compare, runs
 from detrlab.compare.budget import Budget
 from detrlab.compare.entrants import named

@@ -1,0 +1,145 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from compare_cases import FakeTrainer, detections, small_recipe, write_data
+from detrlab.compare import compare
+from detrlab.data import open_data
+from detrlab.evaluation.records import GroundTruth
+from detrlab.report import gallery
+
+MODELS = ("detr", "deformable-detr")
+HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' {{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    data = write_data(folder / "data", classes=("box", HOSTILE))
+    truth = open_data(data).val.coco_ground_truth()
+    file = folder / "other.json"
+    file.write_text(json.dumps(detections(truth, 0.05)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
+        return compare(
+            MODELS,
+            recipe=small_recipe(data).change(name="cppe5", assumed=("train.clip",)),
+            output=folder / "out",
+            seeds=(1, 2),
+            predictions=[f"<b>other</b>={file}"],
+            trainer=FakeTrainer(truth, {"detr": 0.3, "deformable-detr": 0.1}),
+            pictures=3,
+        )
+
+
+@pytest.fixture(scope="module")
+def page(comparison):
+    return comparison.report.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Collects (tag, attributes) and what was opened and never closed."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.wrong = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def test_the_page_is_whole_and_alone(page):
+    elements = Elements(page)
+    assert not elements.wrong
+    assert not elements.open
+    tags = [tag for tag, _ in elements.found]
+    assert "script" not in tags
+    assert "link" not in tags
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/jpeg;base64,")), tag
+        assert not any(name.startswith("on") for name in attributes), tag
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for _, a in elements.found if a.get("href", "").startswith("#")}
+    assert targets <= set(ids)
+
+
+def test_names_from_the_data_are_text(page):
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "<b>other</b>" not in page
+    assert "{{ 7 * 7 }}" in page, "a template inside a name is not carried out"
+
+
+def test_the_verdict_comes_first(page, comparison):
+    places = [page.index(f'id="{name}"') for name in ("verdict", "table", "differences", "images")]
+    assert places == sorted(places)
+    assert page.index("has the highest AP here") < page.index("The table")
+    for sentence in comparison.verdicts.sentences[1:3]:
+        assert sentence.replace("'", "&#39;").replace("<", "&lt;").replace(">", "&gt;") in page
+
+
+def test_what_was_assumed_and_changed_is_said(page):
+    assert re.search(r"<em>Assumed</em>.*?<code>train\.clip</code>", page, re.DOTALL)
+    assert "train.epochs: 50 -&gt; 2" in page
+    assert "the same initial backbone weights, by fingerprint" in page
+    assert "only their predictions are known" in page
+
+
+def test_images_are_chosen_without_looking(comparison):
+    truth = GroundTruth.from_coco(json.loads((comparison.folder / "ground_truth.json").read_text()))
+    chosen = gallery.choose(truth, 3)
+    assert chosen == gallery.choose(truth, 6)[:3]
+    assert len(set(chosen)) == 3
+
+
+def test_boxes_are_counted_as_they_are_drawn(comparison):
+    data = open_data(comparison.definition.recipe.data.data)
+    truth = GroundTruth.from_coco(data.val.coco_ground_truth())
+    shown = gallery.exhibits(comparison.rows, truth, data.val, comparison.folder, 6)
+    assert [panel.name for panel in shown[0].panels] == ["annotated", *MODELS, "<b>other</b>"]
+    for exhibit in shown:
+        objects = len(exhibit.panels[0].boxes)
+        for panel in exhibit.panels[1:]:
+            kinds = [box.kind for box in panel.boxes]
+            assert kinds.count("found") + kinds.count("missed") == objects
+            found, missed, false = map(int, re.findall(r"\d+", panel.summary))
+            assert (found, missed, false) == tuple(
+                kinds.count(kind) for kind in ("found", "missed", "false")
+            )
+
+
+@pytest.mark.browser
+def test_a_browser_shows_it_without_complaint(comparison, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium")
+    picture = tmp_path / "page.png"
+    shown = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+            "--window-size=400,900", f"--screenshot={picture}", "--dump-dom",
+            comparison.report.resolve().as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in shown.stderr
+    assert HOSTILE.split("&")[0].replace("<", "&lt;").replace(">", "&gt;") in shown.stdout
+    assert picture.stat().st_size > 10_000
