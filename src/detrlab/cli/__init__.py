@@ -18,6 +18,7 @@ from detrlab.errors import UserError, did_you_mean
 
 VERBS = {
     "compare": "train several detectors alike and say what the differences mean",
+    "ablate": "train variations of one detector and say what the differences mean",
     "train": "train one detector",
     "eval": "judge a checkpoint, or another tool's predictions",
     "predict": "find objects in images",

@@ -67,11 +67,12 @@ def run(options: Options) -> int:
             processes=options.processes,
             report=say,
         )
-    _print(comparison, as_json=options.json)
+    print_comparison(comparison, as_json=options.json)
     return 1 if comparison.failures else 0
 
 
-def _print(comparison: Comparison, as_json: bool) -> None:
+def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
+    """The tables, the verdicts and where the report lies; or everything as JSON."""
     from rich.console import Console
 
     from detrlab.compare.study import to_json
