@@ -7,7 +7,7 @@ parts. No torch is imported here, so that the command line can read a recipe ins
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -199,8 +199,8 @@ class TrainConfig(Record):
     epochs: int = Field(50, ge=1)
     batch: int = Field(16, ge=1)
     """Images an optimiser step sees, over all processes and micro-batches."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Images a forward pass sees at once; None means the whole batch."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Images a forward pass sees at once; None: the whole batch; ``auto``: what memory holds."""
     learning_rate: float = Field(1e-4, gt=0)
     groups: tuple[LearningRateGroup, ...] = (BACKBONE_GROUP, SAMPLING_GROUP)
     """The first group that matches a parameter takes it; the rest learns at full rate."""
@@ -225,7 +225,14 @@ class TrainConfig(Record):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"
-    """Where the first weights come from: ``imagenet`` (backbone), ``none``, or a checkpoint."""
+    """Where the first weights come from: ``imagenet`` (backbone), ``none``, ``coco``, or a file."""
+    class_rows: Literal["auto", "keep", "seed", "new"] = "auto"
+    """Rows of the checkpoint's class heads: kept if the classes are the same; kept by index; those
+    of classes known by name; none."""
+    reinitialise: tuple[str, ...] = ()
+    """Patterns (regular expressions, searched) of the checkpoint's tensors that start anew."""
+    freeze: tuple[str, ...] = ()
+    """Patterns (regular expressions, searched) of parameters that do not train."""
 
 
 class Recipe(Record):

@@ -88,6 +88,9 @@ class Engine:
         # have no gradient, which several processes must be told.
         self._shared = self.processes.share(self.network, unused=not self.config.auxiliary_losses)
         self._statistics = running_statistics(self.network)
+        size = self.config.micro_batch
+        assert size != "auto", "whoever builds an engine knows what memory holds"
+        self.micro_batch: int | None = size
 
     def step(self, share: Batch, step: int, *, stop: bool = False) -> StepReport:
         """Learn from this process's share of a step's images.
@@ -108,7 +111,7 @@ class Engine:
         rate = self.schedule.rate(step)
         set_rate(self.optimizer, rate)
         before = [each.clone() for each in self._statistics]
-        pieces = micro_batches(share, self.config.micro_batch)
+        pieces = micro_batches(share, self.micro_batch)
         try:
             counts = total_counts([parts])
             with self.processes.speaking():

@@ -93,8 +93,8 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was started here."""
-        return self.config.is_file()
+        """Whether a run was started here and has something to lose."""
+        return self.config.is_file() and (self.metrics.is_file() or any(self.states.glob("*")))
 
     def read_metrics(self) -> dict[str, Any] | None:
         """What ``metrics.json`` says; None when there is none yet.

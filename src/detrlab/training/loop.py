@@ -11,27 +11,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 from detrlab import files
 from detrlab.checkpoints import native
-from detrlab.config import ModelConfig, Recipe, TrainConfig
+from detrlab.checkpoints.freeze import freeze
+from detrlab.checkpoints.weights import adopt_preprocessing, first_network, suited_to
+from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
 from detrlab.data import batches, num_batches
+from detrlab.data.transforms import evaluation_size
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
 from detrlab.models.build import build_network, build_scoring
 from detrlab.ops import deformable
 from detrlab.presets import model_config
-from detrlab.training import state, watch
+from detrlab.training import preflight, state, watch
 from detrlab.training.criterion import Criterion
-from detrlab.training.engine import Engine, StepReport, micro_batches, seed_step, to_device
+from detrlab.training.engine import (
+    Engine,
+    StepReport,
+    micro_batches,
+    running_statistics,
+    seed_step,
+    to_device,
+)
 from detrlab.training.folder import RunConfig, RunFolder, environment, locked
 from detrlab.training.matcher import Weights
 from detrlab.training.memory import recompute
 from detrlab.training.optim import Schedule, WeightAverage, build_optimizer, parameter_groups
 from detrlab.training.processes import Processes, join
 from detrlab.training.signals import StopRequest, listening
-from detrlab.training.start import start_from
+from detrlab.training.trackers import Tracker, numbers, open_trackers
 
 if TYPE_CHECKING:
     from detrlab.data import Batch, DataSet
@@ -60,6 +71,8 @@ class Options:
         device: where to compute; None takes a GPU if there is one.
         workers: loader processes; None takes the data settings'.
         save_every: steps between saved states; None saves after each epoch only.
+        preflight: look before the first epoch for what would go wrong in hours.
+        trackers: other tools that get the curves, by name; see ``trackers.NEEDS``.
         say: takes lines for people.
         on_step: takes the report of each step.
         on_epoch: takes the row of each epoch.
@@ -69,6 +82,8 @@ class Options:
     device: str | None = None
     workers: int | None = None
     save_every: int | None = None
+    preflight: bool = False
+    trackers: tuple[str, ...] = ()
     say: Say = silent
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[Row], None] | None = None
@@ -103,11 +118,9 @@ def plan(preset: str, recipe: Recipe, data: DataSet) -> RunConfig:
     Raises:
         UserError: unknown preset, or impossible settings.
     """
-    return RunConfig(
-        model=model_config(preset, len(data.train.classes), **recipe.model),
-        train=recipe.train_for(preset),
-        data=recipe.data,
-    )
+    train = recipe.train_for(preset)
+    model = model_config(preset, len(data.train.classes), **recipe.model)
+    return RunConfig(model=suited_to(model, train.weights), train=train, data=recipe.data)
 
 
 def train(
@@ -133,9 +146,11 @@ def train(
     processes = join(options.device)
     with ExitStack() as stack:
         _together(processes, lambda: _claim(run, config, options.resume, stack))
+        config = RunConfig.load(run.config)
         metrics = run.read_metrics()
         if options.resume and metrics is not None and metrics["finished"]:
-            options.say(f"the run in {run.path} has finished: nothing to train")
+            if processes.is_main:
+                options.say(f"the run in {run.path} has finished: nothing to train")
             return _read_outcome(run, metrics)
         stack.enter_context(torch.random.fork_rng())
         request = stack.enter_context(listening())
@@ -158,41 +173,55 @@ def _together(processes: Processes, act: Callable[[], None]) -> None:
 
 
 def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> None:
-    """Lock the folder and make sure that it holds this run, or none yet."""
-    if resume and not run.is_run:
+    """Lock the folder, make sure that it holds this run or none yet, and write its settings."""
+    if resume and not run.config.is_file():
         raise UserError(f"there is no run in {run.path} to resume: start one without --resume")
     stack.enter_context(locked(run.path))
     for folder in (run.path, run.last.parent, run.states):
         if folder.is_dir():
             files.remove_leftovers(folder)
-    if run.is_run:
+    if resume:
         saved = RunConfig.load(run.config)
-        if not resume:
-            raise UserError(
-                f"{run.path} already holds a run of {saved.model.preset}: continue it with "
-                "--resume, or choose another --output"
-            )
-        if differences := list(_differences(saved, config)):
-            raise UserError(
-                f"the run in {run.path} was started with other settings: "
-                f"{'; '.join(differences)}; start a new run for them"
-            )
+        config = _settle(saved, config, run.path)
         if saved.train.epochs != config.train.epochs:
             _reopen(run)
+    elif run.is_run:
+        raise UserError(
+            f"{run.path} already holds a run of {RunConfig.load(run.config).model.preset}: "
+            "continue it with --resume, or choose another --output"
+        )
     run.save_config(config)
 
 
 _FREE = {"data.data", "data.workers", "train.micro_batch", "train.epochs", "train.patience"}
 
 
-def _differences(saved: RunConfig, asked: RunConfig) -> Iterator[str]:
-    """Settings that a run cannot change on its way."""
-    fixed = _FREE - {"train.epochs"} if saved.train.schedule == "cosine" else _FREE
-    for part, values in saved.to_dict().items():
-        for name, old in values.items():
-            new = asked.to_dict()[part][name]
-            if new != old and f"{part}.{name}" not in fixed:
-                yield f"{part}.{name} is {old!r} there and {new!r} here"
+def _settle(saved: RunConfig, asked: RunConfig, path: Path) -> RunConfig:
+    """The settings that a run goes on with.
+
+    Raises:
+        UserError: something was asked for that a run cannot change on its way.
+    """
+    free = set(_FREE)
+    if saved.train.schedule == "cosine":
+        free -= {"train.epochs"}
+    if saved.train.weights not in ("imagenet", "none"):
+        free |= {"data.mean", "data.std"}  # they came with the weights
+    kept = saved.to_dict()
+    differences = []
+    for part, values in asked.to_dict().items():
+        for name, new in values.items():
+            key, old = f"{part}.{name}", kept[part][name]
+            if key not in free and new != old:
+                differences.append(f"{key} is {old!r} there and {new!r} here")
+            if key in _FREE and new != "auto":  # what memory held stays what it was
+                kept[part][name] = new
+    if differences:
+        raise UserError(
+            f"the run in {path} was started with other settings: {'; '.join(differences)}; "
+            "start a new run for them"
+        )
+    return RunConfig.parse(kept)
 
 
 def _reopen(run: RunFolder) -> None:
@@ -236,8 +265,13 @@ class _Run:
         self.steps_per_epoch = num_batches(
             data.train, config.data, batch=config.train.batch, train=True
         )
-        network = first_network(config, data, self.say).to(processes.device).train()
-        self.engine = build_engine(network, config, self.steps_per_epoch, processes)
+        network = self._first_network().to(processes.device).train()
+        if config.train.gradient_checkpointing:
+            recompute(network)
+        if config.train.micro_batch == "auto":
+            self._choose_micro_batch(network)
+        self.engine = build_engine(network, self.config, self.steps_per_epoch, processes)
+        self.trackers: list[Tracker] = []
 
     def say(self, line: str) -> None:
         """Tell people; only one of several processes speaks."""
@@ -268,9 +302,65 @@ class _Run:
             with suppress(UserError):
                 self._save_state()
             raise
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
         return self._outcome()
 
     # --- beginning --------------------------------------------------------------------
+
+    def _first_network(self) -> Network:
+        """The network with its first weights; of a run that goes on they do not matter."""
+        config, train = self.config, self.config.train
+        if self.options.resume and any(self.folder.states.glob("step-*")):
+            network = build_network(config.model)
+        else:
+            start = first_network(
+                config.model,
+                train.weights,
+                self.data.train.classes,
+                class_rows=train.class_rows,
+                reinitialise=train.reinitialise,
+                seed=train.seed,
+            )
+            network = start.network
+            for line in start.report.lines():
+                self.say(line)
+            self._change(data=adopt_preprocessing(config.data, start.preprocessing))
+        for line in freeze(network, train.freeze):
+            self.say(line)
+        return network
+
+    def _change(self, **parts: DataConfig | TrainConfig) -> None:
+        """Settle what only showed now, here and in the folder."""
+        changed = self.config.model_copy(update=parts)
+        if changed != self.config:
+            self.config = changed
+            if self.processes.is_main:
+                self.folder.save_config(changed)
+
+    def _choose_micro_batch(self, network: Network) -> None:
+        """Let memory decide how many images a pass sees; all processes take the smallest."""
+        train = self.config.train
+        share = max(1, min(train.batch, len(self.data.train)) // self.processes.world)
+        criterion = build_criterion(train, self.scoring)
+        own = preflight.largest_micro_batch(
+            network, criterion, self._worst_case(), train.precision, share
+        )
+        size = min(self.processes.gather(own))
+        self.say(f"memory holds {size} of the {share} images of a process's share at once")
+        self._change(train=train.change(micro_batch=size))
+
+    def _worst_case(self) -> preflight.WorstCase:
+        """The largest images that an epoch may bring together."""
+        config, table = self.config.data, self.data.train
+        shapes = {tuple(size) for size in table.sizes.tolist()}
+        resized = [evaluation_size(height, width, config) for height, width in shapes]
+        return preflight.WorstCase(
+            height=max(height for height, _ in resized),
+            width=max(width for _, width in resized),
+            objects=int(np.diff(table.starts).max()),
+        )
 
     def _begin(self) -> None:
         if self.processes.is_main:
@@ -280,8 +370,45 @@ class _Run:
                 deformable.backend(self.processes.device),
             )
             files.write_json(self.folder.environment, described)
+            self.trackers = open_trackers(
+                self.options.trackers,
+                self.folder.path.name,
+                self.folder.path,
+                self.config.to_dict(),
+            )
         for group in parameter_groups(self.engine.network, self.config.train):
             self.say(f"learning rate of {group}")
+        if self.options.preflight and self.progress.step == 0:
+            self._look_ahead()
+
+    def _at_once(self) -> int:
+        """Images that a pass sees at once in this process."""
+        return self.engine.micro_batch or max(1, self.config.train.batch // self.processes.world)
+
+    def _look_ahead(self) -> None:
+        """The pre-flight: words about the settings, then a few steps on the first images."""
+        train, worst, engine = self.config.train, self._worst_case(), self.engine
+        at_once = min(self._at_once(), len(self.data.train))
+        for line in preflight.advice(
+            images=len(self.data.train),
+            objects=self._objects(),
+            most_objects=worst.objects,
+            num_queries=engine.num_queries,
+            weights=train.weights,
+            batch=at_once,
+            learns_norms=bool(running_statistics(engine.network)),
+        ):
+            self.say(f"note: {line}")
+        if not preflight.has_room(
+            engine.network, engine.criterion, worst, train.precision, at_once
+        ):
+            raise preflight.no_room(worst, at_once)
+        if self.processes.world > 1:
+            return  # the others would have to rehearse the same step at the same time
+        share = next(iter(self._shares(epoch=0, start=0, workers=0)))
+        rehearsal = preflight.rehearse(engine, share)
+        for line in rehearsal.lines(train.epochs * self.steps_per_epoch):
+            self.say(line)
 
     def _go_on(self) -> None:
         """Put everything where the newest whole state says."""
@@ -323,18 +450,7 @@ class _Run:
         if start >= self.steps_per_epoch:
             return  # the run was stopped while it evaluated
         self.engine.network.train()
-        shares = batches(
-            self.data.train,
-            self.config.data,
-            batch=self.config.train.batch,
-            seed=self.config.train.seed,
-            epoch=epoch,
-            train=True,
-            start=start,
-            rank=self.processes.rank,
-            world=self.processes.world,
-            workers=self.options.workers,
-        )
+        shares = self._shares(epoch=epoch, start=start, workers=self.options.workers)
         clock = time.perf_counter()
         for share in shares:
             report = self.engine.step(share, progress.step, stop=bool(self.request))
@@ -346,6 +462,21 @@ class _Run:
                 self._save_state()
             clock = time.perf_counter()
         assert progress.step == (epoch + 1) * self.steps_per_epoch, "an epoch has all its steps"
+
+    def _shares(self, *, epoch: int, start: int, workers: int | None) -> Iterator[Batch]:
+        """This process's share of the images of each step."""
+        return batches(
+            self.data.train,
+            self.config.data,
+            batch=self.config.train.batch,
+            seed=self.config.train.seed,
+            epoch=epoch,
+            train=True,
+            start=start,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            workers=workers,
+        )
 
     def _note(self, report: StepReport, share: Batch) -> None:
         progress = self.progress
@@ -382,7 +513,7 @@ class _Run:
     def _investigate(self, report: StepReport, share: Batch) -> str:
         """Say where a step's numbers stopped being finite, and save what shows it again."""
         train = self.config.train
-        pieces = dict(enumerate(micro_batches(share, self.engine.config.micro_batch)))
+        pieces = dict(enumerate(micro_batches(share, self.engine.micro_batch)))
         for part, piece in (report.suspects or pieces).items():
             rank = self.processes.rank
             seed_step(train.seed, report.step, rank, part)
@@ -429,6 +560,8 @@ class _Run:
         self.progress = ahead
         self.saved_at = self._place()
         self.say(epoch_line(row, self.config.train.epochs))
+        for tracker in self.trackers:
+            tracker.log(numbers(row), step=row["step"])
         for sign in watch.signs(ahead.epochs, self._objects()):
             self.say(f"note: {sign}")
         if self.options.on_epoch is not None:
@@ -465,7 +598,7 @@ class _Run:
         parts = batches(
             self.data.val,
             config.data,
-            batch=config.train.micro_batch or max(1, config.train.batch // self.processes.world),
+            batch=self._at_once(),
             train=False,
             rank=self.processes.rank,
             world=self.processes.world,
@@ -612,30 +745,6 @@ def _check_data(model: ModelConfig, data: DataSet) -> None:
         )
 
 
-def first_network(config: RunConfig, data: DataSet, say: Say = silent) -> Network:
-    """A network with the first weights that the settings ask for.
-
-    Raises:
-        UserError: the weights cannot be had, or are of another architecture.
-    """
-    weights = config.train.weights
-    pretrained = weights == "imagenet"
-    network = build_network(config.model, pretrained_backbone=pretrained, seed=config.train.seed)
-    if weights in ("imagenet", "none"):
-        return network
-    checkpoint = native.load(weights)
-    notes = start_from(
-        network,
-        checkpoint.state,
-        classes=data.train.classes,
-        known=checkpoint.classes,
-        where=weights,
-    )
-    for note in notes:
-        say(note)
-    return network
-
-
 def build_criterion(config: TrainConfig, scoring: Scoring) -> Criterion:
     """The loss that the settings describe."""
     weight = scoring.class_weight if config.class_weight is None else config.class_weight
@@ -648,8 +757,6 @@ def build_engine(
 ) -> Engine:
     """Everything that a step needs, for a network that is on its device."""
     settings = config.train
-    if settings.gradient_checkpointing:
-        recompute(network)
     return Engine(
         network=network,
         criterion=build_criterion(settings, build_scoring(config.model)),
