@@ -69,7 +69,8 @@ def test_the_page_is_whole_and_alone(page):
     assert not elements.wrong
     assert not elements.open
     tags = [tag for tag, _ in elements.found]
-    assert "script" not in tags
+    scripts = [attributes for tag, attributes in elements.found if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "exploration"}, {}]
     assert "link" not in tags
     for tag, attributes in elements.found:
         for name in ("src", "href", "action"):
@@ -113,7 +114,8 @@ def test_images_are_chosen_without_looking(comparison):
 def test_boxes_are_counted_as_they_are_drawn(comparison):
     data = open_data(comparison.definition.recipe.data.data)
     truth = GroundTruth.from_coco(data.val.coco_ground_truth())
-    shown = gallery.exhibits(comparison.rows, truth, data.val, comparison.folder, 6)
+    views = [gallery.view_of(row, truth, comparison.folder) for row in comparison.rows]
+    shown = gallery.exhibits(views, truth, data.val, gallery.choose(truth, 6))
     assert [panel.name for panel in shown[0].panels] == ["annotated", *MODELS, "<b>other</b>"]
     for exhibit in shown:
         objects = len(exhibit.panels[0].boxes)

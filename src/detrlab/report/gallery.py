@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from detrlab.compare.results import Row
     from detrlab.data.table import Table
+    from detrlab.evaluation.analysis import Thresholds
     from detrlab.evaluation.matching import Matches
     from detrlab.evaluation.records import Bools, Detected, GroundTruth
 
@@ -79,41 +80,52 @@ class Exhibit:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
-    """What one detector made of the whole split."""
+class View:
+    """What one detector made of the whole split.
+
+    Attributes:
+        name: the detector's.
+        detected: its detections.
+        matches: of its detections and the objects.
+        thresholds: the scores at which its F1 is best.
+        found: (G,) whether each object was found there.
+        fate: (D,) what each detection is there.
+    """
 
     name: str
     detected: Detected
     matches: Matches
+    thresholds: Thresholds
     found: Bools
     fate: NDArray[np.int8]
 
 
 def exhibits(
-    rows: Sequence[Row], truth: GroundTruth, table: Table, folder: Path, count: int
+    views: Sequence[View], truth: GroundTruth, table: Table, chosen: Sequence[int]
 ) -> tuple[Exhibit, ...]:
-    """A few validation images, chosen by their ids alone so that nobody's taste is in it.
+    """Some validation images with every detector's boxes on them.
 
     Each detector is shown at the scores where its F1 is best over the whole split, because
     softmax and sigmoid scores cannot be cut at one number.
 
     Args:
-        rows: of the comparison; the first run of each is shown.
+        views: what each detector made of the split.
         truth: what was to be found.
         table: the validation split, for the pixels.
-        folder: of the comparison.
-        count: how many images.
+        chosen: positions of the images in ``truth``.
     """
-    views = [_view(row, truth, folder) for row in rows]
     position = {table.image_id(i): i for i in range(len(table))}
     return tuple(
         _exhibit(truth, index, views, table.picture(position[truth.image_ids[index]]))
-        for index in choose(truth, count)
+        for index in chosen
     )
 
 
 def choose(truth: GroundTruth, count: int) -> list[int]:
-    """Positions of the images whose hashed ids are smallest; those with objects first."""
+    """Positions of a few images, by their ids alone so that nobody's taste is in it.
+
+    Those whose hashed ids are smallest; those with objects first.
+    """
     occupied = set(truth.image.tolist())
     return sorted(
         range(truth.num_images),
@@ -135,13 +147,15 @@ def embedded(image: Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _view(row: Row, truth: GroundTruth, folder: Path) -> _View:
+def view_of(row: Row, truth: GroundTruth, folder: Path) -> View:
+    """What a detector made of the split, by the predictions of its first run."""
     detected, matches = judged(folder / row.runs[0].predictions, truth)
-    found, fate = object_fates(matches, suggest_thresholds(matches))
-    return _View(row.name, detected, matches, found, fate)
+    thresholds = suggest_thresholds(matches)
+    found, fate = object_fates(matches, thresholds)
+    return View(row.name, detected, matches, thresholds, found, fate)
 
 
-def _exhibit(truth: GroundTruth, index: int, views: Sequence[_View], image: Tensor) -> Exhibit:
+def _exhibit(truth: GroundTruth, index: int, views: Sequence[View], image: Tensor) -> Exhibit:
     height, width = image.shape[-2:]
     objects = np.flatnonzero(truth.image == index).tolist()
     annotated = tuple(_box("truth", truth.boxes[g], truth.classes[truth.label[g]]) for g in objects)
@@ -157,7 +171,7 @@ def _exhibit(truth: GroundTruth, index: int, views: Sequence[_View], image: Tens
     )
 
 
-def _panel(truth: GroundTruth, index: int, view: _View, objects: Sequence[int]) -> Panel:
+def _panel(truth: GroundTruth, index: int, view: View, objects: Sequence[int]) -> Panel:
     matches = view.matches
     missed = [g for g in objects if matches.counts[g, 0] and not view.found[g]]
     boxes = [_box("missed", truth.boxes[g], truth.classes[truth.label[g]]) for g in missed]

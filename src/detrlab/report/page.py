@@ -1,8 +1,11 @@
-"""One self-contained HTML page: no network, no script, nothing beside it."""
+"""One self-contained HTML page: no network, nothing beside it, whole without its script."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +14,16 @@ from markupsafe import Markup
 
 from detrlab import files
 from detrlab.compare import curves
-from detrlab.compare.curves import Chart, Crossing
+from detrlab.compare.curves import Chart, Crossing, Curve
 from detrlab.compare.entrants import recipe_differences
 from detrlab.compare.results import Row, RunResult
 from detrlab.compare.statistics import Difference, verdict
+from detrlab.compare.tables import NOTHING, Grid
+from detrlab.explain.curves import CURVES_FILE, Curves
 from detrlab.report.charts import Dots, Estimate, Line, dot_plot, forest, line_chart
-from detrlab.report.gallery import Exhibit, exhibits
+from detrlab.report.explorer import exploration
+from detrlab.report.gallery import Exhibit, choose, exhibits, view_of
+from detrlab.report.health import Health, describe
 
 if TYPE_CHECKING:
     from detrlab.compare.study import Comparison
@@ -42,13 +49,31 @@ def write_page(
         UserError: the file cannot be written.
     """
     shown: tuple[Exhibit, ...] = ()
+    explored: dict[str, Any] | None = None
     if data is not None and pictures:
-        shown = exhibits(comparison.rows, truth, data.val, comparison.folder, pictures)
-    files.write_text(comparison.report, render(comparison, shown))
+        folder, table = comparison.folder, data.val
+        views = [view_of(row, truth, folder) for row in comparison.rows]
+        chosen = choose(truth, pictures)
+        shown = exhibits(views, truth, table, chosen)
+        explored = exploration(comparison.rows, views, truth, table, chosen, shown, folder)
+    health = () if data is None else describe((data.train, data.val))
+    files.write_text(comparison.report, render(comparison, shown, explored, health))
 
 
-def render(comparison: Comparison, shown: Sequence[Exhibit] = ()) -> str:
-    """The page as text; everything that comes from the data is escaped."""
+def render(
+    comparison: Comparison,
+    shown: Sequence[Exhibit] = (),
+    explored: dict[str, Any] | None = None,
+    health: Sequence[Health] = (),
+) -> str:
+    """The page as text; everything that comes from the data is escaped.
+
+    Args:
+        comparison: what was found.
+        shown: images with every detector's boxes.
+        explored: what the image browser holds, see ``explorer.exploration``.
+        health: of the data.
+    """
     from jinja2 import Environment, StrictUndefined
 
     folder = resources.files("detrlab.report")
@@ -57,14 +82,38 @@ def render(comparison: Comparison, shown: Sequence[Exhibit] = ()) -> str:
     )
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     style = (folder / "page.css").read_text(encoding="utf-8").replace("SERIES", _series_style())
-    return template.render(style=Markup(style), exhibits=shown, **_context(comparison, shown))
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return template.render(
+        style=Markup(style),
+        script=Markup(script),
+        # No other script may run, whatever a class name tries.
+        script_hash="sha256-" + base64.b64encode(digest).decode("ascii"),
+        exploration=explored and Markup(in_script(explored)),
+        exhibits=shown,
+        health=health,
+        **_context(comparison, shown, health),
+    )
 
 
-def _context(comparison: Comparison, shown: Sequence[Exhibit]) -> dict[str, Any]:
+def in_script(values: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element."""
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _context(
+    comparison: Comparison, shown: Sequence[Exhibit], health: Sequence[Health]
+) -> dict[str, Any]:
     definition = comparison.definition
     facts, recipe = definition.data, definition.recipe
     forests = _forests(comparison)
-    charts = [(chart.title, _line_chart(chart)) for chart in curves.charts(comparison.rows)]
+    charts = [
+        (chart.title, _line_chart(chart), _numbers(chart))
+        for chart in (*curves.charts(comparison.rows), *_watched(comparison))
+    ]
     sections = [
         ("verdict", "Verdict", True),
         ("table", "Table", True),
@@ -72,6 +121,7 @@ def _context(comparison: Comparison, shown: Sequence[Exhibit]) -> dict[str, Any]
         ("curves", "Curves", bool(charts)),
         ("classes", "Classes and sizes", True),
         ("images", "Images", bool(shown)),
+        ("data", "Data", bool(health)),
         ("fairness", "Fairness", True),
         ("again", "Doing it again", True),
     ]
@@ -144,8 +194,53 @@ def _line_chart(chart: Chart) -> Markup:
         chart.y_label,
         lines,
         log=chart.log,
-        whole=chart.x_label == "epoch",
+        whole=chart.x_label in ("epoch", "decoder layer"),
     )
+
+
+def _numbers(chart: Chart) -> Grid | None:
+    """An epoch chart as a table, for those who do not see it or want to copy it."""
+    if chart.x_label not in ("epoch", "decoder layer"):
+        return None
+    places = sorted({x for curve in chart.curves for x in curve.x})
+    cells = []
+    for curve in chart.curves:
+        values = dict(zip(curve.x, curve.y, strict=True))
+        words = (f"{values[x]:.4g}" if x in values else NOTHING for x in places)
+        cells.append((curve.name, *words))
+    headers = (chart.x_label, *(f"{x:g}" for x in places))
+    return Grid(chart.y_label, headers, tuple(cells))
+
+
+def _watched(comparison: Comparison) -> tuple[Chart, ...]:
+    """What was recorded beside the training: AP of each layer, stability of the matching."""
+    seen = {}
+    for row in comparison.rows:
+        path = comparison.folder / row.runs[0].folder / CURVES_FILE
+        if row.runs[0].folder and path.is_file():
+            seen[row.name] = Curves.load(path).epochs
+    layers = []
+    stability = []
+    for name, epochs in seen.items():
+        last = epochs[-1].layer_ap if epochs else ()
+        layers.append(_curve(name, {at + 1: ap for at, ap in enumerate(last)}))
+        stability.append(_curve(name, {e.epoch: e.unstable[-1] for e in epochs if e.unstable}))
+    found = (
+        Chart("layers", "AP of each decoder layer, at the end", "decoder layer", "AP in points",
+              tuple(filter(None, layers))),
+        Chart("stability", "Objects matched to another query than an epoch before", "epoch",
+              "% of objects", tuple(filter(None, stability))),
+    )  # fmt: skip
+    return tuple(chart for chart in found if chart.curves)
+
+
+def _curve(name: str, values: Mapping[int, float | None]) -> Curve | None:
+    """Shares as points of a hundred; None where there is nothing to draw."""
+    known = {float(x): 100 * y for x, y in values.items() if y is not None}
+    if not known:
+        return None
+    x, y = tuple(known), tuple(known.values())
+    return Curve(name, x, y, y, y)
 
 
 def _forests(comparison: Comparison) -> list[tuple[str, Markup]]:

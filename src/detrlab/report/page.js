@@ -1,0 +1,442 @@
+// The page without this script is complete and static; with it, tables sort, points of curves
+// can be read, and the images become a browser. Whatever comes from the data is put in as text.
+"use strict";
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const byId = (id) => document.getElementById(id);
+
+  function make(tag, attributes = {}, ...children) {
+    return dress(document.createElement(tag), attributes, children);
+  }
+  function draw(tag, attributes = {}, ...children) {
+    return dress(document.createElementNS(SVG, tag), attributes, children);
+  }
+  function dress(element, attributes, children) {
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value !== null && value !== false) element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  // --- tables that sort ---------------------------------------------------------------------
+
+  function numberIn(text) {
+    const found = text.replace(/,/g, "").match(/[-−]?\d*\.?\d+/);
+    return found ? Number(found[0].replace("−", "-")) : null;
+  }
+
+  function makeSortable(table) {
+    const headers = [...table.querySelectorAll("thead th")];
+    const body = table.tBodies[0];
+    const original = [...body.rows];
+    headers.forEach((header, column) => {
+      const button = make("button", { type: "button", class: "sort" }, header.textContent);
+      header.replaceChildren(button);
+      button.addEventListener("click", () => {
+        // First the best on top (numbers) or A to Z (names), then the other way, then as it was.
+        const state = header.getAttribute("aria-sort");
+        const first = column === 0 ? "ascending" : "descending";
+        const other = column === 0 ? "descending" : "ascending";
+        const next = state === first ? other : state === other ? null : first;
+        headers.forEach((each) => each.removeAttribute("aria-sort"));
+        if (next) header.setAttribute("aria-sort", next);
+        body.append(...(next ? sorted(original, column, next === "ascending") : original));
+      });
+    });
+  }
+
+  function sorted(rows, column, ascending) {
+    const key = (row) => row.cells[column].textContent.trim();
+    const sign = ascending ? 1 : -1;
+    return [...rows].sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (column === 0) return sign * x.localeCompare(y);
+      const [p, q] = [numberIn(x), numberIn(y)];
+      // A cell without a number comes last, whichever way.
+      if (p === null || q === null) return (p === null) - (q === null);
+      return sign * (p - q);
+    });
+  }
+
+  // --- curves to read -----------------------------------------------------------------------
+
+  function makeReadable(chart) {
+    const note = byId("note");
+    const points = [...chart.querySelectorAll("circle")].filter((c) => c.querySelector("title"));
+    const show = (point, event) => {
+      note.textContent = point.querySelector("title").textContent;
+      note.hidden = false;
+      const place = point.getBoundingClientRect();
+      const x = event ? event.clientX : place.x;
+      note.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - note.offsetWidth - 4))}px`;
+      note.style.top = `${place.y - note.offsetHeight - 8}px`;
+    };
+    const nearest = (event) => {
+      let best = null, least = 24 * 24;
+      for (const point of points) {
+        const place = point.getBoundingClientRect();
+        const dx = place.x + place.width / 2 - event.clientX;
+        const dy = place.y + place.height / 2 - event.clientY;
+        if (dx * dx + dy * dy < least) [best, least] = [point, dx * dx + dy * dy];
+      }
+      return best;
+    };
+    chart.addEventListener("pointermove", (event) => {
+      const point = nearest(event);
+      if (point) show(point, event);
+      else note.hidden = true;
+    });
+    chart.addEventListener("pointerleave", () => { note.hidden = true; });
+  }
+
+  // --- the images ---------------------------------------------------------------------------
+
+  const overlap = (a, b) => {
+    const w = Math.min(a[0] + a[2], b[0] + b[2]) - Math.max(a[0], b[0]);
+    const h = Math.min(a[1] + a[3], b[1] + b[3]) - Math.max(a[1], b[1]);
+    return w > 0 && h > 0 ? w * h : 0;
+  };
+  const iou = (a, b) => {
+    const both = overlap(a, b);
+    return both ? both / (a[2] * a[3] + b[2] * b[3] - both) : 0;
+  };
+
+  // As COCO judges at IoU .50: the surest first, each object once, crowds excuse.
+  function judge(image, detections, cut) {
+    const taken = new Set();
+    const kept = [];
+    detections.forEach((detection, index) => {
+      if (detection.s < cut(detection.l)) return;
+      let best = -1, most = 0.5;
+      image.truth.forEach((object, g) => {
+        const shared = iou(detection.b, object.b);
+        if (object.l === detection.l && !object.crowd && !taken.has(g) && shared >= most) {
+          [best, most] = [g, shared];
+        }
+      });
+      if (best >= 0) taken.add(best);
+      const excused = best < 0 && image.truth.some((object) => object.crowd
+        && object.l === detection.l
+        && overlap(detection.b, object.b) >= 0.5 * detection.b[2] * detection.b[3]);
+      kept.push({ index, detection, kind: best >= 0 ? "found" : excused ? "excused" : "false" });
+    });
+    const missed = image.truth.map((object, g) => g)
+      .filter((g) => !image.truth[g].crowd && !taken.has(g));
+    return { kept, missed, found: taken.size };
+  }
+
+  // Dark to bright, readable on a darkened photograph; the same ramp as the pictures' plasma.
+  const RAMP = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]];
+  function heat(share) {
+    const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
+    const low = Math.min(Math.floor(place), RAMP.length - 2);
+    const mixed = RAMP[low].map((c, i) => Math.round(c + (place - low) * (RAMP[low + 1][i] - c)));
+    return `rgb(${mixed.join(",")})`;
+  }
+
+  function explore(data) {
+    const state = { image: 0, chosen: null };
+    const control = {
+      image: byId("pick-image"), cut: byId("cut"), best: byId("at-best"), truth: byId("with-truth"),
+      zoom: byId("zoom-in"), views: byId("views"), told: byId("told"), detail: byId("detail"),
+      models: [],
+    };
+    data.images.forEach((image, index) => {
+      control.image.append(make("option", { value: index }, `${index + 1}. ${image.name}`));
+    });
+    data.models.forEach((model, index) => {
+      const box = make("input", { type: "checkbox", checked: "", "data-model": index });
+      byId("pick-models").append(make("label", {}, box, ` ${model.name}`));
+      control.models.push(box);
+      box.addEventListener("change", show);
+    });
+
+    const cutOf = (model) => control.best.checked
+      ? (label) => data.models[model].best[label]
+      : () => Number(control.cut.value);
+    const named = (d) => `${data.classes[d.l]} ${d.s.toFixed(2)}`;
+
+    function show() {
+      const image = data.images[state.image];
+      control.image.value = state.image;
+      byId("cut-value").textContent = control.best.checked ? "own" : Number(control.cut.value).toFixed(2);
+      const views = [];
+      const words = [];
+      if (control.truth.checked) views.push(annotated(image));
+      data.models.forEach((model, index) => {
+        if (!control.models[index].checked) return;
+        const judged = judge(image, image.models[index].boxes, cutOf(index));
+        const summary = `${judged.found} found, ${judged.missed.length} missed, `
+          + `${judged.kept.filter((each) => each.kind === "false").length} false`;
+        words.push(`${model.name}: ${summary}`);
+        views.push(seen(image, index, judged, summary));
+      });
+      control.views.replaceChildren(...views);
+      control.told.textContent = words.join("; ");
+      explain();
+    }
+
+    function panel(image, name, summary) {
+      const area = state.chosen && control.zoom.checked
+        ? around(state.chosen.b, image) : [0, 0, image.width, image.height];
+      const picture = draw("svg", {
+        viewBox: area.join(" "), role: "group", "aria-label": `${name}: ${summary}`, class: "view",
+      }, draw("use", { href: `#picture-${state.image + 1}` }));
+      picture.addEventListener("click", (event) => {
+        if (!event.target.closest(".pick")) choose(null);
+      });
+      walkable(picture);
+      const caption = make("p", {}, make("strong", {}, name), make("br"),
+        make("span", { class: "soft" }, summary));
+      return [picture, make("div", { class: "panel" }, picture, caption)];
+    }
+
+    function annotated(image) {
+      const count = image.truth.filter((object) => !object.crowd).length;
+      const [picture, whole] = panel(image, "annotated", `${count} objects`);
+      image.truth.forEach((object, g) => {
+        const label = data.classes[object.l] + (object.crowd ? " (crowd)" : "");
+        const isChosen = state.chosen && state.chosen.truth === g;
+        picture.append(rectangle(object.b, `truth${isChosen ? " chosen" : ""}`, `annotated ${label}`,
+          () => choose({ truth: g, b: object.b }), isChosen));
+      });
+      return whole;
+    }
+
+    function seen(image, index, judged, summary) {
+      const model = data.models[index];
+      const [picture, whole] = panel(image, model.name, summary);
+      whole.dataset.model = index;
+      const mine = state.chosen ? counterpart(image, index) : null;
+      if (mine) looks(picture, image, index, mine);
+      if (control.truth.checked) {
+        judged.missed.forEach((g) => {
+          const object = image.truth[g];
+          picture.append(rectangle(object.b, "missed", `missed ${data.classes[object.l]}`,
+            () => choose({ truth: g, b: object.b }), false));
+        });
+      }
+      judged.kept.slice().reverse().forEach(({ detection, kind, index: at }) => {
+        const isChosen = state.chosen && state.chosen.model === index && state.chosen.at === at;
+        picture.append(rectangle(detection.b, `${kind}${isChosen ? " chosen" : ""}`,
+          `${named(detection)}, ${kind === "false" ? "false alarm" : kind}`,
+          () => choose({ model: index, at, b: detection.b, l: detection.l }), isChosen));
+      });
+      return whole;
+    }
+
+    function rectangle(b, kind, label, act, isChosen) {
+      const [x, y, width, height] = b;
+      const shape = draw("rect", {
+        class: `box pick ${kind}`, x, y, width: Math.max(width, 0), height: Math.max(height, 0),
+        role: "button", tabindex: -1, "aria-label": label, "aria-pressed": isChosen ? "true" : "false",
+      }, draw("title", {}, label));
+      shape.addEventListener("click", act);
+      shape.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        const place = [...shape.parentNode.querySelectorAll(".pick")].indexOf(shape);
+        const view = [...control.views.children].indexOf(shape.closest(".panel"));
+        act();
+        // The views were drawn anew: stay where we were.
+        const again = control.views.children[view].querySelectorAll(".pick")[place];
+        if (again) again.focus();
+      });
+      return shape;
+    }
+
+    // One stop of the Tab key for each view; arrows walk through its boxes.
+    function walkable(picture) {
+      picture.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+        const boxes = [...picture.querySelectorAll(".pick")];
+        const at = boxes.indexOf(document.activeElement);
+        if (!step || at < 0) return;
+        event.preventDefault();
+        boxes[at].setAttribute("tabindex", -1);
+        const next = boxes[(at + step + boxes.length) % boxes.length];
+        next.setAttribute("tabindex", 0);
+        next.focus();
+      });
+      new MutationObserver(() => {
+        const boxes = picture.querySelectorAll(".pick");
+        if (boxes.length && !picture.querySelector('.pick[tabindex="0"]')) {
+          boxes[boxes.length - 1].setAttribute("tabindex", 0); // drawn last: the surest
+        }
+      }).observe(picture, { childList: true });
+    }
+
+    function around(b, image) {
+      const share = Math.min(1, Math.max(0.22, 2.6 * b[2] / image.width, 2.6 * b[3] / image.height));
+      const [w, h] = [share * image.width, share * image.height];
+      const clamp = (x, most) => Math.min(Math.max(x, 0), most);
+      return [clamp(b[0] + b[2] / 2 - w / 2, image.width - w), clamp(b[1] + b[3] / 2 - h / 2, image.height - h), w, h];
+    }
+
+    function choose(what) {
+      state.chosen = what;
+      show();
+    }
+
+    // What a detector says about the chosen place, at any score: itself, or the box that
+    // overlaps it most, the same class first among equals.
+    function counterpart(image, index) {
+      const chosen = state.chosen;
+      const boxes = image.models[index].boxes;
+      if (chosen.model === index) return boxes[chosen.at];
+      const label = chosen.truth !== undefined ? image.truth[chosen.truth].l : chosen.l;
+      let best = null, most = 0.1;
+      for (const box of boxes) {
+        const shared = iou(box.b, chosen.b) + (box.l === label ? 0.05 : 0);
+        if (shared > most && box.path) [best, most] = [box, shared];
+      }
+      return best;
+    }
+
+    // Where the last decoder layer looked, and the boxes of every layer.
+    function looks(picture, image, index, box) {
+      const layer = draw("g", { class: "looks" });
+      layer.append(draw("rect", { class: "veil", x: 0, y: 0, width: image.width, height: image.height }));
+      if (box.map) drawMap(layer, box.map, image);
+      if (box.points) drawPoints(layer, box.points, picture);
+      if (box.path) drawPath(layer, box.path);
+      picture.append(layer);
+    }
+
+    function drawMap(layer, map, image) {
+      const [rows, columns] = map.shape;
+      const [w, h] = [image.width / columns, image.height / rows];
+      map.weights.forEach((weight, cell) => {
+        if (weight < 3) return;
+        layer.append(draw("rect", {
+          class: "cell", x: (cell % columns) * w, y: Math.floor(cell / columns) * h, width: w, height: h,
+          fill: heat(weight / 255), opacity: (0.8 * Math.sqrt(weight / 255)).toFixed(2),
+        }));
+      });
+    }
+
+    function drawPoints(layer, flat, picture) {
+      const image = data.images[state.image];
+      const unit = picture.viewBox.baseVal.width / 100; // the same size on the page at any zoom
+      let most = 1;
+      for (let i = 2; i < flat.length; i += 4) most = Math.max(most, flat[i]);
+      const points = [];
+      for (let i = 0; i < flat.length; i += 4) points.push(flat.slice(i, i + 4));
+      points.sort((a, b) => b[3] - a[3]); // coarse levels below fine ones; stable within a level
+      for (const [x, y, weight, level] of points) {
+        layer.append(draw("circle", {
+          class: "sample", cx: x / 1000 * image.width, cy: y / 1000 * image.height,
+          r: (unit * (0.7 + 0.55 * level)).toFixed(2), fill: heat(Math.sqrt(weight / most)),
+        }));
+      }
+    }
+
+    function drawPath(layer, path) {
+      const start = path[0].r;
+      if (start) {
+        const [x, y, width, height] = start;
+        layer.append(width > 0
+          ? draw("rect", { class: "step reference", x, y, width, height })
+          : draw("path", { class: "step reference", d: `M${x - 4},${y}h8M${x},${y - 4}v8` }));
+      }
+      path.forEach((step, at) => {
+        const [x, y, width, height] = step.b;
+        layer.append(draw("rect", {
+          class: "step", x, y, width: Math.max(width, 0), height: Math.max(height, 0),
+          opacity: (0.35 + 0.65 * (at + 1) / path.length).toFixed(2),
+        }));
+      });
+    }
+
+    function explain() {
+      const image = data.images[state.image];
+      if (!state.chosen) {
+        control.detail.replaceChildren();
+        return;
+      }
+      const chosen = state.chosen;
+      const truth = chosen.truth !== undefined ? image.truth[chosen.truth] : nearestTruth(image, chosen.b);
+      const what = chosen.truth !== undefined
+        ? `annotated ${data.classes[truth.l]}`
+        : `${data.models[chosen.model].name}: ${named(image.models[chosen.model].boxes[chosen.at])}`;
+      const cards = data.models.map((model, index) => control.models[index].checked
+        ? card(image, index, truth) : null).filter(Boolean);
+      const close = make("button", { type: "button" }, "Show all again");
+      close.addEventListener("click", () => { choose(null); control.image.focus(); });
+      control.detail.replaceChildren(
+        make("h3", {}, `Chosen: ${what}`), close,
+        make("p", { class: "soft" }, "Dots show where the last decoder layer samples (larger: coarser "
+          + "level; brighter: more weight), squares how much dense attention takes from each cell. "
+          + "Dashed: where the first layer looked from. Lines: the boxes of the layers, the last brightest."),
+        make("div", { class: "cards" }, ...cards));
+    }
+
+    function nearestTruth(image, b) {
+      let best = null, most = 0.1;
+      for (const object of image.truth) {
+        if (iou(object.b, b) > most) [best, most] = [object, iou(object.b, b)];
+      }
+      return best;
+    }
+
+    function card(image, index, truth) {
+      const model = data.models[index];
+      const box = counterpart(image, index);
+      const parts = [make("h4", {}, model.name)];
+      if (!model.explained) {
+        parts.push(make("p", { class: "soft" }, "Only its detections are known, not how it came to them."));
+      }
+      if (!box) parts.push(make("p", {}, "No box of it lies here."));
+      else {
+        const cut = cutOf(index)(box.l);
+        const query = box.q === undefined ? "" : `, query ${box.q}`;
+        const silent = box.s < cut ? `, below its cut of ${cut.toFixed(2)}` : "";
+        parts.push(make("p", {}, `${named(box)}${query}${silent}`));
+        if (box.path) parts.push(steps(box.path, truth));
+      }
+      const why = truth && image.models[index].why.find((each) => iou(each.b, truth.b) > 0.99);
+      if (why) {
+        parts.push(make("p", { class: "soft" }, `${why.words} (at ${image.models[index].threshold})`));
+      }
+      return make("div", { class: "card", "data-model": index }, ...parts);
+    }
+
+    function steps(path, truth) {
+      const head = make("tr", {}, ...["layer", "score", "moved", ...(truth ? ["IoU"] : [])]
+        .map((text) => make("th", { scope: "col" }, text)));
+      const rows = path.map((step, at) => {
+        const before = at ? path[at - 1].b : step.r;
+        const moved = before ? Math.hypot(
+          step.b[0] + step.b[2] / 2 - before[0] - before[2] / 2,
+          step.b[1] + step.b[3] / 2 - before[1] - before[3] / 2).toFixed(1) + " px" : "–";
+        return make("tr", {}, make("th", { scope: "row" }, String(at + 1)),
+          make("td", {}, step.s.toFixed(2)), make("td", {}, moved),
+          ...(truth ? [make("td", {}, iou(step.b, truth.b).toFixed(2))] : []));
+      });
+      return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+    }
+
+    function turn(by) {
+      state.image = (state.image + by + data.images.length) % data.images.length;
+      state.chosen = null;
+      show();
+    }
+    byId("previous").addEventListener("click", () => turn(-1));
+    byId("next").addEventListener("click", () => turn(1));
+    control.image.addEventListener("change", () => turn(Number(control.image.value) - state.image));
+    control.cut.addEventListener("input", () => { control.best.checked = false; show(); });
+    for (const box of [control.best, control.truth, control.zoom]) box.addEventListener("change", show);
+    byId("explorer").addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && state.chosen) choose(null);
+    });
+    byId("explorer").hidden = false;
+    document.body.classList.add("explored");
+    show();
+  }
+
+  document.querySelectorAll("table.sortable").forEach(makeSortable);
+  document.querySelectorAll("svg.chart").forEach(makeReadable);
+  const held = byId("exploration");
+  if (held) explore(JSON.parse(held.textContent));
+})();
