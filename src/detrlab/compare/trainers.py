@@ -254,12 +254,18 @@ def _cost(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Cost
 
 def backbone_fingerprint(run: Run, data: DataSet) -> str:
     """Of the backbone's first weights: equal for all that start alike."""
-    from detrlab.training.folder import RunConfig
-    from detrlab.training.loop import first_network
+    from detrlab.checkpoints.weights import first_network
 
-    config = RunConfig(model=run.model, train=run.train, data=run.data)
+    start = first_network(
+        run.model,
+        run.train.weights,
+        data.train.classes,
+        class_rows=run.train.class_rows,
+        reinitialise=run.train.reinitialise,
+        seed=run.seed,
+    )
     digest = hashlib.sha256()
-    for name, tensor in first_network(config, data).backbone.state_dict().items():
+    for name, tensor in start.network.backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
