@@ -47,7 +47,11 @@ def train_here(run: Run, data: DataSet, report: Report, device: str | None = Non
     train = _paid(run, data, report, device)
     config = RunConfig(model=run.model, train=train, data=run.data)
     options = loop.Options(resume=RunFolder(run.folder).is_run, device=device, say=report)
-    outcome = loop.train(config, run.folder, data, options)
+    try:
+        outcome = loop.train(config, run.folder, data, options)
+    except UserError:
+        _require_unused(run.folder)  # somebody may have been faster by a moment
+        raise
     if not outcome.finished:
         raise KeyboardInterrupt
     result = _result(run, outcome, data, device)
@@ -82,6 +86,7 @@ def train_apart(
     ]
     said: list[str] = []
     log = run.folder / LOG_FILE
+    _require_unused(run.folder)
     with (
         log.open("w", encoding="utf-8") as errors,
         # The process leaves when this pipe closes: it must not outlive its comparison.
