@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.engine import seed_step
@@ -25,7 +26,7 @@ def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config
     criterion = Criterion(scoring, Weights(scoring.class_weight))
     draw = torch.Generator().manual_seed(0)
     images = ImageBatch(
-        torch.randn(2, 3, 64, 64, generator=draw), torch.zeros(2, 64, 64, dtype=torch.bool)
+        torch.randn(2, 3, 72, 56, generator=draw), torch.zeros(2, 72, 56, dtype=torch.bool)
     )
     targets = [Target(torch.tensor([0]), torch.tensor([[0.4, 0.5, 0.2, 0.3]]))] * 2
     found = {}
@@ -53,3 +54,14 @@ def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config
     for name, buffer in plain[2].items():
         assert torch.equal(buffer, again[2][name]), name
     assert again[3] < 0.7 * plain[3] if norms == "frozen" else again[3] < plain[3]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stages"),
+    [("resnet18", 4), ("tf_efficientnet_lite0", 7), ("convnext_atto", 4), ("test_resnet", 4)],
+)
+def test_stages_of_any_backbone_are_found(backbone, stages):
+    with torch.device("meta"):
+        network = build_network(model_config("detr", 2, backbone=backbone))
+    layers = len(network.encoder.layers) + len(network.decoder.layers)
+    assert recompute(network) == layers + stages

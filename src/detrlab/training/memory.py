@@ -32,10 +32,19 @@ def recompute(network: nn.Module) -> int:
 def _layers(network: nn.Module) -> Iterator[nn.Module]:
     yield from network.get_submodule("encoder.layers").children()
     yield from network.get_submodule("decoder.layers").children()
-    for stage in network.get_submodule("backbone.body").children():
-        # A norm that learns its statistics would learn from every image twice.
-        if not any(isinstance(each, _BatchNorm) for each in stage.modules()):
+    for stage in network.get_submodule("backbone.body").modules():
+        # Stages only: single layers may work in place on what is needed again. And a norm that
+        # learns its statistics would learn from every image twice.
+        if _is_stage(stage) and not any(isinstance(each, _BatchNorm) for each in stage.modules()):
             yield stage
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether a module is a row of blocks that themselves have parts, and not of stages."""
+    blocks = list(module.children())
+    if not isinstance(module, nn.Sequential) or not blocks:
+        return False
+    return all(list(block.children()) and not _is_stage(block) for block in blocks)
 
 
 def _recomputed(part: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
