@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from detrlab.explain.explanation import Explanation
+    from detrlab.structures import Target
+
     Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -156,6 +159,17 @@ class Detector:
         found = detections(decoded, 0, self.classes, self.category_ids, size)
         return replace(found, image=_as_picture(pixels)) if keep_image else found
 
+    def explain(self, image: Picture, target: Target | None = None) -> Explanation:
+        """See where the detector looks in one image, and how its boxes move.
+
+        Args:
+            image: as in ``predict``.
+            target: what should have been found; then it also says why an object was missed.
+        """
+        from detrlab.explain.explanation import explain_image
+
+        return explain_image(self, image, target)
+
     def save(self, path: str | Path) -> Path:
         """Write the detector to one file, whole or not at all; ``detrlab.load`` reads it."""
         from detrlab.checkpoints import native
@@ -189,15 +203,29 @@ def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any)
     return Detector(build_network(config, seed=seed), config, classes)
 
 
-def load(checkpoint: str | Path, *, device: str | torch.device = "cpu") -> Detector:
-    """A trained detector from a file that ``Detector.save`` or ``detrlab train`` wrote.
+def load(
+    source: str | Path,
+    weights: str | None = None,
+    *,
+    backbone: str | None = None,
+    device: str | torch.device = "cpu",
+) -> Detector:
+    """A trained detector: nothing of it is random.
+
+    Args:
+        source: a file that ``Detector.save`` or ``detrlab train`` wrote, an official or
+            transformers checkpoint, ``hf:`` and a repository, or the name of a preset.
+        weights: for a preset: ``"coco"`` (the default), a file or folder, or ``"hf:..."``.
+        backbone: timm's name of the backbone, where it is not the preset's own.
+        device: where to put the network.
 
     Raises:
-        UserError: there is no such file, or it is damaged, or another tool's.
+        UserError: there is no such preset or file, or the weights are damaged or of another
+            detector, or cannot be downloaded.
     """
-    from detrlab.checkpoints import native
+    from detrlab.checkpoints.weights import load_detector
 
-    loaded = native.load(checkpoint)
+    loaded = load_detector(source, weights, backbone=backbone).checkpoint
     detector = Detector(
         loaded.build(),
         loaded.config,
