@@ -102,6 +102,7 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
         image_ids, files, declared = _images(images, where, split, findings)
         members = locate_images(store, files, name, split, findings)
         columns = _annotations(annotations, image_ids, files, where, split, findings)
+        extras = _extras(annotations)
         # Gone before the collector wakes up and looks at millions of them.
         del document, images, annotations
     return RawSplit(
@@ -116,6 +117,7 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
         members=members,
         declared=declared,
         findings=findings,
+        extras=extras,
         **columns,
     )
 
@@ -318,6 +320,13 @@ def _annotations(
         "areas": areas[keep],
         "annotation_ids": ids[keep],
     }
+
+
+def _extras(records: list[dict[str, Any]]) -> dict[str, int]:
+    """What annotations carry beside boxes, and how many do."""
+    keys = ("segmentation", "keypoints", "caption", "attributes")
+    counts = {key: sum(map(bool, (record.get(key) for record in records))) for key in keys}
+    return {key: count for key, count in counts.items() if count}
 
 
 def _column(records: list[dict[str, Any]], key: str, default: Any = None) -> list[Any]:

@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
              "copy the file into the folder, or set DETRLAB_LINKS=follow if you trust it",
              _LEFT_OUT),
         Rule("file-shared", "warning", "several entries name the same image file",
-             "delete all but one", "keeps them"),
+             "merge them into one", "merges them"),
         Rule("file-unlisted", "note", "image file without an entry in the annotations",
              "annotate it, or list it without boxes if it shows none"),
         Rule("label-orphan", "note", "label file without an image",
@@ -151,6 +151,7 @@ class Finding(NamedTuple):
         image: the image's id, if it is about one.
         annotation: the annotation's id or line, if it is about one.
         detail: the offending values.
+        other: split and id of the other image, where the finding is about two.
     """
 
     rule: str
@@ -159,6 +160,7 @@ class Finding(NamedTuple):
     image: int | str | None = None
     annotation: int | str | None = None
     detail: str = ""
+    other: tuple[str, int | str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the rule's severity, remedy and repair."""
@@ -171,6 +173,7 @@ class Finding(NamedTuple):
             "image": self.image,
             "annotation": self.annotation,
             "detail": self.detail,
+            "other": list(self.other) if self.other else None,
             "remedy": rule.remedy,
             "repair": rule.repair,
         }

@@ -46,6 +46,7 @@ class RawSplit:
             (YOLO); the boxes in pixels follow when the image sizes are known.
         places: where each annotation stands, when its id does not say it.
         findings: what the reader could not take over.
+        extras: what annotations carry beside boxes (masks, keypoints), and how many do.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RawSplit:
     fractions: np.ndarray | None = None
     places: Sequence[str] | None = None
     findings: Findings = field(default_factory=Findings)
+    extras: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)

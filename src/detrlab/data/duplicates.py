@@ -1,0 +1,94 @@
+"""Pictures that are the same, or nearly: a perceptual hash and a search that misses none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+THUMB = 17
+"""Side of the grey thumbnail that everything is computed from."""
+BITS = 128
+MAX_DISTANCE = 7
+"""Bits that may differ; one less than the bands, so that a common band is certain."""
+_BANDS = 8
+MAX_DIFFERENCE = 6.0
+"""Mean difference in grey levels of two thumbnails that count as one picture."""
+_LARGE_BUCKET, _WINDOW = 2000, 200
+"""In a bucket of thousands, where all pictures look alike, only so many neighbours are compared."""
+_POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+_MIN_CONTRAST = 4.0
+"""Standard deviation of the grey levels below which a thumbnail says nothing."""
+
+
+class Pair(NamedTuple):
+    """Two pictures by position, the smaller one first, and how many bits differ."""
+
+    first: int
+    second: int
+    distance: int
+
+
+def fingerprint(thumbs: np.ndarray) -> np.ndarray:
+    """(N, 17, 17) uint8 grey -> (N, 16) uint8, 128 bits.
+
+    Each bit says whether brightness rises from one coarse cell to the next: 64 times to the
+    right, 64 times down. Brightness, contrast, scale and compression hardly change it.
+    """
+    grey = thumbs.astype(np.int32)
+    # 9 x 9 cells out of 17 x 17 points, by averaging each point with its neighbours.
+    smooth = grey[:, :-1, :-1] + grey[:, 1:, :-1] + grey[:, :-1, 1:] + grey[:, 1:, 1:]
+    cells = np.pad(smooth, ((0, 0), (0, 1), (0, 1)), mode="edge")[:, ::2, ::2]
+    right = (cells[:, :8, 1:] > cells[:, :8, :-1]).reshape(len(grey), 64)
+    down = (cells[:, 1:, :8] > cells[:, :-1, :8]).reshape(len(grey), 64)
+    return np.packbits(np.concatenate([right, down], axis=1), axis=1)
+
+
+def near_pairs(thumbs: np.ndarray) -> list[Pair]:
+    """All pairs of nearly equal pictures, also where one of them is brighter or recompressed.
+
+    Two fingerprints that differ in at most 7 of 128 bits agree in at least one of 8 bands of
+    16 bits: only pictures that share a band are compared, which finds every pair without
+    comparing all. Pictures without contrast are left out: they would all be alike.
+
+    Args:
+        thumbs: (N, 17, 17) uint8 grey.
+    """
+    prints = fingerprint(thumbs)
+    informative = np.flatnonzero(thumbs.reshape(len(thumbs), -1).std(axis=1) >= _MIN_CONTRAST)
+    bands = prints.view(np.uint16)
+    found: dict[tuple[int, int], int] = {}
+    for band in range(_BANDS):
+        values = bands[informative, band]
+        order = informative[np.argsort(values, kind="stable")]
+        ordered = bands[order, band]
+        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        for group in np.split(order, starts[1:]):
+            if len(group) > 1:
+                _compare(np.sort(group), prints, thumbs, found)
+    return [Pair(first, second, distance) for (first, second), distance in sorted(found.items())]
+
+
+def _compare(
+    group: np.ndarray,
+    prints: np.ndarray,
+    thumbs: np.ndarray,
+    found: dict[tuple[int, int], int],
+) -> None:
+    """Add the true pairs of one bucket."""
+    for k in range(len(group) - 1):
+        reach = _WINDOW if len(group) > _LARGE_BUCKET else len(group)
+        i, others = int(group[k]), group[k + 1 : k + 1 + reach]
+        bits = _POPCOUNT[prints[others] ^ prints[i]].sum(axis=1)
+        for j, distance in zip(others[bits <= MAX_DISTANCE].tolist(),
+                               bits[bits <= MAX_DISTANCE].tolist(), strict=True):  # fmt: skip
+            if _difference(thumbs[i], thumbs[j]) <= MAX_DIFFERENCE:
+                found[i, j] = distance
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean difference in grey levels after brightness and contrast are made equal."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    spread = max(a.std(), b.std())
+    a, b = (a - a.mean()) / a.std() * spread, (b - b.mean()) / b.std() * spread
+    return float(np.abs(a - b).mean())
