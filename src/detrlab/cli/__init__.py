@@ -23,6 +23,8 @@ VERBS = {
     "eval": "judge a checkpoint, or another tool's predictions",
     "predict": "find objects in images",
     "explain": "see where a detector looks, and why it missed an object",
+    "check": "what is in a data set, and what is wrong with it",
+    "convert": "checkpoints and data sets in other tools' formats",
     "models": "the detectors: parameters, cost, published accuracy",
 }
 

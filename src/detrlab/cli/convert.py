@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -53,7 +54,13 @@ def _checkpoint(options: Options) -> list[str]:
 
 
 def _data(options: Options) -> list[str]:
-    from detrlab.data.convert import convert, default_target
+    from detrlab.data.convert import convert
 
-    target = options.output or default_target(options.source, options.to)
-    return convert(options.source, options.to, target)
+    source = Path(options.source)
+    target = options.output or source.with_name(f"{source.stem}-{options.to}")
+    done = convert(options.source, options.to, target)
+    return [
+        *done.notes,
+        *(f"lost: {loss}" for loss in done.losses),
+        f"{done.images:,} images and {done.boxes:,} boxes as {done.format}: {done.folder}",
+    ]
