@@ -293,11 +293,11 @@ class TestWithoutKernels:
     @pytest.fixture(autouse=True)
     def _fresh(self, monkeypatch):
         monkeypatch.delenv("DETRLAB_OPS", raising=False)
-        cpu._compile.cache_clear()
+        cpu._compiled.cache_clear()
         deformable._warn_once.cache_clear()
         yield
         monkeypatch.undo()
-        cpu._compile.cache_clear()
+        cpu._compiled.cache_clear()
         deformable._warn_once.cache_clear()
 
     def check(self, caplog, reason):

@@ -9,9 +9,7 @@ form before its results are used.
 from __future__ import annotations
 
 import functools
-import logging
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +18,8 @@ import torch
 from torch import Tensor
 
 from detrlab.ops import reference, testing, threads
+from detrlab.ops.compiling import Compiled, compile_and_test, compile_on_disk
 from detrlab.structures import LevelShapes, References
-
-_log = logging.getLogger("detrlab")
-_compiling = threading.Lock()
 
 _WIDEST = 64
 """Channels that fit the registers at once; wider heads are worked on piece by piece."""
@@ -201,11 +197,6 @@ class _Kernels(NamedTuple):
     modes: Any
 
 
-class _Compiled(NamedTuple):
-    kernels: _Kernels | None
-    problem: str | None
-
-
 class _Work(NamedTuple):
     """One call's tensors, in the layout that kernels read, and their sizes."""
 
@@ -380,28 +371,18 @@ def problem(dtype: torch.dtype = torch.float32, width: int = 32, count: int = 16
 
 def _kernels_or_raise(work: _Work) -> _Kernels:
     kernels, found = _compiled(*work.kind)
-    if kernels is None or found is not None:
+    if kernels is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {found}")
     return kernels
 
 
-def _compiled(dtype: torch.dtype, width: int, count: int) -> _Compiled:
-    """The tested kernels for one kind of work, or the problem with them."""
-    with _compiling:
-        return _compile(dtype, width, count)
-
-
 @functools.cache
-def _compile(dtype: torch.dtype, width: int, count: int) -> _Compiled:
-    def attempt() -> _Compiled:
-        kernels = _build(dtype, width, count)
-        found = _self_test(kernels, dtype, width, count)
-        return _Compiled(kernels, found and f"self-test failed: {found} ({dtype})")
-
-    try:
-        return testing.in_own_thread(attempt)
-    except Exception as error:  # whatever fails, the plain form serves
-        return _Compiled(None, f"{type(error).__name__}: {error}".splitlines()[0])
+def _compiled(dtype: torch.dtype, width: int, count: int) -> Compiled[_Kernels]:
+    """The tested kernels for one kind of work, or the problem with them."""
+    return compile_and_test(
+        lambda: _build(dtype, width, count),
+        lambda kernels: _self_test(kernels, dtype, width, count),
+    )
 
 
 def _build(dtype: torch.dtype, width: int, count: int) -> _Kernels:
@@ -409,15 +390,12 @@ def _build(dtype: torch.dtype, width: int, count: int) -> _Kernels:
 
     number = np.float64 if dtype == torch.float64 else np.float32
     lanes = next(lanes for lanes in range(min(width, _WIDEST), 0, -1) if width % lanes == 0)
-    built = []
-    for compile_kernel in (kernels.compile_forward, kernels.compile_backward):
-        try:
-            built.append(compile_kernel(number, lanes, count, cache=True))
-        except Exception as error:  # a folder that cannot be written, a broken file
-            _log.debug("compiled again without the cache on disk: %s", error)
-            built.append(compile_kernel(number, lanes, count, cache=False))
-    forward, backward = built
-    return _Kernels(forward, backward, kernels.Field, kernels.Mode)
+    return _Kernels(
+        compile_on_disk(kernels.compile_forward, number, lanes, count),
+        compile_on_disk(kernels.compile_backward, number, lanes, count),
+        kernels.Field,
+        kernels.Mode,
+    )
 
 
 def _self_test(kernels: _Kernels, dtype: torch.dtype, width: int, count: int) -> str | None:

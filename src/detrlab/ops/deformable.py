@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from detrlab.errors import UserError, did_you_mean
-from detrlab.ops import cpu, cuda, reference
+from detrlab.errors import UserError
+from detrlab.ops import choice, cpu, cuda, reference
 from detrlab.structures import LevelShapes, References
 
-NAMES = ("auto", "reference", "cpu", "cuda")
-"""What ``use`` and ``DETRLAB_OPS`` accept."""
-
 _BACKENDS = {"reference": reference, "cpu": cpu, "cuda": cuda}
-_chosen: ContextVar[str | None] = ContextVar("detrlab_ops", default=None)
 _log = logging.getLogger("detrlab")
 
 
@@ -63,11 +57,8 @@ def use(name: str) -> Iterator[None]:
         UserError: the name is unknown, or that backend does not work here; the message says why.
     """
     _check(name, "use()")
-    token = _chosen.set(name)
-    try:
+    with choice.chosen(name):
         yield
-    finally:
-        _chosen.reset(token)
 
 
 def backend(device: torch.device | str = "cpu") -> str:
@@ -92,22 +83,21 @@ def problem(name: str, device: torch.device | str | None = None) -> str | None:
 
 
 def _check(name: str, where: str) -> None:
-    if name not in NAMES:
-        raise UserError(f"{where}: unknown ops backend {name!r}{did_you_mean(name, NAMES)}")
-    found = problem(name)
+    found = problem(choice.known(name, where))
     if found is not None:
         raise UserError(f"{where}: ops backend {name!r} does not work here: {found}")
 
 
 @functools.cache
-def _checked_variable(name: str) -> str:
-    _check(name, "DETRLAB_OPS")
-    return name
+def _check_variable(name: str) -> None:
+    _check(name, choice.VARIABLE)
 
 
 def _wish() -> str:
-    """The backend asked for: by ``use``, else by ``DETRLAB_OPS``, else ``auto``."""
-    return _chosen.get() or _checked_variable(os.environ.get("DETRLAB_OPS", "auto"))
+    """The backend asked for, checked once if the environment asks for it."""
+    name = choice.wish()
+    _check_variable(name)
+    return name
 
 
 def _pick(values: Tensor, count: int) -> ModuleType:

@@ -1,0 +1,57 @@
+"""Compiling kernels so that whatever goes wrong is an answer, not an error."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from detrlab.ops.testing import in_own_thread
+
+Kernels = TypeVar("Kernels")
+_log = logging.getLogger("detrlab")
+_one_at_a_time = threading.Lock()
+
+
+class Compiled(NamedTuple, Generic[Kernels]):
+    """Kernels that passed their test, or the problem with them.
+
+    Attributes:
+        kernels: None if there is a problem.
+        problem: in one line; None if there is none.
+    """
+
+    kernels: Kernels | None
+    problem: str | None
+
+
+def compile_and_test(
+    build: Callable[[], Kernels], test: Callable[[Kernels], str | None]
+) -> Compiled[Kernels]:
+    """Build kernels and test them.
+
+    Args:
+        build: may raise anything: Numba can be missing, broken, or at odds with its compiler.
+        test: kernels -> None, or what is wrong with their results.
+    """
+
+    def attempt() -> Compiled[Kernels]:
+        kernels = build()
+        found = test(kernels)
+        return Compiled(None, f"self-test failed: {found}") if found else Compiled(kernels, None)
+
+    with _one_at_a_time:
+        try:
+            return in_own_thread(attempt)
+        except Exception as error:  # whatever it is, the plain form serves
+            return Compiled(None, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def compile_on_disk(compile_kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """A kernel whose code is kept on disk or, where that fails, only in this process."""
+    try:
+        return compile_kernel(*arguments, cache=True)
+    except Exception as error:  # a folder that cannot be written, a broken file
+        _log.debug("compiled again without the cache on disk: %s", error)
+        return compile_kernel(*arguments, cache=False)
