@@ -22,8 +22,8 @@ from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
 from detrlab.models.build import build_network
 
-_HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_HF_INDEX = "model.safetensors.index.json"
+HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HF_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read(
     path = Path(path)
     if path.is_dir():
         return _read_transformers(path, {**(likely or {}), **(told or {})})
-    if path.name in _HF_WEIGHTS and (path.parent / "config.json").is_file():
+    if path.name in HF_WEIGHTS and (path.parent / "config.json").is_file():
         return _read_transformers(path.parent, {**(likely or {}), **(told or {})})
     if not _is_safetensors(path):
         contents = restricted.read(path)
@@ -79,7 +79,7 @@ def read(
     else:
         tensors, arguments, others = native.read_tensors(path), {}, ()
     found = recognise(
-        clean(tensors), str(path), told={**arguments, **(told or {})}, likely=likely or {}
+        clean(tensors), str(path), told={**(told or {}), **arguments}, likely=likely or {}
     )
     dropped = tuple(name for name in tensors if name.endswith(BOOKKEEPING))
     checkpoint = native.Checkpoint(
@@ -157,18 +157,27 @@ def wanted_tensors(config: ModelConfig) -> dict[str, Tensor]:
         return build_network(config).state_dict()
 
 
+def shards_of(index: Path) -> list[str]:
+    """The files that an ``index.json`` of transformers divides a model into.
+
+    Raises:
+        UserError: it cannot be read, or names files elsewhere.
+    """
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise UserError(f"{index} names files outside its folder: {outside[0]}")
+    return shards
+
+
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    if (folder / _HF_INDEX).is_file():
-        shards = sorted(set(read_json(folder / _HF_INDEX).get("weight_map", {}).values()))
-        outside = [name for name in shards if Path(name).name != name]
-        if outside:
-            raise UserError(f"{folder / _HF_INDEX} names files outside its folder: {outside[0]}")
+    if (folder / HF_INDEX).is_file():
         return {
             name: tensor
-            for shard in shards
+            for shard in shards_of(folder / HF_INDEX)
             for name, tensor in native.read_tensors(folder / shard).items()
         }
-    safe, pickled = (folder / name for name in _HF_WEIGHTS)
+    safe, pickled = (folder / name for name in HF_WEIGHTS)
     if safe.is_file():
         return native.read_tensors(safe)
     if pickled.is_file():

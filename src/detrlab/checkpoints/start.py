@@ -239,7 +239,7 @@ class _Filling:
             f"{self.imported.where} does not fit this model{because}: {len(names)} tensors would "
             f"start at random, such as {names[0]!r} ({self.problems[names[0]]}). Choose the same "
             "architecture or, if you want them to start anew, ask for it: "
-            + " ".join(f"--reinitialise '^{re.escape(name)}'" for name in modules[:3])
+            + " ".join(f"--reinitialise '^{re.escape(name)}\\.'" for name in modules[:3])
         )
 
     def _notes(self) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from detrlab.checkpoints import catalogue, download
 from detrlab.checkpoints.catalogue import Published
 from detrlab.checkpoints.download import Progress, UnreachableError
-from detrlab.checkpoints.reading import Imported, read
+from detrlab.checkpoints.reading import HF_INDEX, HF_WEIGHTS, Imported, read, shards_of
 from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError, did_you_mean
@@ -251,11 +251,14 @@ def fetch_repository(name: str) -> Path:
     if config is None:
         raise UserError(f"hf:{name} holds no config.json: it is not a model of transformers")
     _hub_file(repository, revision, "preprocessor_config.json")
-    weights = _hub_file(repository, revision, "model.safetensors")
-    if weights is None:
-        weights = _hub_file(repository, revision, "pytorch_model.bin")
-    if weights is None:
-        raise UserError(f"hf:{name} holds neither model.safetensors nor pytorch_model.bin")
+    safe, pickled = HF_WEIGHTS
+    if _hub_file(repository, revision, safe) is not None:
+        return config.parent
+    index = _hub_file(repository, revision, HF_INDEX)
+    files = [pickled] if index is None else shards_of(index)
+    for file in files:
+        if _hub_file(repository, revision, file) is None:
+            raise UserError(f"hf:{name} holds neither {safe} nor {file}")
     return config.parent
 
 

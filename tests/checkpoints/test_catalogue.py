@@ -1,0 +1,97 @@
+"""The catalogue says what the publishers say, and what lies on this machine."""
+
+import pytest
+
+from detrlab.checkpoints import catalogue, coco
+from detrlab.errors import UserError
+from detrlab.presets import PRESETS
+
+
+def test_the_published_numbers():
+    """Against the originals' model tables, typed a second time."""
+    numbers = {
+        ("detr", "resnet50"): (42.0, 86, "e632da11"),
+        ("detr-dc5", "resnet50"): (43.3, 187, "f0fb7ef5"),
+        ("detr", "resnet101"): (43.5, 152, "2c7b67e5"),
+        ("detr-dc5", "resnet101"): (44.9, 253, "a2e86def"),
+        ("deformable-detr", "resnet50"): (44.5, 173, ""),
+        ("deformable-detr-refine", "resnet50"): (46.2, 173, ""),
+        ("deformable-detr-two-stage", "resnet50"): (46.9, 173, ""),
+        ("deformable-detr-single-scale", "resnet50"): (39.4, 78, ""),
+        ("deformable-detr-single-scale-dc5", "resnet50"): (41.5, 128, ""),
+    }
+    found = {
+        (each.preset, each.backbone): (each.ap["ap"], each.gflops, each.sha256)
+        for each in catalogue.PUBLISHED
+    }
+    assert found == numbers
+
+
+def test_every_entry_is_complete():
+    files = [each.file for each in catalogue.PUBLISHED]
+    assert len(set(files)) == len(files)
+    for each in catalogue.PUBLISHED:
+        assert each.preset in PRESETS
+        assert each.url.startswith("https://")
+        assert each.config.num_classes == 91
+        assert each.hub.count("/") == 1
+    detr = catalogue.published("detr")
+    assert detr.url == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
+    assert detr.megabytes == 159
+
+
+def test_the_list_of_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETRLAB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    place = tmp_path / "weights" / "detr-r50-e632da11.pth"
+    place.parent.mkdir()
+    place.touch()
+    rows = catalogue.models()
+    assert {row.preset for row in rows} == set(PRESETS)
+    by_name = {(row.preset, row.backbone): row.to_dict() for row in rows}
+    assert by_name["detr", "resnet50"]["cached"] == str(place)
+    assert by_name["detr", "resnet101"]["cached"] is None
+    assert by_name["detr", "resnet101"]["parameters"] == 60_464_672
+    assert by_name["deformable-detr", "resnet50"]["trainable"] == 39_847_265
+    assert by_name["detr-sigmoid", "resnet50"]["url"] is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "folder"),
+    [
+        ({"DETRLAB_CACHE": "/a"}, "/a/weights"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/detrlab/weights"),
+        ({"HOME": "/c"}, "/c/.cache/detrlab/weights"),
+    ],
+)
+def test_where_weights_are_kept(monkeypatch, environment, folder):
+    for name in ("DETRLAB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert catalogue.cache_folder().as_posix() == folder
+
+
+def test_what_is_not_published():
+    with pytest.raises(UserError, match=r"'detr-dc', did you mean 'detr-dc5'\?"):
+        catalogue.published("detr-dc")
+    with pytest.raises(UserError, match="with backbone 'resnet18', only with resnet50"):
+        catalogue.published("deformable-detr", "resnet18")
+
+
+def test_cocos_rows_are_its_category_ids():
+    assert len(coco.BY_ID) == 80
+    assert len(coco.CLASSES) == len(set(coco.CLASSES)) == 91
+    # The order of tools that number the 80 from 0.
+    used = (
+        *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70,
+        *range(72, 83), *range(84, 91),
+    )  # fmt: skip
+    assert tuple(coco.BY_ID) == used
+    assert (coco.CLASSES[1], coco.CLASSES[17], coco.CLASSES[75], coco.CLASSES[90]) == (
+        "person",
+        "cat",
+        "remote",
+        "toothbrush",
+    )
+    assert coco.CLASSES[12] == "unused 12"

