@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from detrlab.compare.results import Row
     from detrlab.data.table import Table
     from detrlab.evaluation.records import Detected, GroundTruth
-    from detrlab.explain.explanation import Explanation
+    from detrlab.explain.explanation import Explanation, Found
     from detrlab.explain.sampling import Samples
     from detrlab.report.gallery import Exhibit, View
 
@@ -63,7 +63,7 @@ def exploration(
         for index, image in zip(chosen, images, strict=True):
             at = position[truth.image_ids[index]]
             if detector is None:
-                told = {"boxes": _detections(view.detected, index), "why": []}
+                told = {"boxes": _detections(view.detected, index), "others": [], "why": []}
             else:
                 told = _explained(detector, table, at, image)
             image["models"].append(told)
@@ -132,33 +132,59 @@ def _explained(detector: Detector, table: Table, at: int, image: dict[str, Any])
     from detrlab.explain.missed import sentence
 
     threshold = _one_threshold(detector)
-    target = table.targets(at)
-    explanation = explain_image(detector, table.picture(at), target)
+    explanation = explain_image(detector, table.picture(at), table.targets(at))
     size = image["width"], image["height"]
-    boxes = []
-    for rank, found in enumerate(explanation.detections()):
-        if found.score < LEAST_SCORE and rank:
-            break
-        box: dict[str, Any] = {
-            "b": _pixels(found.box, size),
-            "l": found.label,
-            "s": round(found.score, 3),
-        }
-        if rank < EXPLAINED:
-            box |= {"q": found.query, "path": _path(explanation, found.query, found.label, size)}
-            box |= _look(explanation, found.query)
-        boxes.append(box)
+    found = [
+        each
+        for rank, each in enumerate(explanation.detections())
+        if each.score >= LEAST_SCORE or rank == 0
+    ]
+    boxes = [_plain(each, size) for each in found]
+    for each, box in zip(found[:EXPLAINED], boxes, strict=False):
+        box |= _story(explanation, each, size)
+    verdicts = explanation.verdicts(threshold)
+    # The query that an object costs least, followed even where it is no detection.
+    followed = {each.query for each in found[:EXPLAINED]}
+    nearest = {verdict.final.best.query: verdict.label for verdict in verdicts}
+    others = [
+        _says(explanation, query, label)
+        for query, label in list(nearest.items())[:EXPLAINED]
+        if query not in followed
+    ]
     return {
         "boxes": boxes,
+        "others": [_plain(each, size) | _story(explanation, each, size) for each in others],
         "threshold": threshold,
         "why": [
             {
                 "b": _pixels(verdict.box, size),
+                "q": verdict.final.best.query,
                 "words": sentence(verdict, explanation.classes, threshold),
             }
-            for verdict in explanation.verdicts(threshold)
+            for verdict in verdicts
         ],
-        "levels": [[w, h] for h, w in explanation.recording.memory.level_shapes],
+    }
+
+
+def _says(explanation: Explanation, query: int, label: int) -> Found:
+    """What a query says of a class at the end, whether or not that is a detection."""
+    from detrlab.explain.explanation import Found
+
+    path = explanation.paths
+    box = tuple(path.boxes[-1, query].tolist())
+    return Found(query, label, float(path.scores[-1, query, label]), box)
+
+
+def _plain(found: Found, size: tuple[int, int]) -> dict[str, Any]:
+    return {"b": _pixels(found.box, size), "l": found.label, "s": round(found.score, 3)}
+
+
+def _story(explanation: Explanation, found: Found, size: tuple[int, int]) -> dict[str, Any]:
+    """How a detection came about: its query, its path, where the last layer looked."""
+    return {
+        "q": found.query,
+        "path": _path(explanation, found.query, found.label, size),
+        **_look(explanation, found.query),
     }
 
 

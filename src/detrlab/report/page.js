@@ -177,8 +177,8 @@
       explain();
     }
 
-    function panel(image, name, summary) {
-      const area = state.chosen && control.zoom.checked
+    function panel(image, name, summary, whole = false) {
+      const area = state.chosen && control.zoom.checked && !whole
         ? around(state.chosen.b, image) : [0, 0, image.width, image.height];
       const picture = draw("svg", {
         viewBox: area.join(" "), role: "group", "aria-label": `${name}: ${summary}`, class: "view",
@@ -206,9 +206,10 @@
 
     function seen(image, index, judged, summary) {
       const model = data.models[index];
-      const [picture, whole] = panel(image, model.name, summary);
-      whole.dataset.model = index;
       const mine = state.chosen ? counterpart(image, index) : null;
+      // Dense attention is about the whole image; sampling points are about a place in it.
+      const [picture, whole] = panel(image, model.name, summary, Boolean(mine && mine.map));
+      whole.dataset.model = index;
       if (mine) looks(picture, image, index, mine);
       if (control.truth.checked) {
         judged.missed.forEach((g) => {
@@ -280,7 +281,8 @@
     }
 
     // What a detector says about the chosen place, at any score: itself, or the box that
-    // overlaps it most, the same class first among equals.
+    // overlaps it most, the same class first among equals; for an annotated object at least
+    // the query that it costs least, wherever that one put its box.
     function counterpart(image, index) {
       const chosen = state.chosen;
       const boxes = image.models[index].boxes;
@@ -291,7 +293,14 @@
         const shared = iou(box.b, chosen.b) + (box.l === label ? 0.05 : 0);
         if (shared > most && box.path) [best, most] = [box, shared];
       }
-      return best;
+      if (best || chosen.truth === undefined) return best;
+      const why = reason(image, index, image.truth[chosen.truth]);
+      const known = [...boxes, ...image.models[index].others];
+      return (why && known.find((box) => box.path && box.q === why.q)) || null;
+    }
+
+    function reason(image, index, truth) {
+      return image.models[index].why.find((each) => iou(each.b, truth.b) > 0.98);
     }
 
     // Where the last decoder layer looked, and the boxes of every layer.
@@ -395,7 +404,7 @@
         parts.push(make("p", {}, `${named(box)}${query}${silent}`));
         if (box.path) parts.push(steps(box.path, truth));
       }
-      const why = truth && image.models[index].why.find((each) => iou(each.b, truth.b) > 0.99);
+      const why = truth && reason(image, index, truth);
       if (why) {
         parts.push(make("p", { class: "soft" }, `${why.words} (at ${image.models[index].threshold})`));
       }
