@@ -7,6 +7,7 @@ from detrlab.data import DataSet
 from detrlab.data.shapes import shapes
 from detrlab.presets import model_config
 from detrlab.training.folder import RunConfig
+from detrlab.training.loop import train
 
 TINY = {
     "backbone": "test_resnet",
@@ -27,7 +28,7 @@ def tiny_data():
     return DataSet("shapes", train, val)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tiny_data):
     def make(preset="deformable-detr-two-stage", *, model=None, data=None, **train):
         changes = {**TINY, **({"levels": 3} if "deformable" in preset else {}), **(model or {})}
@@ -55,3 +56,11 @@ def tiny_config(tiny_data):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, tiny_config, tiny_data):
+    """The folder of an uninterrupted run, to compare others with."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_config(), folder, tiny_data)
+    return folder

@@ -1,46 +1,14 @@
-import json
 import os
 import signal
 from dataclasses import replace
 
 import pytest
 import torch
+from runs import assert_same_run, stopping_after, weights_of
 
-from detrlab.checkpoints import native
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, RunConfig, RunFolder, locked
 from detrlab.training.loop import Options, train
-
-
-def timeless(rows):
-    """Epoch rows without what a clock says."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def weights_of(folder, name="last"):
-    return native.load(folder / "weights" / f"{name}.safetensors").state
-
-
-def assert_same_run(a, b):
-    for name in ("last", "best"):
-        ours, theirs = weights_of(a, name), weights_of(b, name)
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            assert torch.equal(value, theirs[key]), f"{name}: {key}"
-    ours, theirs = (json.loads((each / "metrics.json").read_text()) for each in (a, b))
-    assert timeless(ours["epochs"]) == timeless(theirs["epochs"])
-    assert ours["metrics"] == theirs["metrics"]
-    assert (a / "predictions.json").read_bytes() == (b / "predictions.json").read_bytes()
-
-
-def stopping_after(step):
-    """An option that sends SIGTERM when a step has been taken."""
-
-    def on_step(report):
-        if report.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return on_step
 
 
 def test_a_run_leaves_its_files_and_a_line_an_epoch(tmp_path, tiny_config, tiny_data):
@@ -92,10 +60,14 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny
 @pytest.mark.parametrize(
     ("stop", "changes"),
     [
-        (0, {"ema_decay": 0.9}),
-        (1, {"micro_batch": 2}),
-        (2, {"schedule": "cosine", "warmup_steps": 2, "drop_epoch": None}),
-        (2, {"precision": "bfloat16"}),
+        (0, {"ema_decay": 0.9, "micro_batch": 2}),
+        pytest.param(1, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param(
+            2,
+            {"schedule": "cosine", "warmup_steps": 2, "drop_epoch": None},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(2, {"precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(2, {"precision": "float16"}, marks=pytest.mark.slow),
     ],
     ids=["average", "between-epochs", "cosine", "bfloat16", "float16"],

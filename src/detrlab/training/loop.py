@@ -456,7 +456,8 @@ class _Run:
             report = self.engine.step(share, progress.step, stop=bool(self.request))
             progress.seconds += time.perf_counter() - clock
             self._note(report, share)
-            if report.stop:
+            # Several processes only agree at the next step.
+            if report.stop or (self.request and self.processes.world == 1):
                 raise _Stopped
             if self.options.save_every and progress.step % self.options.save_every == 0:
                 self._save_state()

@@ -1,0 +1,243 @@
+"""Runs that are hurt in every way, and what is left of them."""
+
+import errno
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import assert_same_run, stopping_after, weights_of
+
+from detrlab import files
+from detrlab.data import open_data
+from detrlab.errors import UserError
+from detrlab.training import state
+from detrlab.training.loop import Options, train
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_state_is_passed_over_and_told(tmp_path, tiny_config, tiny_data, whole):
+    folder = tmp_path / "run"
+    options = Options(save_every=1, on_step=stopping_after(2))
+    train(tiny_config(), folder, tiny_data, options)
+    older, newer = sorted((folder / "state").iterdir())
+    damage(newer)
+    lines = []
+    train(tiny_config(), folder, tiny_data, Options(resume=True, say=lines.append))
+    assert any(f"{newer.name} is damaged: going on from the state before" in each for each in lines)
+    assert any("going on after step 2" in each for each in lines)
+    assert older.name.startswith("step-00000002")
+    assert newer.with_suffix(".damaged").exists()
+    assert_same_run(whole, folder)
+
+
+def test_without_any_whole_state_the_run_does_not_pretend(tmp_path, tiny_config, tiny_data):
+    train(tiny_config(), tmp_path, tiny_data, Options(save_every=1, on_step=stopping_after(2)))
+    for path in (tmp_path / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])  # cut short
+    with pytest.raises(UserError, match=r"every saved state in .* is damaged"):
+        train(tiny_config(), tmp_path, tiny_data, Options(resume=True))
+
+
+def full_disk(monkeypatch, is_victim, code=errno.ENOSPC):
+    """Writing half of a file fails if ``is_victim`` says so of its name."""
+    true = files.Path.write_bytes
+
+    def write_bytes(path, data):
+        if is_victim(path.name):
+            true(path, data[: len(data) // 2])
+            raise OSError(code, os.strerror(code))
+        return true(path, data)
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize(
+    ("victim", "epochs_before"),
+    [
+        pytest.param("best", 0, marks=pytest.mark.slow),
+        pytest.param("last", 1, marks=pytest.mark.slow),
+        pytest.param("metrics.csv", 1, marks=pytest.mark.slow),
+        pytest.param("metrics.json", 1, marks=pytest.mark.slow),
+        ("epoch-0002", 1),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    tmp_path, tiny_config, tiny_data, whole, monkeypatch, victim, epochs_before
+):
+    """Whichever file it is that does not fit; and then there is room again."""
+    folder = tmp_path / "run"
+    if epochs_before:
+        train(tiny_config(epochs=1), folder, tiny_data)
+    resume = Options(resume=True)
+    with monkeypatch.context() as broken:
+        full_disk(broken, lambda name: victim in name)
+        with pytest.raises(UserError, match="disk is full"):
+            train(tiny_config(), folder, tiny_data, resume if epochs_before else None)
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert all(state.is_whole(path) for path in (folder / "state").iterdir())
+    assert not epochs_before or weights_of(folder)  # what was there still reads
+    train(tiny_config(), folder, tiny_data, resume)
+    assert_same_run(whole, folder)
+
+
+def test_permission_denied_is_one_message(tmp_path, tiny_config, tiny_data, monkeypatch):
+    full_disk(monkeypatch, lambda name: "config.yaml" in name, errno.EACCES)
+    with pytest.raises(UserError, match="permission denied: make the folder writable"):
+        train(tiny_config(), tmp_path / "run", tiny_data)
+
+
+@pytest.mark.slow
+def test_a_state_that_reads_back_differently_is_refused(
+    tmp_path, tiny_config, tiny_data, whole, monkeypatch
+):
+    folder = tmp_path / "run"
+    train(tiny_config(epochs=1), folder, tiny_data)
+    true = files.write_bytes
+
+    def flip(path, data):
+        true(path, data)
+        if path.name.startswith("step-00000004"):
+            damage(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "write_bytes", flip)
+        with pytest.raises(UserError, match=r"reads back differently.*check the disk"):
+            train(tiny_config(), folder, tiny_data, Options(resume=True))
+    train(tiny_config(), folder, tiny_data, Options(resume=True))
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
+def test_a_folder_that_may_not_be_written(tmp_path, tiny_config, tiny_data):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(UserError, match="permission denied"):
+            train(tiny_config(), tmp_path / "run", tiny_data)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_path_that_is_no_folder(tmp_path, tiny_config, tiny_data):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="could not be written"):
+        train(tiny_config(), tmp_path / "file" / "run", tiny_data)
+
+
+@pytest.fixture
+def photographs(tmp_path, tiny_data):
+    """The tiny data as a folder of files in COCO's layout."""
+    root = tmp_path / "photographs"
+    for split, table in (("train", tiny_data.train), ("val", tiny_data.val)):
+        (root / split).mkdir(parents=True)
+        coco = table.coco_ground_truth()
+        for i, image in enumerate(coco["images"]):
+            image["file_name"] = f"{image['id']}.png"
+            pixels = table.picture(i).permute(1, 2, 0).numpy()
+            Image.fromarray(np.ascontiguousarray(pixels)).save(root / split / image["file_name"])
+        (root / split / "_annotations.coco.json").write_text(json.dumps(coco))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("split", "workers"),
+    [
+        ("train", 0),
+        pytest.param("train", 2, marks=pytest.mark.slow),
+        pytest.param("val", 0, marks=pytest.mark.slow),
+        pytest.param("val", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_an_image_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
+    tmp_path, tiny_config, photographs, split, workers
+):
+    data = open_data(photographs)
+    config = tiny_config()
+    train(config, tmp_path / "whole", data)
+    folder = tmp_path / "run"
+    options = Options(on_step=stopping_after(1), workers=workers)
+    train(config, folder, data, options)
+    victim = sorted((photographs / split).glob("*.png"))[0]
+    kept = victim.read_bytes()
+    victim.unlink()
+    with pytest.raises(UserError, match=victim.name):
+        train(config, folder, data, Options(resume=True, workers=workers))
+    victim.write_bytes(kept)
+    train(config, folder, data, Options(resume=True, workers=workers))
+    assert_same_run(tmp_path / "whole", folder)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_a_run_is_the_same_with_any_number_of_loader_processes(
+    tmp_path, tiny_config, tiny_data, whole, workers
+):
+    """Stopped in the middle of an epoch, and gone on with another number than before."""
+    folder = tmp_path / "run"
+    options = Options(on_step=stopping_after(2), workers=workers)
+    assert not train(tiny_config(), folder, tiny_data, options).finished
+    train(tiny_config(), folder, tiny_data, Options(resume=True, workers=4 - workers))
+    assert_same_run(whole, folder)
+
+
+def test_an_error_of_any_kind_keeps_what_was_reached(tmp_path, tiny_config, tiny_data, whole):
+    folder = tmp_path / "run"
+
+    def trip(report):
+        if report.step == 2:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config(), folder, tiny_data, Options(on_step=trip))
+    lines = []
+    train(tiny_config(), folder, tiny_data, Options(resume=True, say=lines.append))
+    assert any("going on after step 3" in line for line in lines)
+    assert_same_run(whole, folder)
+
+
+def test_a_step_is_whole_or_nothing(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
+    """Memory runs out between forward and backward: not even the norms' statistics moved."""
+    from detrlab.training import engine
+
+    folder = tmp_path / "run"
+    true = engine.Engine._update
+
+    def update(self):
+        if not any(self.optimizer.state.values()):
+            return true(self)
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.Engine, "_update", update)
+        with pytest.raises(UserError, match=r"memory is too small for 4 images.*micro_batch"):
+            train(tiny_config(), folder, tiny_data)
+    train(tiny_config(), folder, tiny_data, Options(resume=True))
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+def test_stopping_while_it_evaluates(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
+    from detrlab.training import loop
+
+    folder = tmp_path / "run"
+    true = loop.batches
+
+    def batches(*arguments, train, **options):
+        if not train:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return true(*arguments, train=train, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "batches", batches)
+        outcome = train(tiny_config(), folder, tiny_data)
+    assert not outcome.finished
+    assert outcome.epochs == ()
+    train(tiny_config(), folder, tiny_data, Options(resume=True))
+    assert_same_run(whole, folder)
