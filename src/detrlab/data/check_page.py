@@ -86,11 +86,12 @@ def _examples(report: Report, listed: list[Finding]) -> list[dict[str, str]]:
         found = []
         for split, image, annotation, caption in about:
             table = tables.get(split or "train")
-            position = np.flatnonzero(table.image_ids == image) if table is not None else []
-            if table is not None and len(position):
-                marked = annotation if isinstance(annotation, int) else None
-                if data := _picture(table, int(position[0]), marked):
-                    found.append({"data": data, "caption": caption})
+            if table is None or not (table.image_ids == image).any():
+                continue
+            position = int(np.flatnonzero(table.image_ids == image)[0])
+            marked = annotation if isinstance(annotation, int) else None
+            if data := _picture(table, position, marked):
+                found.append({"data": data, "caption": caption})
         examples += found
         shown += bool(found)
     return examples
@@ -176,8 +177,15 @@ def _picture(table: Table, i: int, marked: int | None = None) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _draw(picture: Image.Image, table: Table, i: int, scale: float, size: tuple[int, int]) -> None:
-    """Boxes in the colours of their classes; dashes for crowd regions would hide the picture."""
+def _draw(
+    picture: Image.Image,
+    table: Table,
+    i: int,
+    scale: float,
+    size: tuple[int, int],
+    marked: int | None,
+) -> None:
+    """Boxes in the colours of their classes, the marked annotation in red and thick."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(picture)

@@ -201,11 +201,12 @@ def _split(
             findings.add("file-missing", split, name, numbers[name], None, pages[name].file)
     things = [(i, thing) for i, name in enumerate(names) for thing in pages[name].objects]
     corners = np.array([thing.corners for _, thing in things], dtype=np.float64).reshape(-1, 4)
-    # Both corner pixels belong to the box, counted from 1. A box whose corners coincide is a
-    # slip of the hand, not one pixel: it stays without area and is found as such.
+    # Both corner pixels belong to the box, counted from 1. Where both corners are one pixel,
+    # that is a slip of the hand and no object: it stays without area and is found as such.
     low = corners[:, :2] - shift
     sides = corners[:, 2:] - corners[:, :2]
-    sides = np.where(sides > 0, sides + shift, sides)
+    slip = (sides <= 0).all(axis=1, keepdims=True) | (sides < 0)
+    sides = np.where(slip, sides, sides + shift)
     ids = {word: i for i, word in enumerate(words, start=1)}
     return RawSplit(
         name=split,
