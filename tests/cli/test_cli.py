@@ -1,0 +1,148 @@
+"""The command line as a person meets it: help, mistakes, and one whole path through the verbs."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import detrlab
+from detrlab.cli import VERBS, main
+from detrlab.data import open_data
+
+SMALL = dict(  # noqa: C408
+    backbone="resnet10t",
+    backbone_norms="trained",
+    width=32,
+    num_heads=2,
+    ffn_width=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    num_queries=20,
+)
+
+
+def fails(capsys, *arguments) -> str:
+    """The one line that a mistake is answered with; the exit code is 2 and nothing is raised."""
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_its_flags(verb, capsys):
+    assert import_module(f"detrlab.cli.{verb}").Options.__doc__
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    assert f"detrlab {verb}" in capsys.readouterr().out
+
+
+def test_help_and_version_load_nothing_heavy():
+    program = (
+        "import sys; from detrlab.cli import main; main(['--help']); main(['--version']);"
+        "heavy = {'torch', 'numpy', 'timm', 'tyro', 'pydantic'} & set(sys.modules);"
+        "sys.exit(' '.join(heavy) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert detrlab.__version__ in result.stdout
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+def test_an_unknown_verb_names_the_closest(capsys):
+    assert "did you mean 'train'" in fails(capsys, "trian")
+
+
+def test_an_unknown_flag_names_the_closest(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--epocs", "3"])
+    assert left.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "deformable-dert"], "did you mean 'deformable-detr'?"),
+        (["--recipe", "laptob"], "did you mean 'laptop'?"),
+        (["--set", "model.widht=64"], "did you mean 'model.width'?"),
+        (["--set", "width"], "write NAME=VALUE"),
+        (["--set", "model.width=90"], "not divisible"),
+        (["--model", "detr", "--set", "model.refine=true"], "deformable"),
+        (["--set", "model.backbone=resnet5O"], "did you mean"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--batch", "0"], "batch"),
+        (["--imgsz", "8"], "image_size"),
+        (["--device", "abacus"], "abacus"),
+        (["--weights", "no-such.safetensors"], "no-such.safetensors"),
+    ],
+)
+def test_mistakes_in_training_are_one_clear_line(arguments, expected, capsys, tmp_path):
+    output = tmp_path / "run"
+    message = fails(capsys, "train", "--recipe", "tiny", *arguments, "--output", str(output))
+    assert expected in message.splitlines()[-1]
+
+
+def test_eval_wants_one_thing_to_judge(capsys):
+    assert "--model" in fails(capsys, "eval", "--data", "shapes")
+
+
+def test_predict_says_what_is_missing(capsys, tmp_path):
+    checkpoint = str(tmp_path / "none.safetensors")
+    assert "does not exist" in fails(capsys, "predict", "no.jpg", "--model", checkpoint)
+    (tmp_path / "empty").mkdir()
+    assert "no image" in fails(capsys, "predict", str(tmp_path / "empty"), "--model", checkpoint)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert "none" in fails(capsys, "predict", str(tmp_path / "a.png"), "--model", checkpoint)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    data = open_data("shapes")
+    detector = detrlab.build("deformable-detr-two-stage", data.val.classes, **SMALL)
+    return detector.save(tmp_path / "tiny.safetensors")
+
+
+def test_predict_draws_and_keeps_what_was_there(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(folder / name)
+    output = tmp_path / "found"
+    command = ["predict", str(folder), "--model", str(checkpoint), "--conf", "0.0"]
+    for expected in (output, tmp_path / "found-2"):
+        assert main([*command, "--output", str(output)]) == 0
+        records = json.loads((expected / "predictions.json").read_text())
+        assert {record["image_id"] for record in records} == {str(p) for p in folder.iterdir()}
+        assert len(list(expected.glob("*.jpg"))) == 2
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1]) == records
+
+
+def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_path, capsys):
+    output = tmp_path / "judged"
+    common = ["eval", "--data", "shapes", "--json"]
+    sizes = ["--imgsz", "64"]
+    assert main([*common, *sizes, "--model", str(checkpoint), "--output", str(output)]) == 0
+    first = json.loads(capsys.readouterr().out)
+    again = [*common, "--predictions", str(output / "predictions.json")]
+    assert main([*again, "--output", str(tmp_path / "again")]) == 0
+    second = json.loads(capsys.readouterr().out)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, nan_ok=True), name
+
+
+def test_models_lists_every_preset(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    plain = {row["preset"]: row for row in rows if row["backbone"] == "resnet50"}
+    assert plain["deformable-detr-two-stage"]["parameters"] == 41_181_529
+    assert plain["detr"]["ap"] == 42.0
