@@ -47,8 +47,11 @@ LADDER = (
 )
 """From DETR to two-stage Deformable DETR, one idea at a time."""
 
-BESIDE_THE_LADDER = ("detr-dc5",)
-"""Compared with DETR, the ladder's first rung, but on the way to nothing."""
+BESIDE_THE_LADDER = {
+    "detr-dc5": "detr",
+    "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
+}
+"""Variants of a rung that no other rung builds on, and the rung they are compared with."""
 
 
 def model_config(preset: str, num_classes: int, **changes: Any) -> ModelConfig:

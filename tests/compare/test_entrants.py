@@ -4,7 +4,7 @@ import pytest
 
 from detrlab.compare import entrants
 from detrlab.errors import UserError
-from detrlab.presets import FIVE, RECIPES, recipe
+from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS, RECIPES, recipe
 
 
 def test_without_names_the_five_take_part():
@@ -18,18 +18,24 @@ def test_wrong_names_are_named():
         entrants.named(["detr", "detr"])
 
 
+def test_the_ladder_has_its_variants_beside_their_rungs():
+    names = [entrant.name for entrant in entrants.ladder()]
+    assert names == ["detr", "detr-dc5", *LADDER[1:]]
+    assert set(entrants.in_order(list(PRESETS))) == set(PRESETS), "every preset has its place"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_rung_of_the_ladder_is_possible_under_every_recipe(name):
-    configs = [entrant.configs(recipe(name), 3)[0] for entrant in entrants.ladder()]
-    for before, after in itertools.pairwise(configs[:-1]):
+    configs = [entrant.configs(recipe(name), 3)[0] for entrant in entrants.named(LADDER)]
+    for before, after in itertools.pairwise(configs):
         assert entrants.config_differences(before, after)
 
 
 def test_the_ladder_changes_one_idea_at_a_time():
-    configs = [entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.ladder()]
+    configs = [entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.named(LADDER)]
     steps = [
         {line.split(":")[0] for line in entrants.config_differences(before, after)}
-        for before, after in itertools.pairwise(configs[:-1])
+        for before, after in itertools.pairwise(configs)
     ]
     assert steps == [
         {"scoring", "num_queries"},
@@ -38,8 +44,11 @@ def test_the_ladder_changes_one_idea_at_a_time():
         {"refine"},
         {"queries"},
     ]
-    dc5 = entrants.config_differences(configs[0], configs[-1])
-    assert dc5 == ("dilation: False -> True",)
+    for variant, rung in BESIDE_THE_LADDER.items():
+        one, other = (
+            entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.named([rung, variant])
+        )
+        assert entrants.config_differences(one, other) == ("dilation: False -> True",)
 
 
 def test_variations_are_every_combination():

@@ -93,7 +93,15 @@ def named(models: Sequence[str]) -> tuple[Entrant, ...]:
 
 def ladder() -> tuple[Entrant, ...]:
     """From DETR to two-stage Deformable DETR one idea at a time, and DC5 beside it."""
-    return named([*LADDER, *BESIDE_THE_LADDER])
+    return named(in_order([*LADDER, "detr-dc5"]))
+
+
+def in_order(presets: Sequence[str]) -> list[str]:
+    """Presets up the ladder, each variant behind the rung that it is a variant of."""
+    return sorted(
+        presets,
+        key=lambda name: (LADDER.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER),
+    )
 
 
 def varied(model: str, variations: Iterable[str]) -> tuple[Entrant, ...]:

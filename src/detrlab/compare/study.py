@@ -20,12 +20,13 @@ from detrlab.compare.entrants import (
     Foreign,
     changes,
     config_differences,
+    in_order,
     named,
     recipe_differences,
 )
 from detrlab.compare.results import Failure, Row, RunResult, rows
 from detrlab.compare.runs import Report, Run, Trainer
-from detrlab.compare.verdicts import Verdicts, judge
+from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.errors import UserError
 from detrlab.presets import PRESETS
@@ -180,21 +181,25 @@ class Comparison:
 
     @property
     def steps(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """(before, after, changes) of neighbouring detectors' architectures."""
+        """(before, after, changes of the settings) of every planned pair of detectors."""
         entrants = {entrant.name: entrant for entrant in self.definition.entrants}
-        shown = [entrants[row.name] for row in self.rows if row.name in entrants]
         classes = len(self.definition.data["classes"])
-        configs = [entrant.configs(self.definition.recipe, classes) for entrant in shown]
+        configs = {
+            name: entrant.configs(self.definition.recipe, classes)
+            for name, entrant in entrants.items()
+        }
         return tuple(
             (
-                shown[i].name,
-                shown[i + 1].name,
+                before,
+                after,
                 (
-                    *config_differences(configs[i][0], configs[i + 1][0]),
-                    *changes(configs[i][1].to_dict(), configs[i + 1][1].to_dict()),
+                    *config_differences(configs[before][0], configs[after][0]),
+                    *changes(configs[before][1].to_dict(), configs[after][1].to_dict()),
+                    *changes(configs[before][2].to_dict(), configs[after][2].to_dict()),
                 ),
             )
-            for i in range(len(shown) - 1)
+            for before, after in planned_pairs(self.rows)
+            if before in entrants and after in entrants
         )
 
 
@@ -377,10 +382,10 @@ def _entrants(models: Sequence[str] | Sequence[Entrant]) -> tuple[Entrant, ...]:
 
 
 def _ordered(entrants: tuple[Entrant, ...]) -> tuple[Entrant, ...]:
-    """Presets in the order of their table, which is the order of the planned comparisons."""
-    presets = list(PRESETS)
-    if all(entrant.name in presets for entrant in entrants):
-        return tuple(sorted(entrants, key=lambda entrant: presets.index(entrant.name)))
+    """Presets in the order of the ladder; variations as they were asked for."""
+    by_name = {entrant.name: entrant for entrant in entrants}
+    if all(name in PRESETS for name in by_name):
+        return tuple(by_name[name] for name in in_order(list(by_name)))
     return entrants
 
 

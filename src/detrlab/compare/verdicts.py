@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detrlab.compare import statistics
 from detrlab.compare.results import Row
 from detrlab.compare.statistics import Difference
-from detrlab.presets import LADDER, PRESETS
+from detrlab.presets import BESIDE_THE_LADDER, LADDER, PRESETS
 
 if TYPE_CHECKING:
     from detrlab.evaluation.matching import Matches
@@ -87,20 +87,14 @@ def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return pairs + [(ours[-1], row.name) for row in rows if ours and not row.seeds]
 
 
-_BESIDE = {
-    "detr-dc5": "detr",
-    "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
-}
-"""Variants of a rung that no other rung builds on."""
-
-
 def _step_before(name: str, ours: Sequence[str]) -> str | None:
     """The nearest detector of the comparison that ``name`` builds on."""
     if not all(each in PRESETS for each in ours):
         index = ours.index(name)
         return ours[index - 1] if index else None
-    if name in _BESIDE:
-        return _BESIDE[name] if _BESIDE[name] in ours else _neighbour(name, ours)
+    rung = BESIDE_THE_LADDER.get(name)
+    if rung is not None:
+        return rung if rung in ours else _neighbour(name, ours)
     below = [rung for rung in LADDER[: LADDER.index(name)] if rung in ours]
     return below[-1] if below else _neighbour(name, ours)
 
