@@ -8,7 +8,7 @@ import torch
 from scenes import NUMBERS, fill, pycocotools_metrics, scene
 
 from detrlab.errors import UserError
-from detrlab.evaluation.coco import Evaluator, Metrics, evaluate, evaluate_layers
+from detrlab.evaluation.coco import Evaluator, Metrics, evaluate, evaluate_layers, gather
 from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
 from detrlab.scoring import SigmoidScoring
 from detrlab.structures import Detections, ImageBatch, ModelOutput, Predictions
@@ -307,3 +307,34 @@ def test_every_decoder_layer_is_judged_by_itself():
 
 def test_metrics_have_the_names_the_outside_relies_on():
     assert [entry.name for entry in dataclasses.fields(Metrics)] == [*NUMBERS, "per_class"]
+
+
+def test_without_other_processes_gathering_changes_nothing():
+    truth, results = scene(0)
+    evaluator = fill(Evaluator(truth), results)
+    before = evaluator.metrics()
+    gather(evaluator)
+    assert evaluator.metrics() == before
+
+
+def share_of_rank(rank, store, out):
+    """What one of two processes does: half of the images, then everything."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    truth, results = scene(1)
+    evaluator = Evaluator(truth)
+    whole = fill(Evaluator(truth), results).detected()
+    evaluator.extend(whole.select(whole.image % 2 == rank))
+    gather(evaluator)
+    (out / f"{rank}.json").write_text(json.dumps(evaluator.metrics().to_dict()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_that_gather_see_what_one_sees(tmp_path):
+    torch.multiprocessing.spawn(share_of_rank, (tmp_path / "store", tmp_path), nprocs=2)
+    truth, results = scene(1)
+    expected = fill(Evaluator(truth), results).metrics().to_dict()
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
