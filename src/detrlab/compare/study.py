@@ -24,6 +24,7 @@ from detrlab.compare.entrants import (
     named,
     recipe_differences,
 )
+from detrlab.compare.first_look import write_first_look
 from detrlab.compare.results import Failure, Row, RunResult, rows
 from detrlab.compare.runs import Report, Run, Trainer
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 DEFINITION_FILE = "comparison.json"
 TRUTH_FILE = "ground_truth.json"
+FIRST_LOOK = "first-look.png"
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,9 @@ def compare(
     definition.save(folder)
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
     _announce(asked, planned, report)
+    look = folder / FIRST_LOOK
+    write_first_look(data_set, recipe.data, seeds[0], look)
+    report(f"what they are about to be shown: {look}")
 
     if trainer is None:
         trainer = _trainer(data_set, device, processes, apart=apart)
