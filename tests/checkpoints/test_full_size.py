@@ -68,8 +68,8 @@ def assert_equal(a, b):
 def batch():
     draw = torch.Generator().manual_seed(0)
     return ImageBatch(
-        torch.randn(1, 3, 96, 128, generator=draw).double(),
-        torch.zeros(1, 96, 128, dtype=torch.bool),
+        torch.randn(1, 3, 160, 192, generator=draw).double(),
+        torch.zeros(1, 160, 192, dtype=torch.bool),
     )
 
 
