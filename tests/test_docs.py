@@ -16,7 +16,7 @@ OF_EVERY_VERB = {"--help", "--version"}
 
 
 def commands(text):
-    """Every ``detrlab VERB ...`` in fenced blocks and in backquotes, lines joined at backslashes."""
+    """Every ``detrlab VERB ...`` in fenced blocks and in backquotes."""
     fenced = "\n".join(re.findall(r"^```[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     fenced = re.sub(r"\\\n\s*", " ", fenced)
     found = re.findall(r"(?:^|[\s;])detrlab ([a-z]+)([^\n#;&|]*)", fenced)
