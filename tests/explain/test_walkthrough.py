@@ -1,0 +1,114 @@
+"""The guided tour says what is true: shapes, links, and a notebook that runs."""
+
+import importlib.util
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrlab.data.transforms import resized_size
+from detrlab.explain.capture import record
+from detrlab.models.build import build_network
+from detrlab.presets import FIVE, model_config, recipe
+from detrlab.structures import ImageBatch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = ("walkthrough.md", "walkthrough.zh-CN.md", "variants.md")
+
+
+def relink():
+    spec = importlib.util.spec_from_file_location("relink", DOCS / "relink.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_the_lines(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert relink().relinked(text) == text, "run: python docs/relink.py"
+    for target in re.findall(r"\]\(([^)#]+)[)#]", text):
+        if not target.startswith("http"):
+            assert (DOCS / target).exists(), target
+
+
+def test_both_languages_link_to_the_same_code():
+    links = [relink().LINK.findall((DOCS / page).read_text(encoding="utf-8")) for page in PAGES[:2]]
+    assert links[0] == links[1]
+    pictures = [
+        re.findall(r"!\[[^]]*\]\(([^)]+)\)|<!-- picture: (\w+)", (DOCS / page).read_text("utf-8"))
+        for page in PAGES[:2]
+    ]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """Rows of the tables of sections 2 and 3, and S, by the recipe that the page names."""
+    height, width = resized_size(210, 400, 320, 320)
+    pixels = torch.zeros(1, 3, height, width)
+    images = ImageBatch(pixels, torch.zeros(1, height, width, dtype=torch.bool))
+    maps, levels, tokens = [], [], []
+    for preset in FIVE[:3]:
+        config = model_config(preset, 3, **recipe("laptop").model)
+        network = build_network(config).eval()
+        with torch.no_grad():
+            features = network.backbone(pixels)
+        names = ["C3", "C4", "C5"][-len(features) :]
+        shapes = [" × ".join(map(str, each.shape[1:])) for each in features]
+        maps.append(", ".join(f"{n}: {s}" for n, s in zip(names, shapes, strict=True)))
+        memory = record(network, images).memory
+        levels.append(", ".join(f"{h} × {w}" for h, w in memory.level_shapes))
+        tokens.append(memory.tokens.shape[1])
+    return f"**{height} × {width}**", maps, levels, tokens
+
+
+@pytest.mark.parametrize("page", PAGES[:2])
+def test_the_shapes_are_right(page, shapes):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    size, maps, levels, tokens = shapes
+    assert size in text
+    assert f"| {' | '.join(maps)} |" in text
+    assert f"| {' | '.join(levels)} |" in text
+    assert f"| {' | '.join(map(str, tokens))} |" in text
+    detr, dc5, deformable = tokens
+    assert f"{detr}² = {detr**2:,} | {dc5}² = {dc5**2:,}" in text
+    assert f"{deformable} · 16 = {deformable * 16:,} | {deformable}² = {deformable**2:,}" in text
+    assert all(f"{number:,}" in text for number in (850**2, 3350**2, 17821 * 16, 17821**2))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """On checkpoints that lie where the demo leaves them; nothing is displayed here."""
+    from detrlab.checkpoints import native
+    from detrlab.config import DataConfig
+    from tiny_detectors import tiny_config
+
+    for preset in ("detr", "deformable-detr-two-stage"):
+        config = tiny_config(preset, num_classes=6)
+        path = tmp_path / "runs" / f"{preset}-seed1-abc" / "weights" / "last.safetensors"
+        path.parent.mkdir(parents=True)
+        classes = ("disc", "ring", "square", "triangle", "cross", "star")
+        data = DataConfig(image_size=64, max_size=64)
+        native.save(path, build_network(config), config, classes, tuple(range(1, 7)), data)
+    shown = []
+    display = types.SimpleNamespace(display=shown.append, Image=bytes)
+    monkeypatch.setitem(
+        sys.modules, "IPython", types.SimpleNamespace(display=display, version_info=(9, 0))
+    )
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setenv("DETRLAB_DEMO", str(tmp_path))
+    notebook = json.loads((REPOSITORY / "examples" / "walkthrough.ipynb").read_text("utf-8"))
+    names = {}
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs")
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert len(shown) == 6
+    assert all(picture.startswith(b"\x89PNG") for picture in shown)
+    assert set(names["explained"]) == {"detr", "deformable-detr-two-stage"}
