@@ -44,7 +44,7 @@ class Run:
         train: how it is trained, before the budget.
         data: which images.
         budget: what it may spend; None means the epochs of ``train``.
-        key: fingerprint of all of these and of the data's contents.
+        contents: fingerprint of the data.
         folder: where it lives.
     """
 
@@ -54,8 +54,13 @@ class Run:
     train: TrainConfig
     data: DataConfig
     budget: Budget | None
-    key: str
+    contents: str
     folder: Path
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of everything that decides the result."""
+        return run_key(self.model, self.train, self.data, self.budget, self.contents)
 
     @property
     def name(self) -> str:
@@ -73,29 +78,31 @@ class Run:
                 "train": self.train.to_dict(),
                 "data": self.data.to_dict(),
                 "budget": str(self.budget) if self.budget else None,
-                "key": self.key,
+                "contents": self.contents,
             },
         )
 
     @classmethod
-    def load(cls, folder: Path) -> Run:
-        """Read what ``save`` wrote."""
-        values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return cls(
-            entrant=values["entrant"],
-            seed=values["seed"],
-            model=ModelConfig.parse(values["model"]),
-            train=TrainConfig.parse(values["train"]),
-            data=DataConfig.parse(values["data"]),
-            budget=Budget.parse(values["budget"]) if values["budget"] else None,
-            key=values["key"],
-            folder=folder,
-        )
+    def load(cls, folder: Path) -> Run | None:
+        """Read what ``save`` wrote; None where there is nothing that can still be understood."""
+        try:
+            values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            return cls(
+                entrant=values["entrant"],
+                seed=values["seed"],
+                model=ModelConfig.parse(values["model"]),
+                train=TrainConfig.parse(values["train"]),
+                data=DataConfig.parse(values["data"]),
+                budget=Budget.parse(values["budget"]) if values["budget"] else None,
+                contents=values["contents"],
+                folder=folder,
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def result(self) -> RunResult | None:
         """What it found, if it has finished."""
-        found = RunResult.load(self.folder)
-        return found if found is not None and found.key == self.key else None
+        return RunResult.load(self.folder)
 
     def paid_train(self, images_per_epoch: int, seconds_per_epoch: float | None) -> TrainConfig:
         """How it is trained with the epochs that its budget pays for."""
@@ -124,14 +131,15 @@ def plan(
         UserError: an entrant's settings are impossible.
     """
     fingerprint = data_fingerprint(data)
+    known = {run.key: run.folder for run in saved(folder)}
     runs = []
     for seed in seeds:
         for entrant in entrants:
             model, train, settings = entrant.configs(recipe, len(data.train.classes))
             train = train.change(seed=seed)
             key = run_key(model, train, settings, budget, fingerprint)
-            name = f"{slug(entrant.name)}-seed{seed}-{key[:8]}"
-            runs.append(Run(entrant.name, seed, model, train, settings, budget, key, folder / name))
+            place = known.get(key, folder / f"{slug(entrant.name)}-seed{seed}-{key[:8]}")
+            runs.append(Run(entrant.name, seed, model, train, settings, budget, fingerprint, place))
     return tuple(runs)
 
 
@@ -206,12 +214,15 @@ def run_key(
     """Fingerprint of everything that decides a run's result.
 
     Where the data lies and how many processes read it do not: the same run on another machine
-    has the same key.
+    has the same key. Finished runs are known by the key of the settings in their folder, worked
+    out anew: a setting that detrlab learnt later has its default there, and a default that
+    changed since then tells them apart.
     """
+    elsewhere = ("data", "workers")
     settings = {
         "model": model.to_dict(),
         "train": train.to_dict(),
-        "data": {k: v for k, v in data.to_dict().items() if k not in ("data", "workers")},
+        "data": {name: value for name, value in data.to_dict().items() if name not in elsewhere},
         "budget": str(budget) if budget else None,
         "contents": fingerprint,
     }
@@ -239,14 +250,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.") or "run"
 
 
-def finished(folder: Path) -> tuple[RunResult, ...]:
-    """Every finished run below ``folder``, in the order of their names.
-
-    Raises:
-        UserError: a result is damaged.
-    """
-    found = (RunResult.load(path) for path in sorted(folder.glob("*")) if path.is_dir())
-    return tuple(result for result in found if result is not None)
+def saved(folder: Path) -> tuple[Run, ...]:
+    """The runs below ``folder`` whose settings can be understood, in the order of their names."""
+    found = (Run.load(path) for path in sorted(folder.glob("*")))
+    return tuple(run for run in found if run is not None)
 
 
 def gather(sources: Sequence[Path], folder: Path, report: Report) -> int:
