@@ -1,8 +1,9 @@
 import itertools
+import json
 
 import pytest
-from compare_cases import result, small_recipe, table, write_data
 
+from compare_cases import result, small_recipe, table, write_data
 from detrlab.compare import runs
 from detrlab.compare.budget import Budget
 from detrlab.compare.entrants import named
@@ -61,6 +62,26 @@ def test_a_run_comes_back_from_its_folder(planned):
     assert Run.load(run.folder) == run
 
 
+def test_a_finished_run_is_known_after_detrlab_has_learnt_more(planned):
+    (run,) = planned()
+    run.folder.mkdir(parents=True)
+    run.save()
+    older = run.folder.with_name("named-by-an-older-key")
+    run.folder.rename(older)
+    path = older / "run.json"
+    values = json.loads(path.read_text())
+    del values["train"]["clip"]  # as if it were a newer setting
+    path.write_text(json.dumps(values))
+    (again,) = planned()
+    assert again.folder == older
+    values["train"]["clip"] = 0.7  # as if that had been the default then
+    path.write_text(json.dumps(values))
+    (other,) = planned()
+    assert other.folder != older
+    path.write_text('{"train": {"forgotten": 1}}')
+    assert Run.load(older) is None
+
+
 def test_the_budget_changes_the_epochs_and_the_drop(planned):
     (run,) = planned(budget=Budget("minutes", 2), epochs=10, drop_epoch=8)
     paid = run.paid_train(100, seconds_per_epoch=24.0)
@@ -75,8 +96,7 @@ def test_a_run_in_use_is_left_to_its_process(planned, monkeypatch):
     def trainer(run, _):
         if run is one:
             raise InUseError("in use by process 7 on another machine")
-        made = result(run.entrant, run.seed)
-        type(made)(**{**vars(made), "key": run.key}).save(run.folder)
+        result(run.entrant, run.seed).save(run.folder)
 
     (failure,) = runs.execute([one, two], trainer, said.append)
     assert failure.running

@@ -60,6 +60,8 @@ class Run:
     @property
     def key(self) -> str:
         """Fingerprint of everything that decides the result."""
+        if self.contents.startswith("?"):
+            return self.contents[1:]
         return run_key(self.model, self.train, self.data, self.budget, self.contents)
 
     @property
@@ -94,7 +96,7 @@ class Run:
                 train=TrainConfig.parse(values["train"]),
                 data=DataConfig.parse(values["data"]),
                 budget=Budget.parse(values["budget"]) if values["budget"] else None,
-                contents=values["contents"],
+                contents=values.get("contents") or f"?{values['key']}",
                 folder=folder,
             )
         except (OSError, ValueError, KeyError, TypeError):

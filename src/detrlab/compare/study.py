@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,7 +343,7 @@ def conclude(
     definition = Definition.load(folder)
     assert definition is not None
     truth = GroundTruth.from_coco(json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8")))
-    results = _belonging(runs.finished(folder / "runs"), definition)
+    results = _belonging(runs.saved(folder / "runs"), definition)
     results += [_judged(foreign, truth, folder, report) for foreign in definition.foreign]
     order = [e.name for e in definition.entrants] + [f.name for f in definition.foreign]
     table = rows(results, order)
@@ -438,23 +438,21 @@ def _command(asked: Definition, folder: Path) -> str:
     return shlex.join([*words, "--output", str(folder)])
 
 
-def _belonging(results: Sequence[RunResult], definition: Definition) -> list[RunResult]:
+def _belonging(found: Sequence[Run], definition: Definition) -> list[RunResult]:
     """The results that have the settings of this comparison, not those of earlier attempts."""
-    wanted = {}
+    by_key = {run.key: run for run in found}
     classes = len(definition.data["classes"])
-    for entrant in definition.entrants:
-        model, train, settings = entrant.configs(definition.recipe, classes)
-        for seed in definition.seeds:
-            wanted[entrant.name, seed] = runs.run_key(
+    results = []
+    for seed in definition.seeds:
+        for entrant in definition.entrants:
+            model, train, settings = entrant.configs(definition.recipe, classes)
+            key = runs.run_key(
                 model, train.change(seed=seed), settings, definition.budget, definition.contents
             )
-    kept = [
-        result
-        for result in results
-        if result.seed is not None and wanted.get((result.entrant, result.seed)) == result.key
-    ]
-    order = {seed: index for index, seed in enumerate(definition.seeds)}
-    return sorted(kept, key=lambda result: order[result.seed or 0])
+            result = by_key[key].result() if key in by_key else None
+            if result is not None:
+                results.append(replace(result, entrant=entrant.name))
+    return results
 
 
 def _judged(foreign: Foreign, truth: GroundTruth, folder: Path, report: Report) -> RunResult:

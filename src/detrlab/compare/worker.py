@@ -30,6 +30,8 @@ def main(arguments: list[str]) -> int:
         from detrlab.data import open_data
 
         run = Run.load(options.folder)
+        if run is None:
+            raise UserError(f"{options.folder} holds no settings of a run")
         train_here(run, open_data(run.data.data), _say, options.device)
     except InUseError as error:
         _say(str(error))
