@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "jpg", "webp", "pdf")
 WEIGHT_COLOURS = "plasma"
-LEVEL_SIZES = (9, 22, 52, 120, 220, 340)  # of a sampling point, by level: area in points²
+LEVEL_SIZES = (8, 18, 40, 84, 150, 230)  # of a sampling point, by level: area in points²
 BOX_COLOUR = "#70e000"
-BRIGHTNESS = 0.32  # mean of a dimmed picture: whatever is drawn on it stands out
+BRIGHTNESS = 0.4  # mean of a dimmed picture: whatever is drawn on it stands out
 REASON_COLOURS = {
     "found": "#70e000",
     "shared": "#c8b6ff",
@@ -131,9 +131,12 @@ def draw_detections(explanation: Explanation, threshold: float = 0.3) -> Figure:
         for box in explanation.target.boxes.tolist():
             _box(axes, explanation, box, "white", style=(0, (3, 3)), width=1)
     shown = [each for each in explanation.detections() if each.score >= threshold]
+    named = {id(each) for each in _apart(shown, len(shown))}
     for each in reversed(shown):
         colour = [part / 255 for part in colour_of(each.label)]
         _box(axes, explanation, each.box, colour)
+        if id(each) not in named:
+            continue  # its name would cover that of a surer one
         text = f"{explanation.classes[each.label]} {each.score:.2f} · q{each.query}"
         _label(axes, explanation, each.box, text, colour)
     told = f"{_name(explanation)}: {len(shown)} detections above {threshold:g}"
@@ -161,6 +164,8 @@ def draw_encoder(
         look = explanation.look_from(points[point], layer, level)
         _look(axes, explanation, look, scale)
         _cell(axes, explanation, points[point], level)
+        if focus := _focus(look):
+            _caption(axes, focus.removeprefix(", "))
         height, width = memory.level_shapes[level]
         if point == 0:
             _side(axes, f"from level {level}\n{width}×{height} cells")
@@ -189,9 +194,10 @@ def draw_decoder(explanation: Explanation, queries: Sequence[int]) -> Figure:
         scores = explanation.paths.scores[layer, query]
         label = int(explanation.paths.scores[-1, query].argmax())
         _box(axes, explanation, explanation.paths.boxes[layer, query].tolist(), BOX_COLOUR)
-        _caption(axes, f"{explanation.classes[label]} {float(scores[label]):.2f}")
+        said = f"{explanation.classes[label]} {float(scores[label]):.2f}"
+        _caption(axes, f"{said}{_focus(explanation.look(query, layer))}")
         if explanation.deformable:
-            _zoom(axes, explanation, _surroundings(explanation, query, range(layers)), 0.3)
+            _zoom(axes, explanation, _surroundings(explanation, query, range(layers)), 0.2)
         if layer == 0:
             _side(axes, f"query {query}")
         if row == 0:
@@ -221,7 +227,7 @@ def draw_heads(explanation: Explanation, query: int, layer: int = -1) -> Figure:
         box = explanation.paths.boxes[layer, query].tolist()
         _box(axes, explanation, box, BOX_COLOUR, width=1)
         if explanation.deformable:
-            _zoom(axes, explanation, _surroundings(explanation, query, [layer]), 0.2)
+            _zoom(axes, explanation, _surroundings(explanation, query, [layer]), 0.15)
         axes.set_title(f"head {head}", fontsize=8)
     _legend(figure, panels, explanation, scale)
     scores = explanation.paths.scores[-1, query]
@@ -232,6 +238,14 @@ def draw_heads(explanation: Explanation, query: int, layer: int = -1) -> Figure:
         f"{_counted(layer, count)} of {count}, head by head",
     )
     return figure
+
+
+def _focus(look: Look) -> str:
+    """How far a row of dense attention is from weighing all cells alike."""
+    if isinstance(look, Samples):
+        return ""
+    mean = look.maps[0].mean(0)
+    return f", strongest cell {float(mean.max() / mean.mean()):.1f}× the mean"
 
 
 class _Scale:
@@ -465,7 +479,7 @@ def draw_objects(explanation: Explanation, threshold: float = 0.3, most: int = 1
     height, width = explanation.size
     side = 5.0
     figure = Figure(
-        figsize=(2 * side + 0.8, max(side * height / width, 0.55 * len(told) + 1.2) + 0.5),
+        figsize=(2 * side + 0.8, max(side * height / width, 0.5 * len(told)) + 1.2),
         layout="constrained",
     )
     axes, bars = figure.subplots(1, 2)
@@ -519,9 +533,9 @@ def _cost_bars(
             0, row - 0.05, text.removeprefix("object "), fontsize=7.5, va="bottom",
             transform=axes.get_yaxis_transform(), parse_math=False,
         )  # fmt: skip
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(missed), 4) - 0.3, -0.6)  # the first on top; bars of one height
     axes.axvline(0, color="#888", linewidth=0.8)
-    axes.set_xlabel("matching cost of the best query", fontsize=8)
+    axes.set_xlabel("matching cost of the best query", fontsize=8, loc="left")
     axes.tick_params(labelsize=7)
     from matplotlib.patches import Patch
 
@@ -610,7 +624,7 @@ def _photograph(axes: Axes, explanation: Explanation, *, dim: bool = True) -> No
         low, high = np.percentile(grey, [1, 99])
         grey = ((grey - low) / max(high - low, 0.05)).clip(0, 1)
         # The same darkness for a night scene and for snow.
-        grey *= min(0.6, BRIGHTNESS / max(float(grey.mean()), 0.05))
+        grey *= min(0.7, BRIGHTNESS / max(float(grey.mean()), 0.05))
         shown = (255 * grey[..., None].repeat(3, axis=2)).astype(np.uint8)
     else:
         shown = np.asarray(explanation.picture)
@@ -674,8 +688,8 @@ def _caption(axes: Axes, text: str) -> None:
 def _mark(axes: Axes, explanation: Explanation, point: Sequence[float]) -> None:
     height, width = explanation.size
     x, y = point[0] * width, point[1] * height
-    axes.plot(x, y, "+", color="black", markersize=11, markeredgewidth=3)
-    axes.plot(x, y, "+", color="white", markersize=10, markeredgewidth=1.4)
+    axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=2.6)
+    axes.plot(x, y, "+", color="white", markersize=8, markeredgewidth=1.2)
 
 
 def _cell(axes: Axes, explanation: Explanation, point: Sequence[float], level: int) -> None:
