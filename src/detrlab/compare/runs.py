@@ -60,8 +60,6 @@ class Run:
     @property
     def key(self) -> str:
         """Fingerprint of everything that decides the result."""
-        if self.contents.startswith("?"):
-            return self.contents[1:]
         return run_key(self.model, self.train, self.data, self.budget, self.contents)
 
     @property
@@ -96,7 +94,7 @@ class Run:
                 train=TrainConfig.parse(values["train"]),
                 data=DataConfig.parse(values["data"]),
                 budget=Budget.parse(values["budget"]) if values["budget"] else None,
-                contents=values.get("contents") or f"?{values['key']}",
+                contents=values["contents"],
                 folder=folder,
             )
         except (OSError, ValueError, KeyError, TypeError):
