@@ -192,6 +192,8 @@ def _unpack(archive: Path, folder: Path, entry: Entry) -> None:
                 assert source is not None
                 with source, target.open("xb") as file:
                     shutil.copyfileobj(source, file, _CHUNK)
+    except UserError:
+        raise
     except (tarfile.TarError, EOFError, ValueError) as error:
         with suppress(OSError):
             archive.unlink()

@@ -14,8 +14,8 @@ MAX_DISTANCE = 7
 _BANDS = 8
 MAX_DIFFERENCE = 6.0
 """Mean difference in grey levels of two thumbnails that count as one picture."""
-_LARGE_BUCKET, _WINDOW = 2000, 200
-"""In a bucket of thousands, where all pictures look alike, only so many neighbours are compared."""
+_LARGE_BUCKET, _WINDOW = 500, 20
+"""In a bucket of hundreds, where all pictures look alike, only so many neighbours are compared."""
 _POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
 _MIN_CONTRAST = 4.0
 """Standard deviation of the grey levels below which a thumbnail says nothing."""
@@ -80,15 +80,20 @@ def _compare(
         reach = _WINDOW if len(group) > _LARGE_BUCKET else len(group)
         i, others = int(group[k]), group[k + 1 : k + 1 + reach]
         bits = _POPCOUNT[prints[others] ^ prints[i]].sum(axis=1)
-        for j, distance in zip(others[bits <= MAX_DISTANCE].tolist(),
-                               bits[bits <= MAX_DISTANCE].tolist(), strict=True):  # fmt: skip
-            if _difference(thumbs[i], thumbs[j]) <= MAX_DIFFERENCE:
-                found[i, j] = distance
+        close = bits <= MAX_DISTANCE
+        if close.any():
+            others, bits = others[close], bits[close]
+            same = _difference(thumbs[i], thumbs[others]) <= MAX_DIFFERENCE
+            found.update(
+                {(i, j): d for j, d in zip(others[same].tolist(), bits[same].tolist(), strict=True)}
+            )
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean difference in grey levels after brightness and contrast are made equal."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    spread = max(a.std(), b.std())
-    a, b = (a - a.mean()) / a.std() * spread, (b - b.mean()) / b.std() * spread
-    return float(np.abs(a - b).mean())
+def _difference(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Mean difference in grey levels after brightness and contrast are made equal: (N,)."""
+    a, b = one.reshape(1, -1).astype(np.float32), others.reshape(len(others), -1).astype(np.float32)
+    spread_a, spread_b = a.std(axis=1, keepdims=True), b.std(axis=1, keepdims=True)
+    a = (a - a.mean(axis=1, keepdims=True)) / spread_a
+    b = (b - b.mean(axis=1, keepdims=True)) / spread_b
+    difference: np.ndarray = np.abs(a - b).mean(axis=1) * np.maximum(spread_a, spread_b)[:, 0]
+    return difference

@@ -1,0 +1,530 @@
+"""Every layout that people have opens without a flag, and means the same data."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import yaml
+from coco_folders import annotation, image_entry, picture, write_coco
+
+from detrlab.config import DataConfig
+from detrlab.data import batches, open_data
+from detrlab.data.locate import split_of
+from detrlab.data.raw import misfits
+from detrlab.data.sources import read_raw
+from detrlab.data.split import stratified_split
+from detrlab.errors import UserError
+
+CATEGORIES = {1: "cat", 5: "dog"}
+
+
+def entries(first, count):
+    """Images and boxes of one split, every value different."""
+    images = [image_entry(i, f"p{i:03d}.png", 30 + i, 40 + i) for i in range(first, first + count)]
+    boxes = [
+        annotation(10 * i + k, i, (1, 5)[k], [k + 1, 2 * k, 10 + i % 7, 9.5 + k])
+        for i in range(first, first + count)
+        for k in range(2)
+    ]
+    return images, boxes
+
+
+def contents(table):
+    """What a table says, by file stem: boxes with class names."""
+    return {
+        table.file(i).rsplit("/", 1)[-1].rsplit(".", 1)[0]: sorted(
+            (table.classes[table.labels[row]], *table.boxes[row].tolist())
+            for row in range(table.starts[i], table.starts[i + 1])
+        )
+        for i in range(len(table))
+    }
+
+
+def expected(first, count):
+    _, boxes = entries(first, count)
+    found = {f"p{i:03d}": [] for i in range(first, first + count)}
+    for box in boxes:
+        found[f"p{box['image_id']:03d}"].append(
+            (CATEGORIES[box["category_id"]], *map(float, box["bbox"]))
+        )
+    return {key: sorted(value) for key, value in found.items()}
+
+
+def coco(folder, layout):
+    """A data set in one of the usual layouts of COCO's json."""
+    for split, first, count in (("train", 1, 6), ("val", 11, 3)):
+        images, boxes = entries(first, count)
+        name, where = layout[split]
+        write_coco(
+            folder, images=images, annotations=boxes, categories=CATEGORIES, name=name,
+            image_folder=where,
+        )  # fmt: skip
+    return folder
+
+
+LAYOUTS = {
+    "official": {
+        "train": ("annotations/instances_train2017.json", "train2017"),
+        "val": ("annotations/instances_val2017.json", "val2017"),
+    },
+    "custom names": {
+        "train": ("annotations/custom_train.json", "train2017"),
+        "val": ("annotations/custom_val.json", "val2017"),
+    },
+    "one image folder": {
+        "train": ("annotations/train.json", "images"),
+        "val": ("annotations/val.json", "images"),
+    },
+    "roboflow": {
+        "train": ("train/_annotations.coco.json", "train"),
+        "val": ("valid/_annotations.coco.json", "valid"),
+    },
+    "images by split": {
+        "train": ("labels/train.json", "images/train"),
+        "val": ("labels/val.json", "images/val"),
+    },
+    "beside the images": {
+        "train": ("train/annotations.json", "train/images"),
+        "val": ("val/annotations.json", "val/images"),
+    },
+    "fiftyone": {
+        "train": ("train/labels.json", "train/data"),
+        "val": ("validation/labels.json", "validation/data"),
+    },
+    "deeper": {
+        "train": ("my data/v2/annotations/instances_train.json", "my data/v2/images/train"),
+        "val": ("my data/v2/annotations/instances_val.json", "my data/v2/images/val"),
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_coco_layouts(tmp_path, layout):
+    data = open_data(coco(tmp_path, LAYOUTS[layout]))
+    assert contents(data.train) == expected(1, 6)
+    assert contents(data.val) == expected(11, 3)
+    assert data.train.classes == ("cat", "dog")
+    assert data.train.category_ids == data.val.category_ids == (1, 5)
+    assert not data.notes
+    assert data.train.read(0).image.shape[1:] == (31, 41)
+
+
+def test_same_file_names_in_two_splits_are_two_files(tmp_path):
+    """facemask's own trap: ids and names start anew in every split."""
+    for split, seed in (("train", 0), ("val", 5)):
+        images = [image_entry(0, "a.png", 20, 20), image_entry(1, "b.png", 20, 20)]
+        write_coco(
+            tmp_path, images=images, annotations=[annotation(0, 0, 1, [1, 1, 5, 5])],
+            categories={1: "x"}, name=f"annotations/{split}.json", image_folder=f"{split}2017",
+        )  # fmt: skip
+        picture(seed, 20, 20).save(tmp_path / f"{split}2017" / "a.png")
+    data = open_data(tmp_path)
+    assert data.train.file(0) == "train2017/a.png"
+    assert data.val.file(0) == "val2017/a.png"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["images/{}", "./images/{}", "..\\images\\{}", "C:\\work\\images\\{}", "/mnt/x/images/{}",
+     "../images/{}", "else/{}"],
+)  # fmt: skip
+def test_file_names_of_other_machines_are_found(tmp_path, written):
+    images, boxes = entries(1, 4)
+    write_coco(tmp_path, images=images, annotations=boxes, categories=CATEGORIES,
+               name="annotations/train.json")  # fmt: skip
+    path = tmp_path / "annotations" / "train.json"
+    document = json.loads(path.read_text())
+    for entry in document["images"]:
+        entry["file_name"] = written.format(entry["file_name"])
+    path.write_text(json.dumps(document))
+    data = open_data(tmp_path)
+    assert len(data.train) + len(data.val) == 4
+
+
+def test_other_tasks_of_the_official_folder_are_left_alone(tmp_path):
+    coco(tmp_path, LAYOUTS["official"])
+    for name in ("captions_train2017", "person_keypoints_train2017", "image_info_test2017"):
+        (tmp_path / "annotations" / f"{name}.json").write_text("not even json")
+    assert len(open_data(tmp_path).train) == 6
+
+
+def test_two_files_for_one_split_are_an_error_unless_one_is_official(tmp_path):
+    coco(tmp_path, LAYOUTS["official"])
+    path = tmp_path / "annotations"
+    shutil.copy(path / "instances_val2017.json", path / "my_val.json")
+    assert len(open_data(tmp_path).val) == 3
+    shutil.copy(path / "my_val.json", path / "instances_val2018.json")
+    with pytest.raises(UserError, match="several files for 'val'"):
+        open_data(tmp_path)
+
+
+def test_a_file_can_be_named_instead_of_a_folder(tmp_path):
+    coco(tmp_path, LAYOUTS["official"])
+    data = open_data(tmp_path / "annotations" / "instances_train2017.json")
+    assert len(data.train) + len(data.val) == 6
+    assert "split off" in data.notes[0]
+    assert len(open_data(tmp_path / "annotations").train) == 6  # the folder of jsons means both
+
+
+def test_test_split_stands_in_for_validation(tmp_path):
+    """CPPE-5's own layout."""
+    layout = {
+        "train": LAYOUTS["one image folder"]["train"],
+        "val": ("annotations/test.json", "images"),
+    }
+    data = open_data(coco(tmp_path, layout))
+    assert contents(data.val) == expected(11, 3)
+    assert data.test is None
+    assert any("test split is used" in note for note in data.notes)
+
+
+def test_three_splits(tmp_path):
+    coco(tmp_path, LAYOUTS["roboflow"])
+    images, boxes = entries(21, 2)
+    write_coco(tmp_path, images=images, annotations=boxes, categories=CATEGORIES,
+               name="test/_annotations.coco.json", image_folder="test")  # fmt: skip
+    data = open_data(tmp_path)
+    assert contents(data.test) == expected(21, 2)
+
+
+def test_roboflows_placeholder_category_is_left_out(tmp_path):
+    coco(tmp_path, LAYOUTS["roboflow"])
+    for split in ("train", "valid"):
+        path = tmp_path / split / "_annotations.coco.json"
+        document = json.loads(path.read_text())
+        for category in document["categories"]:
+            category["supercategory"] = "animals"
+        document["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+        path.write_text(json.dumps(document))
+    data = open_data(tmp_path)
+    assert data.train.classes == ("cat", "dog")
+    assert data.train.category_ids == (1, 5)
+
+
+def test_splits_that_number_their_categories_differently_agree_by_name(tmp_path):
+    coco(tmp_path, LAYOUTS["official"])
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    document = json.loads(path.read_text())
+    swap = {1: 5, 5: 1}
+    for category in document["categories"]:
+        category["id"] = swap[category["id"]]
+    for box in document["annotations"]:
+        box["category_id"] = swap[box["category_id"]]
+    path.write_text(json.dumps(document))
+    data = open_data(tmp_path)
+    assert contents(data.val) == expected(11, 3)
+    assert data.train.category_ids == (1, 5)
+    assert data.val.category_ids == (5, 1)
+    assert any("disagree" in note for note in data.notes)
+
+
+# YOLO ------------------------------------------------------------------------------------------
+
+
+def yolo(folder, description, images="images/{}", labels="labels/{}"):
+    for split, first, count in (("train", 1, 6), ("val", 11, 3)):
+        entries_of, boxes = entries(first, count)
+        for where in (images, labels):
+            (folder / where.format(split)).mkdir(parents=True, exist_ok=True)
+        for i, entry in enumerate(entries_of):
+            height, width = entry["height"], entry["width"]
+            name = entry["file_name"]
+            picture(i, height, width).save(folder / images.format(split) / name)
+            lines = []
+            for box in boxes:
+                if box["image_id"] == entry["id"]:
+                    x, y, w, h = box["bbox"]
+                    k = (1, 5).index(box["category_id"])
+                    lines.append(
+                        f"{k} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}"
+                    )
+            path = folder / labels.format(split) / name.replace(".png", ".txt")
+            path.write_text("\n".join(lines) + "\n")
+    if description is not None:
+        (folder / "data.yaml").write_text(yaml.safe_dump(description))
+    return folder
+
+
+PLAIN = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]}
+YAMLS = {
+    "plain": PLAIN,
+    "names as a mapping": {**PLAIN, "names": {0: "cat", 1: "dog"}},
+    "with path": {"path": ".", **PLAIN},
+    "roboflow's dots": {**PLAIN, "train": "../images/train", "val": "../images/val", "nc": 2},
+    "another machine": {"path": "/data/sets/pets", **PLAIN},
+    "absolute": {**PLAIN, "train": "/data/pets/images/train", "val": "D:\\pets\\images\\val"},
+    "lists": {**PLAIN, "train": ["images/train"], "val": ["images/val"]},
+    "valid": {"train": "images/train", "valid": "images/val", "names": ["cat", "dog"]},
+}
+
+
+@pytest.mark.parametrize("kind", YAMLS)
+def test_yolo_yamls(tmp_path, kind):
+    data = open_data(yolo(tmp_path, YAMLS[kind]))
+    assert contents(data.train) == expected(1, 6)
+    assert contents(data.val) == expected(11, 3)
+    assert data.train.classes == ("cat", "dog")
+    assert data.train.category_ids == (0, 1)
+    assert not data.notes
+    assert open_data(tmp_path / "data.yaml").train.file(0) == data.train.file(0)
+
+
+def test_yolo_split_folders_with_images_and_labels_inside(tmp_path):
+    description = {"train": "train/images", "val": "val/images", "names": ["cat", "dog"]}
+    yolo(tmp_path, description, images="{}/images", labels="{}/labels")
+    assert contents(open_data(tmp_path).train) == expected(1, 6)
+
+
+def test_yolo_labels_beside_images(tmp_path):
+    description = {"train": "train", "val": "val", "names": ["cat", "dog"]}
+    yolo(tmp_path, description, images="{}", labels="{}")
+    assert contents(open_data(tmp_path).val) == expected(11, 3)
+
+
+def test_yolo_lists_of_files(tmp_path):
+    yolo(tmp_path, {"train": "train.txt", "val": "val.txt", "names": ["cat", "dog"]})
+    (tmp_path / "train.txt").write_text(
+        "\n".join(f"./images/train/p{i:03d}.png" for i in range(1, 5))
+    )
+    (tmp_path / "val.txt").write_text(
+        "\n".join(f"/data/pets/images/val/p{i:03d}.png" for i in range(11, 14))
+    )
+    data = open_data(tmp_path)
+    assert contents(data.train) == expected(1, 4)
+    assert contents(data.val) == expected(11, 3)
+
+
+def test_yolo_without_a_yaml(tmp_path):
+    yolo(tmp_path, None)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert contents(open_data(tmp_path).train) == expected(1, 6)
+    (tmp_path / "classes.txt").unlink()
+    assert open_data(tmp_path).train.classes == ("0", "1")
+
+
+def test_yolo_polygons_give_their_extent_and_images_without_labels_are_negatives(tmp_path):
+    yolo(tmp_path, YAMLS["plain"])
+    label = tmp_path / "labels" / "train" / "p001.txt"
+    label.write_text("1 0.1 0.2 0.5 0.25 0.3 0.75\n")
+    (tmp_path / "labels" / "train" / "p002.txt").unlink()
+    (tmp_path / "labels" / "train" / "p003.txt").write_text("")
+    train = contents(open_data(tmp_path).train)
+    name, *box = train["p001"][0]
+    assert name == "dog"
+    assert box == pytest.approx([0.1 * 41, 0.2 * 31, 0.4 * 41, 0.55 * 31], abs=1e-6)
+    assert train["p002"] == train["p003"] == []
+
+
+# VOC -------------------------------------------------------------------------------------------
+
+
+def voc_xml(name, height, width, boxes):
+    objects = "".join(
+        f"<object><name>{label}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{x0}</xmin>"
+        f"<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
+        "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
+        "</bndbox></part></object>"
+        for label, (x0, y0, x1, y1), hard in boxes
+    )
+    return (
+        f"<annotation><filename>{name}</filename><size><width>{width}</width>"
+        f"<height>{height}</height><depth>3</depth></size>{objects}</annotation>"
+    )
+
+
+def voc(folder, lists=None):
+    for where in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / where).mkdir(parents=True, exist_ok=True)
+    for i in range(8):
+        boxes = [("cat", (1, 1, 20, 15 + i), False), ("dog", (5, 6, 30, 30), i == 2)]
+        page = voc_xml(f"v{i}.jpg", 40, 50, boxes)
+        (folder / "Annotations" / f"v{i}.xml").write_text(page)
+        picture(i, 40, 50).save(folder / "JPEGImages" / f"v{i}.jpg")
+    for split, stems in (lists or {}).items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
+    return folder
+
+
+def test_voc_counts_pixels_from_one_and_both_corners_belong_to_the_box(tmp_path):
+    voc(tmp_path, {"train": ["v0", "v1", "v2"], "val": ["v5"]})
+    data = open_data(tmp_path)
+    assert contents(data.train)["v1"] == [("cat", 0, 0, 20, 16), ("dog", 4, 5, 26, 25)]
+    assert len(data.train) == 3
+    assert len(data.val) == 1
+
+
+def test_voc_difficult_objects_are_evaluated_as_regions_and_not_trained(tmp_path):
+    voc(tmp_path, {"train": ["v0", "v2"], "val": ["v5"]})
+    train = open_data(tmp_path).train
+    assert [len(train.read(i).labels) for i in range(2)] == [2, 1]
+    crowd = [record["iscrowd"] for record in train.coco_ground_truth()["annotations"]]
+    assert crowd == [0, 0, 0, 1]
+
+
+def test_voc_that_starts_at_zero_is_taken_as_such(tmp_path):
+    voc(tmp_path, {"train": ["v0", "v1"], "val": ["v5"]})
+    page = voc_xml("v0.jpg", 40, 50, [("cat", (0, 0, 20, 15), False)])
+    (tmp_path / "Annotations" / "v0.xml").write_text(page)
+    train = contents(open_data(tmp_path).train)
+    assert train["v0"] == [("cat", 0, 0, 20, 15)]
+    assert train["v1"][1] == ("dog", 5, 6, 25, 24)
+
+
+def test_voc_image_sets_are_respected(tmp_path):
+    lists = {"train": ["v0", "v3"], "val": ["v1"], "test": ["v2"], "cat_train": ["v7 -1"]}
+    data = open_data(voc(tmp_path, lists))
+    assert set(contents(data.train)) == {"v0", "v3"}
+    assert set(contents(data.test)) == {"v2"}
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    (tmp_path / "ImageSets" / "Main" / "trainval.txt").write_text("v4\nv5\nv6\n")
+    assert set(contents(open_data(tmp_path).train)) == {"v4", "v5", "v6"}
+
+
+def test_voc_without_lists_is_split(tmp_path):
+    data = open_data(voc(tmp_path))
+    assert len(data.train) + len(data.val) == 8
+    assert len(data.val) >= 1
+
+
+def test_voc_files_beside_images_in_split_folders(tmp_path):
+    for split, numbers in (("train", range(4)), ("valid", range(4, 6))):
+        (tmp_path / split).mkdir()
+        for i in numbers:
+            page = voc_xml("whatever.jpg", 40, 50, [("cat", (1, 1, 9, 9), False)])
+            (tmp_path / split / f"v{i}.xml").write_text(page)
+            picture(i, 40, 50).save(tmp_path / split / f"v{i}.jpg")
+    data = open_data(tmp_path)
+    assert (len(data.train), len(data.val)) == (4, 2)
+
+
+# Archives, splits, sizes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_zip_files_are_read_where_they_lie(tmp_path, kind, method):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    if kind == "coco":
+        coco(folder, LAYOUTS["official"])
+    elif kind == "yolo":
+        yolo(folder, YAMLS["plain"])
+    else:
+        voc(folder, {"train": ["v0", "v1", "v2"], "val": ["v5"]})
+    plain = open_data(folder)
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w", method) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    packed = open_data(tmp_path / "pets.zip")
+    assert contents(packed.train) == contents(plain.train)
+    config = DataConfig(image_size=32, max_size=48, augmentation="none")
+    for workers in (0, 2):
+        ours, theirs = (
+            next(iter(batches(data.val, config, batch=1, train=False, workers=workers)))
+            for data in (packed, plain)
+        )
+        assert (ours.images.pixels == theirs.images.pixels).all()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_split_words():
+    assert split_of("annotations/instances_train2017.json") == "train"
+    assert split_of("valid/_annotations.coco.json") == "val"
+    assert split_of("data/test-dev.json") == "val"
+    assert split_of("training_data/labels.json") == "train"
+    assert split_of("contest/values.json") == ""
+
+
+def test_split_off_validation_is_stratified_and_reproducible(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [image_entry(i, f"p{i}.png", 20, 20) for i in range(100)]
+    boxes = [
+        annotation(3 * i + k, i, label, [1, 1, 9, 9])
+        for i in range(90)
+        for k, label in enumerate(
+            [1, *([2] if rng.random() < 0.3 else []), *([3] if i % 30 == 0 else [])]
+        )
+    ]
+    write_coco(tmp_path, images=images, annotations=boxes, categories={1: "a", 2: "b", 3: "c"})
+    one, same, other = open_data(tmp_path), open_data(tmp_path), open_data(tmp_path, seed=1)
+    assert one.val.image_ids.tolist() == same.val.image_ids.tolist()
+    assert one.val.image_ids.tolist() != other.val.image_ids.tolist()
+    assert not set(one.val.image_ids.tolist()) & set(one.train.image_ids.tolist())
+    assert len(one.train) + len(one.val) == 100
+    for data in (one, other):
+        train, val = (np.bincount(part.labels, minlength=3) for part in (data.train, data.val))
+        assert val[0] / (train[0] + val[0]) == pytest.approx(0.2, abs=0.04)
+        assert val[1] / (train[1] + val[1]) == pytest.approx(0.2, abs=0.08)
+        assert val[2] == 1  # of three
+        empty = (np.diff(data.val.starts) == 0).sum()
+        assert empty == 2  # of ten
+    assert "stratified by class, seed 0" in one.notes[-1]
+
+
+def test_split_of_a_few_images(tmp_path):
+    images = [image_entry(i, f"p{i}.png", 20, 20) for i in range(3)]
+    boxes = [annotation(i, i, 1, [1, 1, 9, 9]) for i in range(3)]
+    write_coco(tmp_path, images=images, annotations=boxes, categories={1: "a"})
+    table = open_data(tmp_path)
+    assert (len(table.train), len(table.val)) == (2, 1)
+    train, val = stratified_split(table.train, seed=0)
+    assert (len(train), len(val)) == (1, 1)
+
+
+def test_declared_sizes_that_are_not_the_files(tmp_path):
+    """CPPE-5's defect: some boxes fit the file, some only the declared size."""
+    images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(1, 13)]
+    boxes = [annotation(i, i, 1, [5, 5, 20, 20]) for i in range(1, 13)]
+    boxes[1]["bbox"] = [50, 40, 25, 18]
+    write_coco(tmp_path, images=images, annotations=boxes, categories={1: "x"}, name="train.json")
+    shutil.copy(tmp_path / "train.json", tmp_path / "val.json")
+    for i in (1, 2):
+        picture(i, 30, 40).save(tmp_path / "images" / f"p{i}.png")
+    raw = read_raw(tmp_path)
+    data = open_data(tmp_path)
+    assert data.train.sizes[:3].tolist() == [[30, 40], [30, 40], [60, 80]]
+    assert data.train.boxes[:2].tolist() == [[5, 5, 20, 20], [25, 20, 12.5, 9]]
+    assert any("declared size" in note for note in data.notes)
+    sizes = np.array([[30, 40], [30, 40]] + [[60, 80]] * 10)
+    assert misfits(raw.splits[0], sizes) == {0: False, 1: True}
+
+
+def test_large_sets_trust_declared_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr("detrlab.data.sources.MAX_MEASURED", 3)
+    coco(tmp_path, LAYOUTS["official"])
+    data = open_data(tmp_path)
+    assert any("taken on trust" in note for note in data.notes)
+    assert contents(data.train) == expected(1, 6)
+
+
+@pytest.mark.real_data
+def test_facemask_as_it_lies(shared_data):
+    data = open_data(shared_data / "facemask")
+    assert (len(data.train), len(data.val)) == (677, 171)
+    assert (len(data.train.boxes), len(data.val.boxes)) == (3106, 915)
+    assert data.train.classes == ("mask_weared_incorrect", "with_mask", "without_mask")
+    assert data.train.category_ids == (0, 1, 2)
+    source = json.loads((shared_data / "facemask/annotations/custom_val.json").read_text())
+    truth = {record["id"]: record for record in data.val.coco_ground_truth()["annotations"]}
+    assert len(truth) == len(source["annotations"])
+    for record in source["annotations"]:
+        ours = truth[record["id"]]
+        assert ours["bbox"] == record["bbox"]
+        assert ours["area"] == record["area"]
+        assert (ours["image_id"], ours["category_id"]) == (
+            record["image_id"],
+            record["category_id"],
+        )
+
+
+@pytest.mark.real_data
+def test_bccd_as_it_lies(shared_data):
+    data = open_data(shared_data / "bccd")
+    assert (len(data.train), len(data.val), len(data.test)) == (205, 87, 72)
+    assert data.train.classes == ("Platelets", "RBC", "WBC")
+    boxes = sum(len(part.boxes) for part in (data.train, data.val, data.test))
+    assert boxes == 4888 - 2  # two are a click without area
+    assert len(data.notes) == 2
