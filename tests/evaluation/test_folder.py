@@ -42,7 +42,7 @@ class Gone:
     def name(self, i):
         return f"{i}.jpg"
 
-    def read(self, i, size):
+    def read(self, i, _size):
         raise UserError(f"{i}.jpg cannot be read")
 
 
