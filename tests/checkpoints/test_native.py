@@ -187,3 +187,15 @@ def test_names_and_shapes_must_fit_the_architecture(tmp_path):
     state["decoder.heads.9.classes.bias"] = kept
     with pytest.raises(UserError, match=r"unknown 'decoder\.heads\.9\.classes\.bias'"):
         native.fill(network, state, where="it")
+
+
+@pytest.mark.parametrize("length", [0x80, int.from_bytes(b"PK", "little")])
+def test_a_header_whose_length_spells_another_format(tmp_path, length):
+    """The first eight bytes are a number, and may be any."""
+    path, *_ = write(tmp_path / "m")
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    path.write_bytes(
+        length.to_bytes(8, "little") + data[8 : 8 + size].ljust(length) + data[8 + size :]
+    )
+    native.require_safetensors(path)

@@ -252,8 +252,8 @@ def require_safetensors(path: Path) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not head:
         raise UserError(f"{path} is empty: the file was not written to its end; get it again")
-    pickled = head[:1] == b"\x80" and head[8:9] != b"{"  # a header may be 0x80 bytes long, too
-    if head[:2] == b"PK" or pickled:
+    # The length of a header may happen to spell what other formats begin with: 19,280 is "PK".
+    if head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise UserError(
             f"{path} is a PyTorch file (pickle), not safetensors: bring it in with "
             "'detrlab convert'"

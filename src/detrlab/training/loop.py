@@ -145,9 +145,9 @@ def train(
     run = RunFolder(Path(folder))
     processes = join(options.device)
     with ExitStack() as stack:
-        _together(processes, lambda: _claim(run, config, options.resume, stack))
-        config = RunConfig.load(run.config)
-        metrics = run.read_metrics()
+        config, metrics = processes.from_main(
+            lambda: (_claim(run, config, options.resume, stack), run.read_metrics())
+        )
         if options.resume and metrics is not None and metrics["finished"]:
             if processes.is_main:
                 options.say(f"the run in {run.path} has finished: nothing to train")
@@ -157,23 +157,12 @@ def train(
         return _Run(config, run, data, options, processes, request).go()
 
 
-def _together(processes: Processes, act: Callable[[], None]) -> None:
-    """Let the main process act; if it cannot, all of them raise its reason."""
-    problem = None
-    if processes.is_main:
-        try:
-            act()
-        except UserError as error:
-            if processes.world == 1:
-                raise
-            problem = error
-    for reason in processes.gather(str(problem) if problem else None):
-        if reason is not None:
-            raise problem or UserError(reason)
+def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> RunConfig:
+    """Lock the folder, make sure that it holds this run or none yet, and write its settings.
 
-
-def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> None:
-    """Lock the folder, make sure that it holds this run or none yet, and write its settings."""
+    Returns:
+        The settings that the run trains with.
+    """
     if resume and not run.config.is_file():
         raise UserError(f"there is no run in {run.path} to resume: start one without --resume")
     stack.enter_context(locked(run.path))
@@ -191,6 +180,7 @@ def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) ->
             "continue it with --resume, or choose another --output"
         )
     run.save_config(config)
+    return config
 
 
 _FREE = {"data.data", "data.workers", "train.micro_batch", "train.epochs", "train.patience"}
@@ -312,7 +302,8 @@ class _Run:
     def _first_network(self) -> Network:
         """The network with its first weights; of a run that goes on they do not matter."""
         config, train = self.config, self.config.train
-        if self.options.resume and any(self.folder.states.glob("step-*")):
+        has_state = self.processes.from_main(lambda: any(self.folder.states.glob("step-*")))
+        if self.options.resume and has_state:
             network = build_network(config.model)
         else:
             start = first_network(
@@ -412,7 +403,7 @@ class _Run:
 
     def _go_on(self) -> None:
         """Put everything where the newest whole state says."""
-        saved = state.load_latest(self.folder.states)
+        saved = self.processes.from_main(lambda: state.load_latest(self.folder.states))
         if saved is None:
             self.say("no state was saved yet: starting from the beginning")
             return

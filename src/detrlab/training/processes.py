@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import nn
 
 from detrlab.errors import UserError
+
+Value = TypeVar("Value")
 
 PATIENCE = timedelta(minutes=15)
 """How long a process waits for the others; the first evaluation of a large set takes a while."""
@@ -71,6 +73,30 @@ class Processes:
         with _telling_who_is_gone():
             distributed.all_gather_object(values, value)
         return values
+
+    def from_main(self, make: Callable[[], Value]) -> Value:
+        """What the main process makes, in every process; or the reason why it could not.
+
+        So the others need no access to its disk.
+
+        Raises:
+            UserError: the main process raised it; another process is gone.
+        """
+        if self.world == 1:
+            return make()
+        parcel: list[Any] = [None, None]
+        problem = None
+        if self.is_main:
+            try:
+                parcel[0] = make()
+            except UserError as error:
+                problem = error
+                parcel[1] = str(error)
+        with _telling_who_is_gone():
+            distributed.broadcast_object_list(parcel, src=0, device=self.device)
+        if parcel[1] is not None:
+            raise problem or UserError(parcel[1])
+        return parcel[0]
 
     def speaking(self) -> AbstractContextManager[None]:
         """A block in which gradients are exchanged.
