@@ -11,7 +11,7 @@ from detrlab.compare.results import RunResult
 def test_numbers_are_in_points_and_nothing_is_a_dash():
     grid = tables.quality_grid(table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)))
     assert grid.headers[:3] == ("model", "AP", "AP50")
-    assert "small" not in grid.headers, "a column without any number is left out"
+    assert "APs" not in grid.headers, "a column without any number is left out"
     assert grid.cells[0][:3] == ("detr", "20.0", "40.0")
     assert (1, 1) in grid.best
     assert (0, 1) not in grid.best

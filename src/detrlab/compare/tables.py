@@ -76,10 +76,11 @@ class Grid:
             title_style="bold",
             box=SIMPLE_HEAD,
             pad_edge=False,
+            collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
             # Text, not markup: a class may be called "[red]".
-            table.add_column(Text(header), justify="right" if c else "left", no_wrap=c == 0)
+            table.add_column(Text(header), justify="right" if c else "left", no_wrap=True)
         for r, row in enumerate(self.cells):
             table.add_row(
                 *(
@@ -98,22 +99,22 @@ def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None
         intervals: for each name, the interval of its AP in words.
     """
     grid = _grid(
-        "Average precision in points (0 to 100)",
+        "Average precision in points (0 to 100); s, m, l: small, medium, large objects",
         rows,
         [
             _Column("AP", _metric("ap"), emphasise=True),
             _Column("AP50", _metric("ap50"), emphasise=True),
             _Column("AP75", _metric("ap75"), emphasise=True),
-            _Column("small", _metric("ap_small"), emphasise=True),
-            _Column("medium", _metric("ap_medium"), emphasise=True),
-            _Column("large", _metric("ap_large"), emphasise=True),
+            _Column("APs", _metric("ap_small"), emphasise=True),
+            _Column("APm", _metric("ap_medium"), emphasise=True),
+            _Column("APl", _metric("ap_large"), emphasise=True),
         ],
     )
     if not intervals:
         return grid
     return Grid(
         grid.title,
-        (*grid.headers[:2], "95 % interval", *grid.headers[2:]),
+        (*grid.headers[:2], "95 %", *grid.headers[2:]),
         tuple(
             (*cells[:2], intervals.get(row.name, NOTHING), *cells[2:])
             for row, cells in zip(rows, grid.cells, strict=True)
