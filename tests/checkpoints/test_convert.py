@@ -189,6 +189,8 @@ def test_default_targets_stand_beside_the_source(tmp_path):
     assert default_target(source, "official") == tmp_path / "last-official.pth"
     assert default_target(source, "transformers") == tmp_path / "last-transformers"
     assert default_target(tmp_path / "a.pth", "detrlab") == tmp_path / "a-detrlab.safetensors"
+    assert default_target("hf:facebook/detr", "official").as_posix() == "detr-official.pth"
+    assert default_target("detr", "transformers").as_posix() == "detr-transformers"
 
 
 def test_older_transformers_reads_the_config(tmp_path):

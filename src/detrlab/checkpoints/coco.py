@@ -25,5 +25,11 @@ BY_ID: dict[int, str] = {
 }
 """Category id -> name of the 80 categories that are used."""
 
-CLASSES: tuple[str, ...] = tuple(BY_ID.get(row, f"unused {row}") for row in range(COCO_ROWS))
+_UNUSED = "unused "
+CLASSES: tuple[str, ...] = tuple(BY_ID.get(row, f"{_UNUSED}{row}") for row in range(COCO_ROWS))
 """The name of each row of a published head."""
+
+
+def is_unused(name: str) -> bool:
+    """Whether a row of a published head stands for no category."""
+    return name.startswith(_UNUSED)

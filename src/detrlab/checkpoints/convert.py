@@ -49,8 +49,12 @@ def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
 
 
 def default_target(source: str | Path, to: str) -> Path:
-    """Where ``convert`` writes to if nobody says: beside the source, named after both."""
-    source = Path(source)
+    """Where ``convert`` writes to if nobody says: beside the source, named after both.
+
+    A preset or a repository of the Hub lies nowhere: then it is the working folder.
+    """
+    text = str(source)
+    source = Path(text.removeprefix("hf:").split("/")[-1] if text.startswith("hf:") else text)
     ending = {"detrlab": ".safetensors", "official": ".pth"}.get(to, "")
     return source.with_name(f"{source.stem}-{to}{ending}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from detrlab.checkpoints import coco
 from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.rules import BOOKKEEPING, listed
 from detrlab.config import ModelConfig
@@ -238,8 +239,8 @@ class _Filling:
         return UserError(
             f"{self.imported.where} does not fit this model{because}: {len(names)} tensors would "
             f"start at random, such as {names[0]!r} ({self.problems[names[0]]}). Choose the same "
-            "architecture or, if you want them to start anew, ask for it: "
-            + " ".join(f"--reinitialise '^{re.escape(name)}\\.'" for name in modules[:3])
+            "architecture or, if you want them to start anew, ask for it: --reinitialise "
+            + " ".join(f"'^{re.escape(name)}\\.'" for name in modules[:8])
         )
 
     def _notes(self) -> list[str]:
@@ -310,7 +311,7 @@ def _plan_classes(
     if not pairs:
         raise UserError(
             f"none of the data's classes ({listed(new)}) is among those of the checkpoint "
-            f"({listed(name for name in old if not name.startswith('unused'))}): "
+            f"({listed(name for name in old if not coco.is_unused(name))}): "
             "their rows cannot be seeded"
         )
     seeded = ", ".join(f"{new[to]!r} from {old[origin]!r}" for to, origin in pairs)
@@ -323,7 +324,8 @@ def _plain(name: str) -> str:
 
 
 def _counted(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({listed(classes, limit=3, quote=False)})"
+    used = [name for name in classes if not coco.is_unused(name)]
+    return f"{len(used)} classes ({listed(used, limit=3, quote=False)})"
 
 
 def _matching(names: Mapping[str, Tensor], patterns: tuple[str, ...]) -> dict[str, str]:

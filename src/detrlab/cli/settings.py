@@ -30,7 +30,14 @@ class RecipeOptions:
     lr: float | None = None
     """Learning rate."""
     weights: str | None = None
-    """First weights: imagenet, none, or a checkpoint."""
+    """First weights: imagenet (the backbone), coco (the published detector), none, a checkpoint
+    of any layout, or hf:REPOSITORY."""
+    class_rows: str | None = None
+    """Rows of such weights' class heads: auto, keep (by index), seed (by name), new."""
+    reinitialise: tuple[str, ...] = ()
+    """Names (regular expressions) of tensors that start anew although there are weights."""
+    freeze: tuple[str, ...] = ()
+    """Names (regular expressions) of parameters that do not train: backbone ^encoder ..."""
     workers: int | None = None
     """Processes that load images; 0 loads them in the training process."""
     precision: str | None = None
@@ -55,6 +62,9 @@ class RecipeOptions:
             "train.learning_rate": self.lr,
             "train.weights": self.weights,
             "train.precision": self.precision,
+            "train.class_rows": self.class_rows,
+            "train.reinitialise": list(self.reinitialise) or None,
+            "train.freeze": list(self.freeze) or None,
         }
         given = {name: value for name, value in flags.items() if value is not None}
         given |= dict(parse_setting(text) for text in self.set)
