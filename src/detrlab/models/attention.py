@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrlab.ops import dense
 from detrlab.ops.deformable import attend
 from detrlab.structures import Memory, References
+
+
+def may_hold(padding: Tensor) -> bool:
+    """Whether anything may be padded; looks only where looking is cheap and no graph is made."""
+    if padding.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return bool(padding.any())
 
 
 class _MultiheadAttention(nn.Module):
@@ -40,7 +48,7 @@ class _MultiheadAttention(nn.Module):
             for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+        mixed = dense.attend(q, k, v, visible, dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -64,7 +72,7 @@ class DenseAttention(_MultiheadAttention):
 
     def forward(self, query: Tensor, references: References | None, memory: Memory) -> Tensor:  # noqa: ARG002
         """(B, Q, D) -> (B, Q, D); it looks everywhere, so it needs no reference."""
-        visible = ~memory.padding[:, None, None, :]
+        visible = ~memory.padding[:, None, None, :] if may_hold(memory.padding) else None
         return self._mix(query, memory.tokens + memory.position, memory.tokens, visible)
 
 
@@ -96,7 +104,9 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, references: References, memory: Memory) -> Tensor:
         """(B, Q, D) -> (B, Q, D)."""
         # Zeroed after the projection, so that its bias does not leak in from the padding.
-        values = self.value_proj(memory.tokens).masked_fill(memory.padding[..., None], 0.0)
+        values = self.value_proj(memory.tokens)
+        if may_hold(memory.padding):
+            values = values.masked_fill(memory.padding[..., None], 0.0)
         offsets = self.sampling_offsets(query)
         mixed = attend(
             values.unflatten(-1, (self.num_heads, -1)),

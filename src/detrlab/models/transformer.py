@@ -4,11 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrlab.models.references import Advance, decode_boxes
+from detrlab.ops.dropout import add_dropout, relu_dropout
 from detrlab.structures import Memory, Predictions, Queries, References
+
+
+class ReluDropout(nn.Module):
+    """ReLU, then dropout with probability ``p`` in training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return relu_dropout(tokens, self.p if self.training else 0.0)
+
+
+class AddDropout(nn.Module):
+    """The sum of a residual and a branch, which drops out with probability ``p`` in training."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, residual: Tensor, branch: Tensor) -> Tensor:
+        """(...), (...) -> (...)."""
+        return add_dropout(residual, branch, self.p if self.training else 0.0)
 
 
 class FeedForward(nn.Module):
@@ -18,11 +42,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(width, ffn_width)
         self.linear2 = nn.Linear(ffn_width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.activation = ReluDropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.linear2(self.dropout(F.relu(self.linear1(tokens))))
+        return self.linear2(self.activation(self.linear1(tokens)))
 
 
 class EncoderLayer(nn.Module):
@@ -43,14 +67,14 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.ffn = ffn
         self.ffn_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.add = AddDropout(dropout)
 
     def forward(self, memory: Memory, references: References | None) -> Memory:
         """Transform the tokens of the memory."""
         tokens = memory.tokens
         attended = self.attention(tokens + memory.position, references, memory)
-        tokens = self.attention_norm(tokens + self.dropout(attended))
-        tokens = self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
+        tokens = self.attention_norm(self.add(tokens, attended))
+        tokens = self.ffn_norm(self.add(tokens, self.ffn(tokens)))
         return memory._replace(tokens=tokens)
 
 
@@ -105,16 +129,16 @@ class DecoderLayer(nn.Module):
         self.cross_attention_norm = nn.LayerNorm(width)
         self.ffn = ffn
         self.ffn_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.add = AddDropout(dropout)
 
     def forward(self, queries: Queries, memory: Memory) -> Queries:
         """Transform the content of the queries."""
         content, position, references = queries
         mixed = self.self_attention(content, position)
-        content = self.self_attention_norm(content + self.dropout(mixed))
+        content = self.self_attention_norm(self.add(content, mixed))
         attended = self.cross_attention(content + position, references, memory)
-        content = self.cross_attention_norm(content + self.dropout(attended))
-        content = self.ffn_norm(content + self.dropout(self.ffn(content)))
+        content = self.cross_attention_norm(self.add(content, attended))
+        content = self.ffn_norm(self.add(content, self.ffn(content)))
         return queries._replace(content=content)
 
 
