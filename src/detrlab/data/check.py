@@ -324,19 +324,25 @@ def _same_pictures(data: RawData, inspections: list[list[Inspection | None]]) ->
     looks = [inspections[k][i] for k, i in where]
     usable = [n for n, look in enumerate(looks) if look is not None and look.thumb is not None]
     pairs = []
-    first_with: dict[bytes, int] = {}
+    # Of each file's contents, the first entry in every split.
+    entries: dict[bytes, dict[int, int]] = {}
     for n in usable:
         look = looks[n]
         assert look is not None
-        before = first_with.setdefault(look.digest, n)
+        known = entries.setdefault(look.digest, {})
+        before = known.get(where[n][0], next(iter(known.values()), n))
         if before != n and not _one_entry_file(data, where[before], where[n]):
             pairs.append(SamePicture(where[before], where[n], exact=True))
-    distinct = sorted(first_with.values())
-    thumbs = [looks[n].thumb for n in distinct]  # type: ignore[union-attr]
+        known.setdefault(where[n][0], n)
+    distinct = list(entries.values())
+    thumbs = [looks[next(iter(known.values()))].thumb for known in distinct]  # type: ignore[union-attr]
     if len(distinct) > 1:
         for pair in near_pairs(np.stack(thumbs)):  # type: ignore[arg-type]
-            first, second = where[distinct[pair.first]], where[distinct[pair.second]]
-            pairs.append(SamePicture(first, second, exact=False))
+            pairs += [
+                SamePicture(where[min(a, b)], where[max(a, b)], exact=False)
+                for a in distinct[pair.first].values()
+                for b in distinct[pair.second].values()
+            ]
     return pairs
 
 

@@ -32,9 +32,10 @@ def looks_like_corners(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray)
         return False
     as_corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     as_corners &= (boxes[:, 2] <= width + EDGE_SLACK) & (boxes[:, 3] <= height + EDGE_SLACK)
-    outside = (boxes[:, 0] + boxes[:, 2] > width + EDGE_SLACK) | (
-        boxes[:, 1] + boxes[:, 3] > height + EDGE_SLACK
-    )
+    with np.errstate(over="ignore"):
+        outside = (boxes[:, 0] + boxes[:, 2] > width + EDGE_SLACK) | (
+            boxes[:, 1] + boxes[:, 3] > height + EDGE_SLACK
+        )
     return bool(as_corners.all() and outside.mean() > 0.25)
 
 

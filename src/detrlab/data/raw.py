@@ -126,9 +126,22 @@ def vocabulary(splits: Sequence[RawSplit], findings: Findings) -> Vocabulary:
 
 
 def _ids_by_class(index: dict[int, int], names: list[str], ids: dict[str, int]) -> tuple[int, ...]:
-    """The split's own category id of each class; the data set's where the split lacks it."""
+    """The split's own category id of each class; the data set's where the split lacks it.
+
+    A borrowed id that means another class in this split gives way to a new one.
+    """
     own = {label: category for category, label in index.items()}
-    return tuple(own.get(label, ids[name]) for label, name in enumerate(names))
+    taken = set(own.values())
+    fresh = max(taken | set(ids.values()), default=0) + 1
+    result = []
+    for label, name in enumerate(names):
+        category = own.get(label)
+        if category is None:
+            category = ids[name] if ids[name] not in taken else fresh
+            fresh = max(fresh, category) + 1
+            taken.add(category)
+        result.append(category)
+    return tuple(result)
 
 
 def _distinct_names(split: RawSplit, findings: Findings) -> dict[int, str]:
@@ -333,6 +346,7 @@ def _lookup(values: np.ndarray, index: dict[int, int]) -> np.ndarray:
 
 
 def _id_column(ids: list[int | str]) -> np.ndarray:
-    if all(isinstance(value, int) for value in ids):
+    kinds = {type(value) for value in ids}
+    if kinds <= {int}:
         return np.array(ids, dtype=np.int64)
-    return np.array([str(value) for value in ids], dtype=np.str_)
+    return np.array(ids, dtype=np.str_ if kinds == {str} else object)

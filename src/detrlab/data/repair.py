@@ -78,7 +78,7 @@ def fix(
         changes += lines
         part = clean(repaired, split.name or "train", examined.words, k, examined.headers[k])
         splits.append(repaired)
-        cleaned.append(_numbered(part))
+        cleaned.append(_numbered(part, examined.words.category_ids[0]))
     if not any(len(part.table) for part in cleaned):
         raise UserError(f"{data.name}: nothing usable would be left")
     kept = [k for k, part in enumerate(cleaned) if len(part.table)]
@@ -208,13 +208,12 @@ def _moved(split: RawSplit, before: np.ndarray, after: np.ndarray) -> list[str]:
     return lines
 
 
-def _numbered(part: Cleaned) -> Cleaned:
-    """Image ids as numbers, where they were text."""
+def _numbered(part: Cleaned, category_ids: tuple[int, ...]) -> Cleaned:
+    """One list of categories in every split, and image ids as numbers where any was text."""
     ids = part.table.image_ids
-    if ids.dtype.kind in "iu":
-        return part
-    table = replace(part.table, image_ids=np.arange(1, len(ids) + 1, dtype=np.int64))
-    return part._replace(table=table)
+    if ids.dtype.kind not in "iu":
+        ids = np.arange(1, len(ids) + 1, dtype=np.int64)
+    return part._replace(table=replace(part.table, image_ids=ids, category_ids=category_ids))
 
 
 class _Recoder:

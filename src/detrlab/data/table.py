@@ -34,7 +34,7 @@ class Table:
         name: what the split is called in messages, such as ``train``.
         classes: class names, by class index.
         category_ids: the data set's id of each class, by class index.
-        image_ids: (N,) int64, or text where the data set's ids are text.
+        image_ids: (N,) int64; text where the data set's ids are text, objects where mixed.
         sizes: (N, 2) int32, (height, width) as declared.
         starts: (N + 1,) int64, the boxes of image i are ``starts[i]:starts[i + 1]``.
         boxes: (M, 4) float64, xywh in pixels, as annotated.
@@ -81,8 +81,8 @@ class Table:
 
     def image_id(self, i: int) -> int | str:
         """The data set's own id of image i, as a plain Python value."""
-        value = self.image_ids[i].item()
-        return value if isinstance(value, int) else str(value)
+        value = self.image_ids[i]
+        return value.item() if isinstance(value, np.generic) else value
 
     def file(self, i: int) -> str:
         """Name of image i's file, for messages."""
