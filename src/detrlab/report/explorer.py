@@ -65,7 +65,8 @@ def exploration(
             if detector is None:
                 told = {"boxes": _detections(view.detected, index), "others": [], "why": []}
             else:
-                told = _explained(detector, table, at, image)
+                threshold = round(view.thresholds.overall.score, 3)
+                told = _explained(detector, table, at, image, threshold)
             image["models"].append(told)
     return {"classes": list(truth.classes), "colours": _colours(truth), "models": models,
             "images": images}  # fmt: skip
@@ -126,12 +127,13 @@ def _detections(detected: Detected, index: int) -> list[dict[str, Any]]:
     ]
 
 
-def _explained(detector: Detector, table: Table, at: int, image: dict[str, Any]) -> dict[str, Any]:
+def _explained(
+    detector: Detector, table: Table, at: int, image: dict[str, Any], threshold: float
+) -> dict[str, Any]:
     """Boxes with their path and their look, and what became of each annotated object."""
     from detrlab.explain import explain_image
     from detrlab.explain.missed import sentence
 
-    threshold = _one_threshold(detector)
     explanation = explain_image(detector, table.picture(at), table.targets(at))
     size = image["width"], image["height"]
     found = [
@@ -186,10 +188,6 @@ def _story(explanation: Explanation, found: Found, size: tuple[int, int]) -> dic
         "path": _path(explanation, found.query, found.label, size),
         **_look(explanation, found.query),
     }
-
-
-def _one_threshold(detector: Detector) -> float:
-    return 0.3 if detector.threshold is None else detector.threshold
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:

@@ -165,7 +165,7 @@ def _exhibit(truth: GroundTruth, index: int, views: Sequence[View], image: Tenso
         height=height,
         source=embedded(image),
         panels=(
-            Panel("annotated", f"{len(objects)} objects", annotated),
+            Panel("annotated", f"{len(objects)} object{'s' * (len(objects) != 1)}", annotated),
             *(_panel(truth, index, view, objects) for view in views),
         ),
     )

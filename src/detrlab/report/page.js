@@ -160,7 +160,7 @@
     function show() {
       const image = data.images[state.image];
       control.image.value = state.image;
-      byId("cut-value").textContent = control.best.checked ? "own" : Number(control.cut.value).toFixed(2);
+      byId("cut-value").textContent = control.best.checked ? "own best" : Number(control.cut.value).toFixed(2);
       const views = [];
       const words = [];
       if (control.truth.checked) views.push(annotated(image));
@@ -194,7 +194,7 @@
 
     function annotated(image) {
       const count = image.truth.filter((object) => !object.crowd).length;
-      const [picture, whole] = panel(image, "annotated", `${count} objects`);
+      const [picture, whole] = panel(image, "annotated", `${count} object${count === 1 ? "" : "s"}`);
       image.truth.forEach((object, g) => {
         const label = data.classes[object.l] + (object.crowd ? " (crowd)" : "");
         const isChosen = state.chosen && state.chosen.truth === g;
@@ -269,7 +269,7 @@
     }
 
     function around(b, image) {
-      const share = Math.min(1, Math.max(0.22, 2.6 * b[2] / image.width, 2.6 * b[3] / image.height));
+      const share = Math.min(1, Math.max(0.1, 2.2 * b[2] / image.width, 2.2 * b[3] / image.height));
       const [w, h] = [share * image.width, share * image.height];
       const clamp = (x, most) => Math.min(Math.max(x, 0), most);
       return [clamp(b[0] + b[2] / 2 - w / 2, image.width - w), clamp(b[1] + b[3] / 2 - h / 2, image.height - h), w, h];
@@ -281,7 +281,7 @@
     }
 
     // What a detector says about the chosen place, at any score: itself, or the box that
-    // overlaps it most, the same class first among equals; for an annotated object at least
+    // overlaps it most, the same class first among equals; where an object is annotated at least
     // the query that it costs least, wherever that one put its box.
     function counterpart(image, index) {
       const chosen = state.chosen;
@@ -293,8 +293,9 @@
         const shared = iou(box.b, chosen.b) + (box.l === label ? 0.05 : 0);
         if (shared > most && box.path) [best, most] = [box, shared];
       }
-      if (best || chosen.truth === undefined) return best;
-      const why = reason(image, index, image.truth[chosen.truth]);
+      const truth = chosen.truth !== undefined ? image.truth[chosen.truth] : nearestTruth(image, chosen.b);
+      if (best || !truth) return best;
+      const why = reason(image, index, truth);
       const known = [...boxes, ...image.models[index].others];
       return (why && known.find((box) => box.path && box.q === why.q)) || null;
     }
@@ -320,7 +321,7 @@
         if (weight < 3) return;
         layer.append(draw("rect", {
           class: "cell", x: (cell % columns) * w, y: Math.floor(cell / columns) * h, width: w, height: h,
-          fill: heat(weight / 255), opacity: (0.8 * Math.sqrt(weight / 255)).toFixed(2),
+          fill: heat(weight / 255), opacity: (0.65 * Math.sqrt(weight / 255)).toFixed(2),
         }));
       });
     }
@@ -398,6 +399,7 @@
       }
       if (!box) parts.push(make("p", {}, "No box of it lies here."));
       else {
+        if (!iou(box.b, state.chosen.b)) parts.push(make("p", {}, "No box of it lies here. The query that fits best:"));
         const cut = cutOf(index)(box.l);
         const query = box.q === undefined ? "" : `, query ${box.q}`;
         const silent = box.s < cut ? `, below its cut of ${cut.toFixed(2)}` : "";
@@ -406,7 +408,7 @@
       }
       const why = truth && reason(image, index, truth);
       if (why) {
-        parts.push(make("p", { class: "soft" }, `${why.words} (at ${image.models[index].threshold})`));
+        parts.push(make("p", { class: "soft" }, `At a cut of ${image.models[index].threshold}: ${why.words}`));
       }
       return make("div", { class: "card", "data-model": index }, ...parts);
     }
