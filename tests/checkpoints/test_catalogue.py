@@ -1,5 +1,6 @@
 """The catalogue says what the publishers say, and what lies on this machine."""
 
+import huggingface_hub.constants
 import pytest
 
 from detrlab.checkpoints import catalogue, coco
@@ -43,6 +44,13 @@ def test_every_entry_is_complete():
 def test_the_list_of_models(tmp_path, monkeypatch):
     monkeypatch.setenv("DETRLAB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--facebook--detr-resnet-101"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c" * 40)
+    folder = repository / "snapshots" / ("c" * 40)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
     place = tmp_path / "weights" / "detr-r50-e632da11.pth"
     place.parent.mkdir()
     place.touch()
@@ -50,7 +58,8 @@ def test_the_list_of_models(tmp_path, monkeypatch):
     assert {row.preset for row in rows} == set(PRESETS)
     by_name = {(row.preset, row.backbone): row.to_dict() for row in rows}
     assert by_name["detr", "resnet50"]["cached"] == str(place)
-    assert by_name["detr", "resnet101"]["cached"] is None
+    assert by_name["detr", "resnet101"]["cached"] == str(folder)
+    assert by_name["detr-dc5", "resnet50"]["cached"] is None
     assert by_name["detr", "resnet101"]["parameters"] == 60_464_672
     assert by_name["deformable-detr", "resnet50"]["trainable"] == 39_847_265
     assert by_name["detr-sigmoid", "resnet50"]["url"] is None

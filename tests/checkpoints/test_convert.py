@@ -7,6 +7,7 @@ import torch
 
 from detrlab.checkpoints import hf, native, official
 from detrlab.checkpoints.convert import convert, default_target
+from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.checkpoints.reading import Imported, read
 from detrlab.checkpoints.rules import clean, export, translate_strictly
 from detrlab.config import DataConfig
@@ -75,6 +76,7 @@ def test_official_and_back(tmp_path, preset):
     lines = convert(source, "official", target)
     assert lines[0].startswith(f"wrote {target}")
     assert any("does not say the names of its 5 classes" in line for line in lines)
+    assert any("knows torchvision's ResNets only" in line for line in lines)
     # The originals read it with torch.load, as it is.
     loaded = torch.load(target, weights_only=True)
     assert list(loaded) == ["model"]
@@ -121,6 +123,40 @@ def test_transformers_reads_it_and_computes_the_same(tmp_path, preset):
         assert back.checkpoint.config == source.checkpoint.config
         assert back.checkpoint.classes == CLASSES
     assert read(target).checkpoint.preprocessing == OWN
+
+
+@pytest.mark.parametrize("preset", ["detr", "deformable-detr-refine", "deformable-detr-two-stage"])
+def test_transformers_own_resnet_computes_the_same(tmp_path, preset):
+    """The "no_timm" revisions: other names for the backbone, the same numbers."""
+    transformers = pytest.importorskip("transformers")
+    own = imported(preset).checkpoint
+    multi = own.config.levels > 1
+    values = to_transformers(own.config, CLASSES)
+    del values["backbone"]
+    values["use_timm_backbone"] = False
+    values["backbone_config"] = transformers.ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[32, 64, 96, 128],
+        depths=[1, 1, 1, 2],
+        layer_type="bottleneck",
+        out_features=["stage2", "stage3", "stage4"] if multi else ["stage4"],
+    )
+    kind = "DeformableDetr" if preset.startswith("deformable") else "Detr"
+    model = getattr(transformers, f"{kind}ForObjectDetection")(
+        getattr(transformers, f"{kind}Config")(**values)
+    )
+    if preset == "deformable-detr-refine":  # tied by transformers, not by the original
+        heads = [torch.nn.Linear(64, len(CLASSES)) for _ in model.class_embed]
+        model.class_embed = torch.nn.ModuleList(heads)
+    layout = hf.layout(own.config, hf.IN_MEMORY._replace(own_resnet=True))
+    model.load_state_dict(export(own.state, layout), strict=True)
+    logits, boxes = theirs(model)
+    torch.testing.assert_close(ours(own).logits, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(own).boxes, boxes, rtol=0, atol=1e-6)
+    model.float().save_pretrained(tmp_path / "model")
+    back = read(tmp_path / "model", likely={"backbone": own.config.backbone})
+    assert_same_tensors(own.state, back.checkpoint.state)
+    assert back.checkpoint.config == own.config
 
 
 @pytest.mark.parametrize("preset", ["detr", "deformable-detr-two-stage"])

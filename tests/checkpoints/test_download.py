@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from detrlab.checkpoints.download import UnreachableError, fetch
+from detrlab.checkpoints.download import UnreachableError, fetch, in_lines
 from detrlab.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # about a megabyte
@@ -101,6 +101,17 @@ def test_the_whole_file_arrives(server, target):
     assert leftovers(target) == {"detr.pth"}
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_progress_in_lines(server, target):
+    lines = []
+    fetch(server.url, target, progress=in_lines(lines.append, "weights", every=0), wait=0)
+    assert lines[0] == "downloading weights: 0 of 1 MB"
+    assert lines[-1] == "downloading weights: 1 of 1 MB"
+    target.unlink()
+    quick = []
+    fetch(server.url, target, progress=in_lines(quick.append, "weights"), wait=0)
+    assert quick == []
 
 
 def test_what_is_there_is_not_asked_for_again(server, target):

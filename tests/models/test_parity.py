@@ -234,7 +234,7 @@ def oracle():
     return module
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_live(oracle, variant, seed):
     blob, _ = oracle.make_oracle(variant, seed=seed)
@@ -248,6 +248,7 @@ def test_full_backbone_width(oracle, variant):
     check_all(blob, **SINGLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_double_precision(oracle, variant):
     blob, _ = oracle.make_oracle(variant, seed=1, dtype=torch.float64)

@@ -153,6 +153,14 @@ def cached(entry: Published) -> Path | None:
     return None
 
 
+def in_hub_cache(entry: Published) -> Path | None:
+    """The folder of the same weights in the Hugging Face Hub's own cache, if they are there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(entry.hub, "model.safetensors")
+    return Path(path).parent if isinstance(path, str) else None
+
+
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
@@ -175,7 +183,7 @@ class ModelRow:
         gflops: as published; None for what was not published.
         ap: the published COCO numbers in percent, empty if there are none.
         weights: the published weights; None if there are none.
-        cached: where their file lies on this machine; None if it does not.
+        cached: where they lie on this machine, a file or a folder; None if they do not.
     """
 
     preset: str
@@ -232,5 +240,5 @@ def _row(preset: str, entry: Published | None) -> ModelRow:
         gflops=entry.gflops if entry else None,
         ap=dict(entry.ap) if entry else {},
         weights=entry,
-        cached=cached(entry) if entry else None,
+        cached=(cached(entry) or in_hub_cache(entry)) if entry else None,
     )

@@ -11,7 +11,7 @@ import torch
 from detrlab import files
 from detrlab.checkpoints import hf, hf_config, native, official
 from detrlab.checkpoints.reading import Imported
-from detrlab.checkpoints.recognise import is_original
+from detrlab.checkpoints.recognise import RESNETS, is_original
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 
@@ -90,6 +90,11 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
         f"the file does not say the names of its {config.num_classes} classes, nor the image "
         f"size ({checkpoint.preprocessing.image_size}) and normalisation",
     ]
+    if config.backbone not in RESNETS.values():
+        lines.append(
+            "the originals' code knows torchvision's ResNets only: it has to be given "
+            f"{config.backbone}"
+        )
     if config.backbone_norms == "trained":
         lines.append("the originals freeze batch norms: in training they would stay as they are")
     return lines

@@ -48,6 +48,26 @@ def nothing(_done: int, _total: int | None) -> None:
     """Progress that nobody watches."""
 
 
+def in_lines(say: Callable[[str], None], what: str, every: float = 10.0) -> Progress:
+    """Progress as lines of text, at most one in ``every`` seconds.
+
+    Args:
+        say: prints a line.
+        what: names the download.
+        every: seconds between lines; a download that is faster says nothing.
+    """
+    last = time.monotonic()
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            of_all = f" of {total / 1e6:.0f}" if total else ""
+            say(f"downloading {what}: {done / 1e6:.0f}{of_all} MB")
+
+    return progress
+
+
 def fetch(
     url: str,
     target: str | Path,
