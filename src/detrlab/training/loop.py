@@ -16,6 +16,7 @@ import torch
 
 from detrlab import files
 from detrlab.checkpoints import native
+from detrlab.checkpoints.download import in_lines
 from detrlab.checkpoints.freeze import freeze
 from detrlab.checkpoints.weights import adopt_preprocessing, first_network, suited_to
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
@@ -313,6 +314,7 @@ class _Run:
                 class_rows=train.class_rows,
                 reinitialise=train.reinitialise,
                 seed=train.seed,
+                progress=in_lines(self.say, f"weights {train.weights}"),
             )
             network = start.network
             for line in start.report.lines():
