@@ -132,8 +132,13 @@ def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_
     sizes = ["--imgsz", "64"]
     assert main([*common, *sizes, "--model", str(checkpoint), "--output", str(output)]) == 0
     first = json.loads(capsys.readouterr().out)
-    again = [*common, "--predictions", str(output / "predictions.json")]
+    analysis = json.loads((output / "analysis.json").read_text())
+    assert analysis["layers"][-1]["ap"] == first["ap"]
+    assert (output / "hard_images.jpg").exists()
+    assert (output / "pictures" / "layers.png").exists()
+    again = [*common, "--no-analysis", "--predictions", str(output / "predictions.json")]
     assert main([*again, "--output", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "again" / "analysis.json").exists()
     second = json.loads(capsys.readouterr().out)
     assert first.keys() == second.keys()
     for name, value in first.items():

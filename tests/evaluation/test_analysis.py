@@ -143,7 +143,7 @@ def test_confusion_in_a_scene_that_can_be_counted_by_hand():
         ],
         num_images=3,
     )
-    result = confusion(truth, detected, match(truth, detected), 0.5)
+    result = confusion(truth, detected, match(truth, detected), np.full(2, 0.5))
     assert result.counts.tolist() == [[1, 0, 2], [1, 0, 0], [2, 1, 0]]
     assert result.worst() == [("b", "a", 1)]
     assert result.shares()[0].tolist() == [1 / 3, 0, 2 / 3]
@@ -152,7 +152,7 @@ def test_confusion_in_a_scene_that_can_be_counted_by_hand():
 @pytest.mark.parametrize("seed", range(4))
 def test_confusion_counts_every_object_and_every_detection_once(seed):
     truth, detected = judged(seed, confused=0.4, crowd_share=0.0)
-    result = confusion(truth, detected, match(truth, detected), 0.4)
+    result = confusion(truth, detected, match(truth, detected), np.full(4, 0.4))
     loud = detected.select(detected.score >= 0.4)
     assert result.counts[:-1].sum(axis=1).tolist() == np.bincount(truth.label, minlength=4).tolist()
     assert result.counts[:, :-1].sum(axis=0).tolist() == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from detrlab.errors import UserError
 
@@ -24,6 +24,10 @@ class Options:
     """A checkpoint that detrlab wrote."""
     predictions: str | None = None
     """Instead of a model: COCO json results of any tool."""
+    categories: Literal["ids", "from-0", "from-1"] = "ids"
+    """How category_id in --predictions is meant: as ids, or as positions counted from 0 or 1."""
+    trust: bool = False
+    """Judge --predictions as they stand, even if they look like another convention."""
     split: str = "val"
     """Which part of the data: val or train."""
     imgsz: int | None = None
@@ -34,6 +38,8 @@ class Options:
     """cpu, cuda, cuda:1 ..."""
     output: str = "runs/eval"
     """Folder for metrics.json, predictions.json and pictures; nothing in it is overwritten."""
+    analysis: bool = True
+    """Also write analysis.json, pictures and the hardest images."""
     json: bool = False
     """Print the metrics as JSON instead of a table."""
 
@@ -44,6 +50,7 @@ def run(options: Options) -> int:
     from detrlab.cli.common import fresh_folder, print_metrics, say
     from detrlab.data import open_data
     from detrlab.evaluation.coco import Evaluator
+    from detrlab.evaluation.folder import write_analysis
 
     if (options.model is None) == (options.predictions is None):
         raise UserError("give either --model CHECKPOINT or --predictions FILE")
@@ -53,15 +60,18 @@ def run(options: Options) -> int:
     for note in data.notes:
         say(note)
     table = data.val if options.split == "val" else data.train
-    evaluator = Evaluator(table)
     if options.predictions is not None:
-        _read(options.predictions, table, evaluator)
+        layers = []
+        evaluator = _read(options, table)
     else:
-        _infer(options, table, evaluator)
+        layers = _infer(options, table)
+        evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
     folder = fresh_folder(options.output)
     files.write_json(folder / "metrics.json", metrics)
     evaluator.save_predictions(folder / "predictions.json")
+    if options.analysis:
+        write_analysis(table, evaluator, folder, layers)
     if options.json:
         print(json.dumps(metrics))
     else:
@@ -71,21 +81,29 @@ def run(options: Options) -> int:
     return 0
 
 
-def _read(path: str, table: Table, evaluator: Evaluator) -> None:
+def _read(options: Options, table: Table) -> Evaluator:
+    """Another tool's detections."""
     from detrlab.cli.common import say
+    from detrlab.evaluation.coco import Evaluator
     from detrlab.evaluation.foreign import load_predictions
 
-    foreign = load_predictions(path, table)
+    assert options.predictions is not None
+    evaluator = Evaluator(table)
+    foreign = load_predictions(
+        options.predictions, evaluator.truth, categories=options.categories, trust=options.trust
+    )
     for note in foreign.notes:
         say(note)
     evaluator.extend(foreign.detected)
+    return evaluator
 
 
-def _infer(options: Options, table: Table, evaluator: Evaluator) -> None:
+def _infer(options: Options, table: Table) -> list[Evaluator]:
+    """The detections of every decoder layer; the last are the detector's."""
     from detrlab.api import load
     from detrlab.cli.common import pick_device
     from detrlab.data import batches
-    from detrlab.evaluation.coco import evaluate
+    from detrlab.evaluation.coco import evaluate_layers
 
     assert options.model is not None
     detector = load(options.model).to(pick_device(options.device))
@@ -99,4 +117,4 @@ def _infer(options: Options, table: Table, evaluator: Evaluator) -> None:
         scale = options.imgsz / config.image_size
         config = config.change(image_size=options.imgsz, max_size=round(config.max_size * scale))
     stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=options.workers)
-    evaluate(detector.network, detector.scoring, stream, evaluator)
+    return evaluate_layers(detector.network, detector.scoring, stream, table)

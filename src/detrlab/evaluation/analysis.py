@@ -68,12 +68,12 @@ class Confusion:
             last row holds false alarms on background, the last column missed objects. The
             diagonal is what the metric counts as found.
         names: K classes and ``BACKGROUND``.
-        threshold: detections below this score were left out.
+        scores: (K,) detections of each class below its score were left out.
     """
 
     counts: Ints
     names: tuple[str, ...]
-    threshold: float
+    scores: Floats
 
     def shares(self) -> Floats:
         """Each row divided by its sum: where the objects of a class went."""
@@ -227,7 +227,7 @@ class Analysis:
             "confusion": {
                 "names": list(self.confusion.names),
                 "counts": self.confusion.counts.tolist(),
-                "threshold": self.confusion.threshold,
+                "scores": _plain(self.confusion.scores),
             },
             "tide": asdict(self.tide),
             "thresholds": self.thresholds.to_dict(),
@@ -259,7 +259,7 @@ def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detect
         metrics=accumulated.metrics(truth.classes),
         sizes=per_size(accumulated, matches),
         curves=curves(accumulated, truth.classes),
-        confusion=confusion(truth, detected, matches, thresholds.overall.score),
+        confusion=confusion(truth, detected, matches, thresholds.scores(truth.classes)),
         tide=Tide(*tide_errors(truth, detected)),
         thresholds=thresholds,
         calibration=calibration(matches, thresholds),
@@ -342,9 +342,9 @@ def calibration(matches: Matches, thresholds: Thresholds, bins: int = 10) -> Cal
 
 
 def confusion(
-    truth: GroundTruth, detected: Detected, matches: Matches, threshold: float
+    truth: GroundTruth, detected: Detected, matches: Matches, scores: Floats
 ) -> Confusion:
-    """Count what objects were taken for, among detections that score at least ``threshold``.
+    """Count what objects were taken for, among detections with at least their class's score.
 
     Detections first find objects of their own class, as in the metric. Those left over then
     take, best score first, the object of another class that they overlap most, at IoU .50 or
@@ -352,7 +352,7 @@ def confusion(
     """
     num_classes = truth.num_classes
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    loud = matches.score >= threshold
+    loud = matches.score >= scores[matches.label]
     right = loud & (_verdicts(matches) == FOUND)
     np.add.at(counts, (matches.label[right], matches.label[right]), 1)
     free = _countable(matches)
@@ -365,7 +365,7 @@ def confusion(
     np.add.at(counts, (seen, matches.label[wrong]), 1)
     free[taken_for[taken_for >= 0]] = False
     counts[:num_classes, num_classes] = np.bincount(truth.label[free], minlength=num_classes)
-    return Confusion(counts, (*truth.classes, BACKGROUND), float(threshold))
+    return Confusion(counts, (*truth.classes, BACKGROUND), scores)
 
 
 def image_verdicts(

@@ -307,7 +307,7 @@ def _explain_categories(categories: str) -> str:
         "from-0": "as positions in the list of classes, counted from 0",
         "from-1": "as positions in the list of classes, counted from 1",
     }[categories]
-    return f"{meaning} (categories {categories!r})"
+    return f"{meaning} (categories={categories!r}, --categories {categories})"
 
 
 def _few(values: list[int]) -> str:

@@ -237,7 +237,7 @@ def confusion(analysis: Analysis) -> Figure:
         )
     axes.grid(visible=False)
     axes.set(xlabel="predicted", ylabel="annotated")
-    axes.set_title(f"At IoU .50, scores from {result.threshold:.2f}")
+    axes.set_title("At IoU .50, at the suggested thresholds")
     figure.colorbar(image, ax=axes, label="share of the row, %", shrink=0.8)
     return figure
 
@@ -276,7 +276,7 @@ def tide(analysis: Analysis) -> Figure:
 def calibration(analysis: Analysis) -> Figure:
     """Whether scores mean what they say, and how many detections there are at each."""
     result = analysis.calibration
-    figure, (upper, lower) = _figure(6, 6.4, rows=2, heights=(3, 1))
+    figure, (upper, lower) = _figure(6.8, 6.4, rows=2, heights=(3, 1))
     width = np.diff(result.edges)
     middle = result.edges[:-1] + width / 2
     filled = result.count > 0
@@ -303,6 +303,8 @@ def calibration(analysis: Analysis) -> Figure:
         axes.axvline(overall, color=_COLOURS[1], linewidth=1.4, label=f"threshold {overall:.2f}")
     lower.bar(middle[filled], result.count[filled], width[filled] * 0.94, color="#999999")
     lower.set_yscale("log")
+    # matplotlib's own labels of a log axis are formulas, which this style does not read.
+    lower.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     lower.set(xlabel="score", ylabel="detections", xlim=(0, 1))
     upper.set(ylabel="share right at IoU .50", xlim=(0, 1), ylim=(0, 1.02))
     upper.legend(fontsize=8, loc="upper left")
