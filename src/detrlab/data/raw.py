@@ -220,8 +220,9 @@ def pixel_boxes(split: RawSplit, sizes: np.ndarray) -> np.ndarray:
         return split.boxes
     height, width = sizes[split.owners].T.astype(np.float64)
     scale = np.stack([width, height, width, height], axis=1)
-    centers = split.fractions * scale
-    boxes = np.concatenate([centers[:, :2] - centers[:, 2:] / 2, centers[:, 2:]], axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        centers = split.fractions * scale
+        boxes = np.concatenate([centers[:, :2] - centers[:, 2:] / 2, centers[:, 2:]], axis=1)
     # A millionth of a pixel is below what any tool writes, and it undoes the rounding of
     # fractions: boxes that were whole numbers once are whole numbers again.
     return np.round(boxes, 6)

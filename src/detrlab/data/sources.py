@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detrlab.data.coco import OTHER_TASKS, read_coco
-from detrlab.data.findings import Findings
+from detrlab.data.findings import Findings, Rule
 from detrlab.data.locate import is_image, split_of
 from detrlab.data.raw import RawSplit, clean, read_headers, vocabulary
 from detrlab.data.shapes import shapes
@@ -117,6 +117,7 @@ def from_raw(data: RawData, *, seed: int = 0) -> DataSet:
             name = "train"
         headers = read_headers(split) if measured else None
         table, _, _, left_out, adjusted = clean(split, name, words, position, headers)
+        notes += [f"{name}: {rule.title} ({count:,})" for rule, count in _read_differently(split)]
         notes += [f"{name}: left out {count:,} {reason}" for reason, count in left_out.items()]
         notes += [f"{name}: {count:,} {reason}" for reason, count in adjusted.items() if count]
         _refuse_ruins(split, table, left_out)
@@ -139,6 +140,18 @@ def from_raw(data: RawData, *, seed: int = 0) -> DataSet:
     return DataSet(data.name, train, val, test, tuple(notes))
 
 
+def _read_differently(split: RawSplit) -> list[tuple[Rule, int]]:
+    """What the reader had to leave out or read differently, beyond what is counted later."""
+    counted = {"image-unknown"}
+    if split.format == "coco":
+        counted |= {"file-missing", "file-unsafe", "file-link"}
+    return [
+        (rule, count)
+        for rule, count, _ in split.findings.by_rule()
+        if rule.severity != "note" and rule.key not in counted
+    ]
+
+
 def _split_off(table: Table, name: str, seed: int) -> tuple[Table, Table]:
     train, val = stratified_split(table, seed=seed)
     if not len(train) or not len(val):
@@ -156,12 +169,17 @@ def _refuse_ruins(split: RawSplit, table: Table, left_out: dict[str, int]) -> No
     if not len(table):
         reason = lost or "it lists none"
         raise UserError(f"{split.source} has no usable images ({reason}); {advice}")
-    images, boxes = len(split), len(split.owners)
+    broken = split.findings.count("record-broken") + split.findings.count("line-broken")
+    images, boxes = len(split), len(split.owners) + broken
+    if broken:
+        lost = "; ".join([*lost.split("; "), f"{broken:,} entries that cannot be read"]).strip("; ")
     if len(table) < (1 - MAX_LEFT_OUT) * images or len(table.boxes) < (1 - MAX_LEFT_OUT) * boxes:
         raise UserError(
             f"{split.source}: too much would be left out to trust the result ({lost}); "
             f"{advice}, and --fix writes a cleaned copy"
         )
+    if table.name == "train" and not len(table.boxes):
+        raise UserError(f"{split.source} has no boxes to learn from: annotate the images first")
 
 
 def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData:

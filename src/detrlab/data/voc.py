@@ -82,6 +82,9 @@ def _read_page(store: Store, name: str, findings: Findings) -> _Page | None:
         findings.add("file-broken", "", name, None, None, f"not valid xml: {error}")
         return None
     if root.tag != "annotation":
+        if "Annotations" in name.split("/"):
+            detail = f"it holds <{root.tag[:40]}>, not <annotation>"
+            findings.add("file-broken", "", name, None, None, detail)
         return None
     height, width = (_integer(root.findtext(f"size/{key}")) for key in ("height", "width"))
     objects = []

@@ -219,6 +219,9 @@ class _Lines(NamedTuple):
     numbers: list[int]
 
 
+_NO_LINES = _Lines(np.zeros(0, dtype=np.int64), np.zeros((0, 4)), [])
+
+
 def _read_split(
     store: Store, layout: _Layout, split: str, images: list[str], numbers: dict[str, int]
 ) -> RawSplit:
@@ -226,16 +229,21 @@ def _read_split(
     parts: list[_Lines] = []
     owners: list[np.ndarray] = []
     places: list[str] = []
-    for position, image in enumerate(images):
+    kept: list[str] = []
+    for image in images:
         label = _label_of(image)
-        if label not in store.names:
-            continue  # an image without a label file shows no objects
-        lines = _read_labels(store, label, split, numbers[image], findings)
-        if lines is None or not len(lines.classes):
-            continue
+        # An image without a label file shows no objects.
+        lines = _NO_LINES
+        if label in store.names:
+            read = _read_labels(store, label, split, numbers[image], findings)
+            if read is None:
+                continue  # nobody knows what it shows
+            lines = read
         parts.append(lines)
-        owners.append(np.full(len(lines.classes), position))
+        owners.append(np.full(len(lines.classes), len(kept)))
         places += [f"{label} line {number}" for number in lines.numbers]
+        kept.append(image)
+    images = kept
     boxes = sum(len(part.classes) for part in parts)
     return RawSplit(
         name=split,
