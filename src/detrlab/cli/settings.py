@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,8 +23,9 @@ class RecipeOptions:
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     epochs: int | None = None
     """Passes over the training images."""
-    batch: int | None = None
-    """Images an optimiser step sees."""
+    batch: int | Literal["auto"] | None = None
+    """Images an optimiser step sees; auto keeps the recipe's number and lets memory decide how
+    many of them a pass sees at once."""
     imgsz: int | None = None
     """Image size in pixels: the short side, and the bound of the long side in proportion."""
     lr: float | None = None
@@ -58,7 +59,8 @@ class RecipeOptions:
             "data.data": self.data,
             "data.workers": self.workers,
             "train.epochs": self.epochs,
-            "train.batch": self.batch,
+            "train.batch": None if self.batch == "auto" else self.batch,
+            "train.micro_batch": "auto" if self.batch == "auto" else None,
             "train.learning_rate": self.lr,
             "train.weights": self.weights,
             "train.precision": self.precision,

@@ -27,34 +27,48 @@ class Options(RecipeOptions):
     """cpu, cuda, cuda:1 ..."""
     save_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
     """Save the state of the run also after every so many steps."""
+    patience: int | None = None
+    """Stop after so many epochs without a better AP."""
+    preflight: bool = True
+    """Look before the first epoch for what would go wrong in hours."""
+    trackers: tuple[str, ...] = ()
+    """Other tools that get the curves, where installed: tensorboard, wandb, mlflow, trackio ..."""
 
 
 def run(options: Options) -> int:
     """Train; returns the exit code."""
     from detrlab.cli.common import device_name, print_metrics, say
+    from detrlab.cli.progress import following, is_main_process
     from detrlab.cli.settings import change_settings
-    from detrlab.data import open_data
+    from detrlab.data import num_batches, open_data
     from detrlab.training import loop
 
     recipe = options.settled()
-    if options.seed is not None:
-        recipe = change_settings(recipe, {"train.seed": options.seed})
+    given = {"train.seed": options.seed, "train.patience": options.patience}
+    recipe = change_settings(recipe, {name: v for name, v in given.items() if v is not None})
     data = open_data(recipe.data.data, seed=recipe.train.seed)
-    for note in data.notes:
-        say(note)
     config = loop.plan(options.model, recipe, data)
     folder = options.output or f"runs/train/{options.model}"
-    outcome = loop.train(
-        config,
-        folder,
-        data,
-        loop.Options(
-            resume=options.resume,
-            device=device_name(options.device),
-            save_every=options.save_every,
-            say=say,
-        ),
-    )
+    steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)
+    with following(steps * config.train.epochs) as (tell, on_step):
+        for note in data.notes if is_main_process() else ():
+            tell(note)
+        outcome = loop.train(
+            config,
+            folder,
+            data,
+            loop.Options(
+                resume=options.resume,
+                device=device_name(options.device),
+                save_every=options.save_every,
+                preflight=options.preflight,
+                trackers=options.trackers,
+                say=tell,
+                on_step=on_step,
+            ),
+        )
+    if not is_main_process():
+        return 0 if outcome.finished else 130
     if not outcome.finished:
         say(f"stopped; go on with: detrlab {_again()}")
         return 130

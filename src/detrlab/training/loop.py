@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -153,9 +153,15 @@ def train(
             if processes.is_main:
                 options.say(f"the run in {run.path} has finished: nothing to train")
             return _read_outcome(run, metrics)
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(_own_random_numbers(processes.device))
         request = stack.enter_context(listening())
         return _Run(config, run, data, options, processes, request).go()
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the caller's generators as they were; of several GPUs only this process's."""
+    used = [device.index or 0] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices=used)
 
 
 def _claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> RunConfig:
