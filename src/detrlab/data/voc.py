@@ -223,7 +223,8 @@ def _split(
         members=[members[name] for name in names],
         declared=np.array([pages[name].size for name in names], dtype=np.int64).reshape(-1, 2),
         owners=np.array([i for i, _ in things], dtype=np.int64),
-        boxes=np.concatenate([low, sides], axis=1),
+        # Corners and sizes differ by a rounding error: a millionth of a pixel is none.
+        boxes=np.round(np.concatenate([low, sides], axis=1), 6),
         category_ids=np.array([ids[thing.name] for _, thing in things], dtype=np.int64),
         crowd=np.array([thing.difficult for _, thing in things], dtype=bool),
         areas=np.full(len(things), np.nan),
