@@ -11,7 +11,7 @@ import torch
 from detrlab import files
 from detrlab.checkpoints import hf, hf_config, native, official
 from detrlab.checkpoints.reading import Imported
-from detrlab.checkpoints.recognise import RESNETS, is_original
+from detrlab.checkpoints.recognise import RESNETS, arguments_of, is_original
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 
@@ -83,10 +83,10 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
         )
     state = export(checkpoint.state, official.layout(config))
     written = io.BytesIO()  # torch.save's own writer reports a full disk as an internal error
-    torch.save({"model": state}, written)
+    torch.save({"model": state, "args": arguments_of(config)}, written)
     files.write_bytes(target, written.getvalue())
     lines = [
-        f"wrote {target}: {len(state)} tensors under 'model'",
+        f"wrote {target}: {len(state)} tensors under 'model', settings under 'args'",
         f"the file does not say the names of its {config.num_classes} classes, nor the image "
         f"size ({checkpoint.preprocessing.image_size}) and normalisation",
     ]

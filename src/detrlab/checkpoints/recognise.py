@@ -130,15 +130,24 @@ def recognise(
     return Recognised(_layout_of(config, spelling), config, assumed)
 
 
+# The official training programs' own settings, and ours.
+_ARGUMENTS = {
+    "nheads": "num_heads",
+    "dilation": "dilation",
+    "dropout": "dropout",
+    "num_queries": "num_queries",
+    "backbone": "backbone",
+}
+
+
 def told_by_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the official training programs' own settings say about the architecture."""
-    names = {
-        "nheads": "num_heads",
-        "dilation": "dilation",
-        "dropout": "dropout",
-        "num_queries": "num_queries",
-    }
-    return {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+    return {ours: arguments[name] for name, ours in _ARGUMENTS.items() if name in arguments}
+
+
+def arguments_of(config: ModelConfig) -> dict[str, Any]:
+    """The settings that the official programs would have had, as far as no shape tells them."""
+    return {name: getattr(config, ours) for name, ours in _ARGUMENTS.items()}
 
 
 def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:

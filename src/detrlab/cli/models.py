@@ -23,38 +23,35 @@ def run(options: Options) -> int:
         print(json.dumps([row.to_dict() for row in rows]))
         return 0
 
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="detectors, with COCO's 91 rows of classes", title_justify="left")
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("name", "backbone"):
         table.add_column(name, no_wrap=True)
-    for name in ("parameters", "trainable", "GFLOPs", "COCO AP", "AP S", "AP M", "AP L"):
-        table.add_column(name, justify="right")
-    table.add_column("weights")
+    for name in ("params", "GFLOPs", "AP", "weights"):
+        table.add_column(name, justify="right", no_wrap=True)
 
     def where(row: ModelRow) -> str:
         if row.weights is None:
-            return "none published"
-        return "cached" if row.cached else f"{row.weights.epochs} epochs, not cached"
-
-    def points(row: ModelRow, name: str) -> str:
-        return f"{row.ap[name]:.1f}" if name in row.ap else "-"
+            return "-"
+        return "here" if row.cached else f"{row.weights.epochs} ep."
 
     for row in rows:
         table.add_row(
             row.preset,
             row.backbone,
             f"{row.parameters / 1e6:.1f} M",
-            f"{row.trainable / 1e6:.1f} M",
             "-" if row.gflops is None else str(row.gflops),
-            *(points(row, name) for name in ("ap", "ap_small", "ap_medium", "ap_large")),
+            f"{row.ap['ap']:.1f}" if row.ap else "-",
             where(row),
         )
     console = Console()
     console.print(table)
     console.print(
-        "Accuracy and GFLOPs as published by the original repositories (COCO val2017); "
-        "use weights with --weights coco. --json gives addresses and files."
+        "Parameters with COCO's 91 rows of classes. AP (COCO val2017) and GFLOPs as published; "
+        "the weights, trained for so many epochs, are used with --weights coco, and downloaded "
+        "unless they are here. --json tells more: AP by size, addresses, files."
     )
     return 0
