@@ -3,7 +3,6 @@ import io
 import json
 
 from compare_cases import result, table
-
 from detrlab.compare import tables
 from detrlab.compare.results import RunResult
 

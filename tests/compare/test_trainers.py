@@ -83,6 +83,16 @@ def test_a_process_of_its_own_gives_the_same_result(planned, data):
 
 
 @pytest.mark.slow
+def test_two_processes_train_one_run_together(planned):
+    said = []
+    found = train_apart(planned(), said.append, device="cpu", processes=2)
+    assert found.environment["processes"] == 2
+    assert sum(line.startswith("epoch 2/2") for line in said) == 1, "one of them speaks"
+    with pytest.raises(UserError, match="measured by one process"):
+        train_apart(planned(epochs=3, budget=Budget("minutes", 1)), str, "cpu", processes=2)
+
+
+@pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own_is_told_in_one_line(planned):
     run = planned(weights="nowhere.safetensors")
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):

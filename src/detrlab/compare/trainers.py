@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -28,12 +29,27 @@ if TYPE_CHECKING:
 
 PILOT_FILE = "pilot.json"
 LOG_FILE = "log.txt"
+ERROR_PREFIX = "error: "
 USER_ERROR, STOPPED, IN_USE = 2, 130, 75
 """Exit codes of the process that trains one run; 75 is what mail programs say for "try later"."""
 
 
-def train_here(run: Run, data: DataSet, report: Report, device: str | None = None) -> RunResult:
+def train_here(
+    run: Run,
+    data: DataSet,
+    report: Report,
+    device: str | None = None,
+    resume: bool | None = None,
+) -> RunResult:
     """Train a run in this process, or go on with it, and leave its result in its folder.
+
+    Args:
+        run: what to train.
+        data: what ``run.data`` names.
+        report: takes a line for people, now and then.
+        device: where to compute.
+        resume: whether to go on; None looks whether there is something to go on with, which
+            several processes that train together must not each do for themselves.
 
     Raises:
         InUseError: another process is training it.
@@ -43,19 +59,24 @@ def train_here(run: Run, data: DataSet, report: Report, device: str | None = Non
     from detrlab.training import loop
     from detrlab.training.folder import RunConfig, RunFolder
 
-    _require_unused(run.folder)
+    main = int(os.environ.get("RANK", "0")) == 0  # of those that train this run together
+    if main:
+        _require_unused(run.folder)
     train = _paid(run, data, report, device)
     config = RunConfig(model=run.model, train=train, data=run.data)
-    options = loop.Options(resume=RunFolder(run.folder).is_run, device=device, say=report)
+    resume = RunFolder(run.folder).is_run if resume is None else resume
+    options = loop.Options(resume=resume, device=device, say=report)
     try:
         outcome = loop.train(config, run.folder, data, options)
     except UserError:
-        _require_unused(run.folder)  # somebody may have been faster by a moment
+        if main:
+            _require_unused(run.folder)  # somebody may have been faster by a moment
         raise
     if not outcome.finished:
         raise KeyboardInterrupt
     result = _result(run, outcome, data, device)
-    result.save(run.folder)
+    if main:
+        result.save(run.folder)
     return result
 
 
@@ -77,12 +98,15 @@ def train_apart(
         UserError: the training cannot go on; the message says why.
         KeyboardInterrupt: somebody asked to stop; what was trained is saved.
     """
+    from detrlab.training.folder import RunFolder
+
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [
         sys.executable,
         *(launcher if processes > 1 else []),
         *("-m", "detrlab.compare.worker", str(run.folder)),
         *(["--device", device] if device else []),
+        *(["--resume"] if RunFolder(run.folder).is_run else []),
     ]
     said: list[str] = []
     log = run.folder / LOG_FILE
@@ -126,8 +150,9 @@ def _reason(code: int, said: list[str], log: Path) -> BaseException:
         return InUseError(last)
     if code in (STOPPED, -2):
         return KeyboardInterrupt()
-    if code == USER_ERROR:
-        return UserError(last.removeprefix("error: "))
+    told = [line for line in said if line.startswith(ERROR_PREFIX)]
+    if told:  # whatever the exit code: a launcher between has one of its own
+        return UserError(told[-1].removeprefix(ERROR_PREFIX))
     if code < 0:
         cause = ": most often the memory ran out" if code == -9 else ""
         return UserError(f"its process was killed by signal {-code}{cause} (log: {log})")
@@ -153,6 +178,11 @@ def _paid(run: Run, data: DataSet, report: Report, device: str | None) -> TrainC
     images = steps * min(run.train.batch, len(data.train))
     seconds = None
     if run.budget is not None and run.budget.unit == "minutes":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"a budget of {run.budget} is measured by one process, not by several: "
+                "give epochs or images"
+            )
         seconds = _seconds_per_epoch(run, data, steps, report, device)
     train = run.paid_train(images, seconds)
     if run.budget is not None:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from detrlab.compare.runs import InUseError, Run
-from detrlab.compare.trainers import IN_USE, STOPPED, USER_ERROR, train_here
+from detrlab.compare.trainers import ERROR_PREFIX, IN_USE, STOPPED, USER_ERROR, train_here
 from detrlab.errors import UserError
 
 
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m detrlab.compare.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device")
+    parser.add_argument("--resume", action="store_true")
     options = parser.parse_args(arguments)
     _leave_with_parent()
     try:
@@ -32,12 +33,12 @@ def main(arguments: list[str]) -> int:
         run = Run.load(options.folder)
         if run is None:
             raise UserError(f"{options.folder} holds no settings of a run")
-        train_here(run, open_data(run.data.data), _say, options.device)
+        train_here(run, open_data(run.data.data), _say, options.device, options.resume)
     except InUseError as error:
         _say(str(error))
         return IN_USE
     except UserError as error:
-        _say(f"error: {error}")
+        _say(f"{ERROR_PREFIX}{error}")
         return USER_ERROR
     except KeyboardInterrupt:
         return STOPPED
@@ -53,8 +54,6 @@ def _say(line: str) -> None:
 
 def _leave_with_parent() -> None:
     """Save and leave when the comparison that started this process is gone, however it went."""
-    if "LOCAL_RANK" in os.environ:  # torchrun stands between, and ends its processes itself
-        return
 
     def wait() -> None:
         # Not through sys.stdin, whose lock a thread must not hold when the interpreter ends.
