@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -52,3 +54,9 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), f"{target} does not exist"
+
+
+def test_tables_are_those_of_the_committed_results():
+    command = [sys.executable, "docs/update_tables.py", "--check"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout}{result.stderr}: python docs/update_tables.py"
