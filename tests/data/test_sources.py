@@ -474,6 +474,19 @@ def test_split_of_a_few_images(tmp_path):
     assert (len(train), len(val)) == (1, 1)
 
 
+def test_versions_of_one_picture_stay_together(tmp_path):
+    """Roboflow's augmentation writes several files of each picture."""
+    images = [image_entry(i, f"p{i // 3}_jpg.rf.{i:04x}.png", 20, 20) for i in range(60)]
+    boxes = [annotation(i, i, 1, [1, 1, 9, 9]) for i in range(60)]
+    write_coco(tmp_path, images=images, annotations=boxes, categories={1: "a"})
+    data = open_data(tmp_path)
+    train, val = (
+        {part.file(i).split(".rf.")[0] for i in range(len(part))} for part in (data.train, data.val)
+    )
+    assert not train & val
+    assert (len(data.train), len(data.val)) == (48, 12)
+
+
 def test_declared_sizes_that_are_not_the_files(tmp_path):
     """CPPE-5's defect: some boxes fit the file, some only the declared size."""
     images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(1, 13)]

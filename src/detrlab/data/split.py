@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 import numpy as np
 
 from detrlab.data.keyed import keyed
@@ -11,36 +13,53 @@ VAL_SHARE = 0.2
 
 
 def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tuple[Table, Table]:
-    """Two tables without a common image; every class is in both in about the same proportion.
+    """Two tables without a common picture; every class is in both in about the same proportion.
 
-    Classes are dealt with from the rarest on, each by the images that are still free; images
-    without objects come last. The same seed and data give the same split everywhere.
+    Classes are dealt with from the rarest on, each by the pictures that are still free;
+    pictures without objects come last. The same seed and data give the same split everywhere.
 
     Args:
         table: all images.
-        share: the validation's part of the images.
+        share: the validation's part of the pictures.
         seed: key of the draw.
 
     Returns:
         the training and the validation table, in the original order.
     """
-    images = len(table)
-    in_val = np.full(images, -1, dtype=np.int8)  # -1 undecided, 0 train, 1 val
-    order = keyed("split", seed, images).permutation(images)
-    rank = np.argsort(order)
-    owners = np.repeat(np.arange(images), np.diff(table.starts))
-    members = [np.unique(owners[table.labels == k]) for k in range(table.num_classes)]
-    members.append(np.setdiff1d(np.arange(images), owners))
-    occupied = [images_of for images_of in members[:-1] if len(images_of)]
-    for images_of in [*sorted(occupied, key=len), members[-1]]:
-        free = images_of[in_val[images_of] < 0]
+    group = _groups(table)
+    count = int(group.max(initial=-1)) + 1
+    in_val = np.full(count, -1, dtype=np.int8)  # -1 undecided, 0 train, 1 val
+    rank = np.argsort(keyed("split", seed, count).permutation(count))
+    owners = group[np.repeat(np.arange(len(table)), np.diff(table.starts))]
+    with_class = [np.unique(owners[table.labels == k]) for k in range(table.num_classes)]
+    occupied = sorted((members for members in with_class if len(members)), key=len)
+    for members in [*occupied, np.setdiff1d(np.arange(count), owners)]:
+        free = members[in_val[members] < 0]
         free = free[np.argsort(rank[free])]
-        wanted = round(share * len(images_of)) - int((in_val[images_of] == 1).sum())
-        # A class of two or more images is seen on both sides.
-        if len(images_of) > 1 and not (in_val[images_of] == 1).any():
-            wanted = max(wanted, 1)
+        already = int((in_val[members] == 1).sum())
+        wanted = round(share * len(members)) - already
+        if len(members) > 1 and not already:
+            wanted = max(wanted, 1)  # a class of two or more pictures is seen on both sides
         wanted = min(max(wanted, 0), len(free))
         in_val[free[:wanted]] = 1
         in_val[free[wanted:]] = 0
-    val = np.flatnonzero(in_val == 1)
-    return table.select(np.flatnonzero(in_val != 1), "train"), table.select(val, "val")
+    chosen = in_val[group] == 1 if count else np.zeros(0, dtype=bool)
+    return (
+        table.select(np.flatnonzero(~chosen), "train"),
+        table.select(np.flatnonzero(chosen), "val"),
+    )
+
+
+def _groups(table: Table) -> np.ndarray:
+    """(N,) which picture each image shows: versions that a tool made of one belong together.
+
+    Roboflow writes several augmented versions of a picture as ``NAME.rf.HASH.jpg``; parted,
+    they would let the validation be learnt by heart.
+    """
+    names: dict[str, int] = {}
+    group = np.empty(len(table), dtype=np.int64)
+    for i in range(len(table)):
+        file = table.file(i)
+        stem, mark, _ = posixpath.basename(file).partition(".rf.")
+        group[i] = names.setdefault(stem if mark else file, len(names))
+    return group
