@@ -165,7 +165,7 @@ def draw_encoder(
         _look(axes, explanation, look, scale)
         _cell(axes, explanation, points[point], level)
         if focus := _focus(look):
-            _caption(axes, focus.removeprefix(", "))
+            _caption(axes, focus.removeprefix(" · "))
         height, width = memory.level_shapes[level]
         if point == 0:
             _side(axes, f"from level {level}\n{width}×{height} cells")
@@ -174,7 +174,8 @@ def draw_encoder(
     _title(
         figure,
         f"{_name(explanation)}: where the encoder looks from the cell with the cross "
-        f"(layer {_counted(layer, count)} of {count})",
+        f"(layer {_counted(layer, count)} of {count}"
+        + (")" if explanation.deformable else "; peak: strongest cell by the mean)"),
     )
     return figure
 
@@ -203,8 +204,10 @@ def draw_decoder(explanation: Explanation, queries: Sequence[int]) -> Figure:
         if row == 0:
             axes.set_title(f"decoder layer {layer + 1}", fontsize=9)
     _legend(figure, panels, explanation, scale)
-    start = ", from the white reference" if explanation.paths.references[0] is not None else ""
-    _title(figure, f"{_name(explanation)}: where queries look{start}, and the green box they say")
+    told = "where queries look, and the green box they say (peak: strongest cell by the mean)"
+    if explanation.deformable:
+        told = "where queries look from the white reference, and the green box they say"
+    _title(figure, f"{_name(explanation)}: {told}")
     return figure
 
 
@@ -241,11 +244,11 @@ def draw_heads(explanation: Explanation, query: int, layer: int = -1) -> Figure:
 
 
 def _focus(look: Look) -> str:
-    """How far a row of dense attention is from weighing all cells alike."""
+    """How far a row of dense attention is from weighing all cells alike: its peak by its mean."""
     if isinstance(look, Samples):
         return ""
     mean = look.maps[0].mean(0)
-    return f", strongest cell {float(mean.max() / mean.mean()):.1f}× the mean"
+    return f" · peak {float(mean.max() / mean.mean()):.1f}×"
 
 
 class _Scale:
@@ -681,7 +684,7 @@ def _side(axes: Axes, text: str) -> None:
 def _caption(axes: Axes, text: str) -> None:
     axes.text(
         0.02, 0.02, text, fontsize=7, color="white", transform=axes.transAxes, parse_math=False,
-        bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1},
+        clip_on=True, bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1},
     )  # fmt: skip
 
 
