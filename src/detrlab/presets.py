@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
                 "num_queries": 30,
                 "dropout": 0.0,
             },
-            train=TrainConfig(epochs=8, batch=8, learning_rate=1e-3, drop_epoch=6),
+            train=TrainConfig(epochs=6, batch=8, learning_rate=1e-3, drop_epoch=5),
             data=DataConfig(
                 data="shapes",
                 image_size=160,
