@@ -86,5 +86,7 @@ def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
     for sentence in comparison.verdicts.sentences:
         console.print(f"* {sentence}", markup=False)
     for failure in comparison.failures:
-        console.print(f"failed: {failure}", markup=False)
+        console.print(
+            f"failed: {failure.entrant}, seed {failure.seed}: {failure.reason}", markup=False
+        )
     console.print(f"\nreport: {comparison.report}", markup=False, soft_wrap=True)
