@@ -215,7 +215,7 @@ MALICIOUS = {
     runs_in_the_old_format: r"would call (posix|nt)\.system",
     is_a_bare_pickle_that_runs: r"would call (posix|nt)\.mkdir",
     names_things_through_the_stack: r"pickle protocol that PyTorch's checkpoints do not use",
-    pickles_a_whole_model: r"holds a test_restricted\.Model, .*model\.state_dict\(\)",
+    pickles_a_whole_model: r"holds a [\w.]*test_restricted\.Model, .*model\.state_dict\(\)",
     pickles_numpy: r"holds a numpy\..*scalar, which is neither a tensor nor a plain container",
     is_torchscript: "TorchScript program",
     is_cut_short: "cut short or damaged",
