@@ -106,10 +106,13 @@ def test_a_run_is_watched_over_a_resume(tmp_path, table):
     assert curves.epochs[1].unstable == (0, 0, 0)
 
 
-def test_a_damaged_file_says_so(tmp_path):
+def test_a_damaged_file_says_so_and_stops_no_training(tmp_path, table):
     (tmp_path / "curves.json").write_text("{")
     with pytest.raises(UserError, match="delete it to begin anew"):
         Curves.load(tmp_path / "curves.json")
+    write_weights(tmp_path, 0, table)
+    Watch(tmp_path, table, images=2)({"epoch": 3})
+    assert [each.epoch for each in Curves.load(tmp_path / "curves.json").epochs] == [3]
 
 
 def test_the_pictures_hold_the_numbers():

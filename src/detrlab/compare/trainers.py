@@ -56,6 +56,7 @@ def train_here(
         UserError: the training cannot go on; the message says why.
         KeyboardInterrupt: somebody asked to stop; what was trained is saved.
     """
+    from detrlab.explain.curves import Watch
     from detrlab.training import loop
     from detrlab.training.folder import RunConfig, RunFolder
 
@@ -65,7 +66,9 @@ def train_here(
     train = _paid(run, data, report, device)
     config = RunConfig(model=run.model, train=train, data=run.data)
     resume = RunFolder(run.folder).is_run if resume is None else resume
-    options = loop.Options(resume=resume, device=device, say=report)
+    # Beside the training, and not counted as part of it: what the page draws of every epoch.
+    watch = Watch(run.folder, data.val) if main else None
+    options = loop.Options(resume=resume, device=device, say=report, on_epoch=watch)
     try:
         outcome = loop.train(config, run.folder, data, options)
     except UserError:

@@ -101,7 +101,7 @@ class Watch:
         images: so many of them at most, evenly spread.
     """
 
-    def __init__(self, folder: str | Path, table: Table, images: int = 200) -> None:
+    def __init__(self, folder: str | Path, table: Table, images: int = 100) -> None:
         self.folder = Path(folder)
         step = max(1, math.ceil(len(table) / images))
         self.table = table.select(range(0, len(table), step))
@@ -116,7 +116,10 @@ class Watch:
             self.table, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0
         )
         path = self.folder / CURVES_FILE
-        known = Curves.load(path)
+        try:
+            known = Curves.load(path)
+        except UserError:
+            known = Curves()  # a damaged record must not stop a training
         # A resumed run may repeat an epoch.
         earlier = tuple(each for each in known.epochs if each.epoch < row["epoch"])
         layer_ap, matchings = observe(detector.network, detector.scoring, parts, self.table)
