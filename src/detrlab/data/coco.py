@@ -324,8 +324,9 @@ def _annotations(
 
 def _extras(records: list[dict[str, Any]]) -> dict[str, int]:
     """What annotations carry beside boxes, and how many do."""
-    keys = ("segmentation", "keypoints", "caption", "attributes")
-    counts = {key: sum(map(bool, (record.get(key) for record in records))) for key in keys}
+    present = set().union(*records)
+    keys = [key for key in ("segmentation", "keypoints", "caption", "attributes") if key in present]
+    counts = {key: sum(map(bool, _column(records, key))) for key in keys}
     return {key: count for key, count in counts.items() if count}
 
 
