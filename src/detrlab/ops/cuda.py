@@ -29,26 +29,42 @@ def attend(
     scores: Tensor,
 ) -> Tensor:
     """``reference.attend`` with the extension in place of ``grid_sample``."""
-    locations, weights = reference.locations_and_weights(
-        level_shapes, valid_ratios, references, offsets, scores, reference.computing_dtype(values)
-    )
-    return sample(values, level_shapes, locations, weights)
+    operator = extension(values.device)
+    assert operator is not None, "call attend() only where problem() is None"
+    return attend_with(operator, values, level_shapes, valid_ratios, references, offsets, scores)
 
 
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """``reference.sample`` by the extension."""
     operator = extension(values.device)
     assert operator is not None, "call sample() only where problem() is None"
-    return _call(operator, values, level_shapes, locations, weights)
+    return sample_with(operator, values, level_shapes, locations, weights)
 
 
-def _call(
+def attend_with(
+    operator: Operator,
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    references: References,
+    offsets: Tensor,
+    scores: Tensor,
+) -> Tensor:
+    """``reference.attend`` with any operator in place of ``grid_sample``."""
+    locations, weights = reference.locations_and_weights(
+        level_shapes, valid_ratios, references, offsets, scores, reference.computing_dtype(values)
+    )
+    return sample_with(operator, values, level_shapes, locations, weights)
+
+
+def sample_with(
     operator: Operator,
     values: Tensor,
     level_shapes: LevelShapes,
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
+    """``reference.sample`` by any operator."""
     dtype = reference.computing_dtype(values)
     shapes = torch.tensor(level_shapes, dtype=torch.int64, device=values.device)
     cells = shapes.prod(1)
@@ -118,23 +134,9 @@ def _found(device: torch.device) -> Operator | str:
 
 def _difference(operator: Operator, device: torch.device) -> str | None:
     """None, or how the operator's results on a small case differ from the plain form's."""
-
-    def by_extension(
-        values: Tensor,
-        shapes: LevelShapes,
-        ratios: Tensor,
-        boxes: References,
-        offsets: Tensor,
-        scores: Tensor,
-    ) -> Tensor:
-        locations, weights = reference.locations_and_weights(
-            shapes, ratios, boxes, offsets, scores, values.dtype
-        )
-        return _call(operator, values, shapes, locations, weights)
-
     case = testing.small_case(device=device)
     try:
-        actual = testing.results(by_extension, case)
+        actual = testing.results(functools.partial(attend_with, operator), case)
     except Exception as error:  # whatever fails, the plain form serves
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return testing.difference(actual, testing.results(reference.attend, case))
