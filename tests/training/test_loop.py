@@ -152,3 +152,28 @@ def test_classes_must_agree(tmp_path, tiny_config, tiny_data):
     config = config.change(model=config.model.change(num_classes=2).model_dump())
     with pytest.raises(UserError, match="the model has 2 classes, the data 6"):
         train(config, tmp_path, tiny_data)
+
+
+def test_a_run_starts_from_weights_and_goes_on_without_them(
+    tmp_path, tiny_config, tiny_data, whole
+):
+    weights = tmp_path / "first.safetensors"
+    weights.write_bytes((whole / "weights" / "last.safetensors").read_bytes())
+    config = tiny_config(learning_rate=1e-9, weights=str(weights), freeze=("^backbone",))
+    other = config.change(data={**config.data.to_dict(), "mean": [0.1, 0.2, 0.3]})
+    lines = []
+    options = Options(on_step=stopping_after(0), say=lines.append)
+    train(other, tmp_path / "run", tiny_data, options)
+    assert any(line.startswith("froze ") for line in lines)
+    # The weights know how their images were normalised.
+    assert RunConfig.load(tmp_path / "run" / "config.yaml").data.mean == config.data.mean
+    weights.unlink()
+    assert train(other, tmp_path / "run", tiny_data, Options(resume=True)).finished
+    before, after = weights_of(whole), weights_of(tmp_path / "run")
+    for name, value in before.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name.startswith("backbone."):
+            assert torch.equal(value, after[name]), name
+        else:
+            assert torch.allclose(value, after[name], atol=1e-6), name
