@@ -200,7 +200,7 @@ def compare(
     quantities = quantity_names(contenders[0].runs[0].classes)
     intervals = {
         name: {
-            quantity: _interval(_Spread.of([sample.at(q)], [1], informative[q]), level)
+            quantity: _own_interval(_Spread.of([sample.at(q)], [1], informative[q]), level)
             for q, quantity in enumerate(quantities)
         }
         for name, sample in samples.items()
@@ -382,6 +382,11 @@ class _Spread:
         spread = float(self.replicates.std())
         return math.sqrt(self.variance) / spread if spread > 0 else 1.0
 
+    @property
+    def bias(self) -> float:
+        """How far the replicates lie above the estimate on average."""
+        return float(self.replicates.mean()) - self.estimate
+
     def quantiles(self, level: float) -> tuple[float, float]:
         """The ends of the interval: percentiles, further out for few images and few seeds.
 
@@ -397,7 +402,8 @@ class _Spread:
         # Too far out for so many replicates: there the tails are taken for a t's.
         if tail * len(self.replicates) < 5:
             half = distance * math.sqrt(self.variance)
-            return self.estimate - half, self.estimate + half
+            centre = self.estimate + self.bias
+            return centre - half, centre + half
         low, high = np.quantile(self.replicates, [tail, 1 - tail])
         return float(low), float(high)
 
@@ -557,6 +563,20 @@ def _interval(spread: _Spread, level: float) -> Interval:
     if math.isnan(spread.estimate):
         return Interval(None, None, None)
     return Interval(spread.estimate, *spread.quantiles(level))
+
+
+def _own_interval(spread: _Spread, level: float) -> Interval:
+    """The interval of one detector's AP, which few images flatter.
+
+    AP takes the best precision at each recall or beyond, and the best of few noisy values is too
+    high. Replicates show such a bias once more, on top of the estimate's own: both go. In a
+    difference the biases of two detectors cancel.
+    """
+    if math.isnan(spread.estimate):
+        return Interval(None, None, None)
+    low, high = spread.quantiles(level)
+    low, high = low - 2 * spread.bias, high - 2 * spread.bias
+    return Interval(spread.estimate, min(low, spread.estimate), max(high, spread.estimate))
 
 
 def _adjust(
