@@ -223,6 +223,7 @@ def test_loader_leaves_no_process_when_abandoned(table):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_other_start_methods_give_the_same_batches(table, monkeypatch):
     """Where there is no fork, workers map the columns from a file."""
     monkeypatch.setattr(pool, "start_method", lambda: "spawn")

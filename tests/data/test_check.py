@@ -2,6 +2,7 @@
 
 import json
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +320,9 @@ def test_real_sets(shared_data, tmp_path):
     }
     fix(shared_data / "bccd", tmp_path / "fixed")
     assert check(tmp_path / "fixed").verdict() == "Nothing is wrong that could be found."
+
+
+def test_documentation_lists_every_rule():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for rule in RULES.values():
+        assert f"| `{rule.key}` | {rule.severity} | {rule.title} |" in page

@@ -296,7 +296,7 @@ YOLO = {
     "yaml runs code": ("!!python/object/apply:os.system ['touch pwned']", LINE, "not valid yaml"),
     "yaml is binary": (b"\0\1\2\xff", LINE, "is not valid yaml"),
     "yaml of laughs": (LAUGHS + YAML, LINE, FULL),
-    "yaml is deep": ("a: " + "[" * 5000, LINE, "is not valid yaml"),
+    "yaml is deep": ("a: " + "[" * 1500, LINE, "is not valid yaml"),
     "names is a number": (YAML.replace("[a, b]", "7"), LINE, "names should be a list"),
     "names is empty": (YAML.replace("[a, b]", "[]"), LINE, "names should be a list"),
     "names by word": (YAML.replace("[a, b]", "{x: a}"), LINE, "names has an entry 'x'"),

@@ -541,3 +541,14 @@ def test_bccd_as_it_lies(shared_data):
     boxes = sum(len(part.boxes) for part in (data.train, data.val, data.test))
     assert boxes == 4888 - 2  # two are a click without area
     assert len(data.notes) == 2
+
+
+def test_licences_are_kept_and_nonsense_is_not():
+    from detrlab.data.coco import _licences
+
+    stated = [{"id": 1, "name": "CC BY 4.0", "url": "https://example.org"}, {"name": " MIT "}]
+    assert _licences([*stated, {"name": 3}, "text", None, {}]) == (
+        "CC BY 4.0 (https://example.org)",
+        "MIT",
+    )
+    assert _licences("CC BY") == ()

@@ -103,6 +103,7 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
         members = locate_images(store, files, name, split, findings)
         columns = _annotations(annotations, image_ids, files, where, split, findings)
         extras = _extras(annotations)
+        licences = _licences(document.get("licenses"))
         # Gone before the collector wakes up and looks at millions of them.
         del document, images, annotations
     return RawSplit(
@@ -118,8 +119,20 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
         declared=declared,
         findings=findings,
         extras=extras,
+        licences=licences,
         **columns,
     )
+
+
+def _licences(values: Any) -> tuple[str, ...]:
+    """The names of the licences with their addresses; what is not well-formed is left out."""
+    found = []
+    for value in values if isinstance(values, list) else []:
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and value["name"].strip():
+            address = value.get("url")
+            place = f" ({address})" if isinstance(address, str) and address else ""
+            found.append(f"{value['name'].strip()}{place}"[:200])
+    return tuple(dict.fromkeys(found))[:20]
 
 
 def _records(

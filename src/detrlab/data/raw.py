@@ -47,6 +47,7 @@ class RawSplit:
         places: where each annotation stands, when its id does not say it.
         findings: what the reader could not take over.
         extras: what annotations carry beside boxes (masks, keypoints), and how many do.
+        licences: of the images, as the annotations state them.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RawSplit:
     places: Sequence[str] | None = None
     findings: Findings = field(default_factory=Findings)
     extras: dict[str, int] = field(default_factory=dict)
+    licences: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -50,6 +50,7 @@ class DataSet:
         val: what they are evaluated on while and after training.
         test: further held-out images, if the data has a third split.
         notes: what was decided or repaired on the way, one sentence each.
+        licences: of the images, as the annotations state them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DataSet:
     val: Table
     test: Table | None = None
     notes: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def from_raw(data: RawData, *, seed: int = 0) -> DataSet:
             f"there is no validation split: {len(val):,} of {len(train) + len(val):,} images "
             f"({VAL_SHARE:.0%}, stratified by class, seed {seed}) were split off"
         )
-    return DataSet(data.name, train, val, test, tuple(notes))
+    licences = dict.fromkeys(licence for split in data.splits for licence in split.licences)
+    return DataSet(data.name, train, val, test, tuple(notes), tuple(licences))
 
 
 def _read_differently(split: RawSplit) -> list[tuple[Rule, int]]:
