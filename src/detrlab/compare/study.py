@@ -403,6 +403,7 @@ def _facts(data: DataSet) -> dict[str, Any]:
         "val_images": len(data.val),
         "val_boxes": int((~data.val.crowd).sum()),
         "notes": list(data.notes),
+        "licences": list(data.licences),
     }
 
 

@@ -153,6 +153,7 @@ def _context(
             f"{facts['name']}: {facts['train_images']:,} training images with "
             f"{facts['train_boxes']:,} boxes",
             *facts["notes"],
+            *(f"licence of the images, as stated: {text}" for text in facts.get("licences", ())),
         ],
         "environment": _environment([run for row in comparison.rows for run in row.runs]),
     }
