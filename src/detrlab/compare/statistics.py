@@ -387,6 +387,17 @@ class _Spread:
         """How far the replicates lie above the estimate on average."""
         return float(self.replicates.mean()) - self.estimate
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether 95 % lie too far out for so many replicates: then the tails are taken for a t's.
+
+        So it is with few seeds, which have few ways of being drawn.
+        """
+        from scipy.stats import norm, t
+
+        tail = float(norm.cdf(-float(t.ppf(0.975, self.freedom)) * self.stretch))
+        return tail * len(self.replicates) < 5
+
     def quantiles(self, level: float) -> tuple[float, float]:
         """The ends of the interval: percentiles, further out for few images and few seeds.
 
@@ -399,8 +410,7 @@ class _Spread:
             return self.estimate, self.estimate
         distance = float(t.ppf((1 + level) / 2, self.freedom))
         tail = float(norm.cdf(-distance * self.stretch))
-        # Too far out for so many replicates: there the tails are taken for a t's.
-        if tail * len(self.replicates) < 5:
+        if self.is_coarse or tail * len(self.replicates) < 5:
             half = distance * math.sqrt(self.variance)
             centre = self.estimate + self.bias
             return centre - half, centre + half
@@ -415,13 +425,16 @@ class _Spread:
             return None
         if self.variance == 0:
             return 1.0 if self.estimate == 0 else 0.0
+        from_t = abs(self.estimate + self.bias) / math.sqrt(self.variance)
         count = len(self.replicates)
         ties = 0.5 * float((self.replicates == 0).sum())
         below = float((self.replicates < 0).sum()) + ties
         tail = (min(below, count - below) + 1) / (count + 2)
         distance = -float(norm.ppf(min(tail, 0.5))) / self.stretch
-        if tail * count < 5:
-            distance = max(distance, abs(self.estimate) / math.sqrt(self.variance))
+        if self.is_coarse:
+            distance = from_t
+        elif tail * count < 5:
+            distance = max(distance, from_t)
         return min(1.0, 2 * float(t.sf(distance, self.freedom)))
 
     def needed(self, target: float, level: float, images: int) -> Needed | None:
