@@ -96,15 +96,19 @@ class SoftmaxScoring:
 
     @property
     def initial_bias(self) -> float | None:
+        """None: PyTorch's default."""
         return None
 
     def num_logits(self, num_classes: int) -> int:
+        """K + 1: the last logit is that of no object."""
         return num_classes + 1
 
     def matching_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Minus the probability of the object's class."""
         return -_gather_classes(logits.softmax(-1), labels)
 
     def loss(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
+        """Weighted cross entropy, no object counting less."""
         no_object = logits.shape[-1] - 1
         targets = torch.where(labels == UNMATCHED, no_object, labels)
         weights = logits.new_ones(logits.shape[-1])
@@ -115,12 +119,15 @@ class SoftmaxScoring:
         return total / (counts.matched + self.no_object_weight * unmatched)
 
     def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the classes and no object, without the latter."""
         return logits.softmax(-1)[..., :-1]
 
     def claims(self, logits: Tensor) -> Tensor:
+        """Queries whose best logit is a class."""
         return logits.argmax(-1) != logits.shape[-1] - 1
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
+        """The best class of each query, no object left out of the choice."""
         scores, labels = self.probabilities(logits).max(-1)
         scores, queries = scores.topk(min(limit, scores.shape[1]), dim=1)
         return Scores(scores, labels.gather(1, queries), queries)
@@ -140,18 +147,22 @@ class SigmoidScoring:
 
     @property
     def initial_bias(self) -> float | None:
+        """The logit of the prior probability."""
         return -math.log((1 - self.prior) / self.prior)
 
     def num_logits(self, num_classes: int) -> int:
+        """K."""
         return num_classes
 
     def matching_cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What the focal loss would cost if the object were there, less if it were not."""
         p = logits.sigmoid()
         positive = self.alpha * (1 - p) ** self.gamma * -torch.log(p + 1e-8)
         negative = (1 - self.alpha) * p**self.gamma * -torch.log(1 - p + 1e-8)
         return _gather_classes(positive - negative, labels)
 
     def loss(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
+        """Focal loss of every query and class."""
         # An extra column takes the unmatched queries' ones and is cut off again.
         num_classes = logits.shape[-1]
         columns = torch.where(labels == UNMATCHED, num_classes, labels)
@@ -164,12 +175,15 @@ class SigmoidScoring:
         return (alpha * (1 - p_true) ** self.gamma * cross_entropy).sum() / counts.objects
 
     def probabilities(self, logits: Tensor) -> Tensor:
+        """The sigmoid of each class."""
         return logits.sigmoid()
 
     def claims(self, logits: Tensor) -> Tensor:
+        """Queries that give some class more than one half."""
         return (logits > 0).any(-1)  # sigmoid above one half
 
     def decode(self, logits: Tensor, limit: int = 100) -> Scores:
+        """The best pairs of query and class; a query may appear with several classes."""
         num_classes = logits.shape[-1]
         flat = self.probabilities(logits).flatten(1)  # (B, Q * K)
         scores, index = flat.topk(min(limit, flat.shape[1]), dim=1)
