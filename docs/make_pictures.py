@@ -30,12 +30,11 @@ NOTHING_THERE = (0.8, 0.75)
 SHOWN = (
     "detr-encoder", "deformable-detr-two-stage-encoder",
     "deformable-detr-two-stage-proposals",
-    "detr-decoder", "deformable-detr-decoder", "deformable-detr-two-stage-decoder",
-    "deformable-detr-two-stage-heads",
-    "deformable-detr-refine-paths", "deformable-detr-two-stage-paths",
+    "detr-decoder", "deformable-detr-two-stage-decoder",
+    "deformable-detr-two-stage-heads", "deformable-detr-two-stage-paths",
     "detr-objects", "deformable-detr-two-stage-objects",
     "deformable-detr-two-stage-detections",
-    "detr-queries", "deformable-detr-queries", "deformable-detr-two-stage-queries",
+    "detr-queries", "deformable-detr-two-stage-queries",
 )  # fmt: skip
 """The pictures that the walkthrough uses."""
 

@@ -18,6 +18,7 @@ from detrlab.structures import ImageBatch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
+NEAR = 20  # lines
 PAGES = ("walkthrough.md", "walkthrough.zh-CN.md", "variants.md")
 
 
@@ -31,7 +32,10 @@ def relink():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_the_lines(page):
     text = (DOCS / page).read_text(encoding="utf-8")
-    assert relink().relinked(text) == text, "run: python docs/relink.py"
+    for name, path, line in re.findall(r"\[`([\w.]+)`\]\(([\w./-]+\.py)#L(\d+)\)", text):
+        # A few lines off still shows it; further, or gone, misleads.
+        actual = relink().line_of(DOCS / path, name)
+        assert abs(int(line) - actual) <= NEAR, f"{name}: run python docs/relink.py"
     for target in re.findall(r"\]\(([^)#]+)[)#]", text):
         if not target.startswith("http"):
             assert (DOCS / target).exists(), target

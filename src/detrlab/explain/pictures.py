@@ -7,6 +7,7 @@ smoothing, and sampling points stand where the attention sampled.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -746,7 +747,9 @@ def _ramp(count: int) -> list[Any]:
 
 
 def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=10, parse_math=False)
+    """A title over the whole figure, in as many lines as its width asks for."""
+    letters = int(13 * figure.get_figwidth())  # at this size of type
+    figure.suptitle(textwrap.fill(text, letters), fontsize=10, parse_math=False)
 
 
 def _name(explanation: Explanation) -> str:
