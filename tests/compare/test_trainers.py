@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import compare_cases
 from compare_cases import small_recipe, write_data
 from detrlab.compare import compare, runs
 from detrlab.compare.budget import Budget
@@ -109,8 +110,8 @@ compare({models!r}, recipe=small_recipe({data!r}, epochs=3), output={folder!r}, 
 
 def start(data, folder):
     program = PROGRAM.format(models=MODELS, data=str(data), folder=str(folder))
-    here = os.path.dirname(__file__)
-    return subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": here})
+    path = os.pathsep.join([os.path.dirname(compare_cases.__file__), *filter(None, sys.path)])
+    return subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path})
 
 
 def wait_for(pattern, folder, process, seconds=240):
