@@ -14,6 +14,7 @@ from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
 from detrlab.models.build import build_network, build_scoring
 from detrlab.models.network import Network
+from detrlab.models.prepare import prepare
 from detrlab.presets import model_config
 from detrlab.structures import Detections, ImageBatch
 
@@ -227,7 +228,7 @@ def load(
 
     loaded = load_detector(source, weights, backbone=backbone).checkpoint
     detector = Detector(
-        loaded.build(),
+        prepare(loaded.build()),
         loaded.config,
         loaded.classes,
         loaded.category_ids,

@@ -96,3 +96,14 @@ def test_prepared_detectors_give_the_same(preset):
     plain, fast = network(images).final, prepared(images).final
     torch.testing.assert_close(fast.logits, plain.logits, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(fast.boxes, plain.boxes, rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_have_the_layout_of_their_parameters():
+    # Fused optimisers walk parameter, gradient and state side by side through memory.
+    network = prepare(build_network(tiny_config("detr")).train())
+    images = ImageBatch(torch.randn(1, 3, 96, 128), torch.zeros(1, 96, 128, dtype=torch.bool))
+    network(images).final.logits.sum().backward()
+    trained = [each for each in network.backbone.parameters() if each.grad is not None]
+    assert trained
+    # Not strides: those of sides of length 1 mean nothing, and do differ.
+    assert all(each.is_contiguous() and each.grad.is_contiguous() for each in trained)

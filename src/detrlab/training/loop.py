@@ -23,8 +23,11 @@ from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
 from detrlab.data import batches, num_batches
 from detrlab.data.transforms import evaluation_size
 from detrlab.errors import UserError
+from detrlab.evaluation.analysis import suggest_thresholds
 from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
+from detrlab.evaluation.matching import match
 from detrlab.models.build import build_network, build_scoring
+from detrlab.models.prepare import prepare
 from detrlab.ops import deformable
 from detrlab.presets import model_config
 from detrlab.training import preflight, state, watch
@@ -328,7 +331,7 @@ class _Run:
             self._change(data=adopt_preprocessing(config.data, start.preprocessing))
         for line in freeze(network, train.freeze):
             self.say(line)
-        return network
+        return prepare(network)
 
     def _change(self, **parts: DataConfig | TrainConfig) -> None:
         """Settle what only showed now, here and in the folder."""
@@ -576,10 +579,11 @@ class _Run:
         if not self.processes.is_main:
             return
         rows, done = progress.epochs, self._is_done(progress.epochs)
+        threshold = suggest_thresholds(match(self.truth, evaluator.detected())).overall.score
         with self._averaged():
             if best_epoch(rows) == len(rows):
-                self._save_weights(self.folder.best, rows[-1], chosen=True)
-            self._save_weights(self.folder.last, rows[-1])
+                self._save_weights(self.folder.best, rows[-1], threshold, chosen=True)
+            self._save_weights(self.folder.last, rows[-1], threshold)
         if done:
             evaluator.save_predictions(self.folder.predictions)
         self.folder.save_table(rows)
@@ -671,7 +675,9 @@ class _Run:
                     f"saved before is as it was; lower the learning rate and start anew"
                 )
 
-    def _save_weights(self, path: Path, row: Row, *, chosen: bool = False) -> None:
+    def _save_weights(
+        self, path: Path, row: Row, threshold: float, *, chosen: bool = False
+    ) -> None:
         train = self.config.train
         provenance = {
             "data": self.data.name,
@@ -691,6 +697,7 @@ class _Run:
             self.data.train.classes,
             self.data.train.category_ids,
             self.config.data,
+            threshold=float(threshold),
             provenance=provenance,
             extra={"metrics": metrics_of(row), "split": self.data.val.name},
         )
