@@ -6,7 +6,12 @@ import pytest
 import torch
 from runs import assert_same_run, stopping_after, weights_of
 
+from detrlab.checkpoints import native
 from detrlab.errors import UserError
+from detrlab.evaluation.analysis import suggest_thresholds
+from detrlab.evaluation.coco import as_ground_truth
+from detrlab.evaluation.foreign import load_predictions
+from detrlab.evaluation.matching import match
 from detrlab.training.folder import InUseError, RunConfig, RunFolder, locked
 from detrlab.training.loop import Options, train
 
@@ -177,3 +182,13 @@ def test_a_run_starts_from_weights_and_goes_on_without_them(
             assert torch.equal(value, after[name]), name
         else:
             assert torch.allclose(value, after[name], atol=1e-6), name
+
+
+def test_the_checkpoint_suggests_a_threshold(tmp_path, tiny_config, tiny_data):
+    folder = tmp_path / "run"
+    train(tiny_config(), folder, tiny_data, Options())
+    truth = as_ground_truth(tiny_data.val)
+    found = load_predictions(folder / "predictions.json", tiny_data.val, trust=True).detected
+    suggested = suggest_thresholds(match(truth, found)).overall.score
+    stored = native.load(folder / "weights" / "last.safetensors").threshold
+    assert stored == pytest.approx(suggested, abs=1e-4)
