@@ -10,6 +10,7 @@
 #   PIP_ARGS="..."        more arguments for pip: a mirror, --no-index --find-links DIR, or the
 #                         index of CPU-only torch wheels, which saves gigabytes without a GPU
 #   MARKERS="not slow"    which tests run (a pytest expression); MARKERS= runs all of them
+#   JOBS=2                how many processes run the tests; 0 for none but pytest's own
 #   PYTEST_ARGS="..."     more arguments for pytest
 #   DEMO_ARGS="..."       more arguments for the demo, such as DEMO_ARGS="--seeds 0 1"
 #
@@ -20,6 +21,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 MARKERS ?= not slow and not browser
+JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
@@ -30,13 +32,13 @@ export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test lint types format clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,17p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,18p'
 
 demo: $(VENV)/.ready
 	$(BIN)/detrlab compare --recipe tiny --output runs/compare/demo $(DEMO_ARGS)
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -m "$(MARKERS)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "$(MARKERS)" $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff check .
