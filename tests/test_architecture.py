@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "drawing": {"structures", "boxes", "errors"},
     "api": EVERYTHING,
     "compare": EVERYTHING,
+    "benchmark": EVERYTHING,
     "explain": EVERYTHING,
     "report": EVERYTHING,
     "export": EVERYTHING,

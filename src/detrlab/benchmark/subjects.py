@@ -1,0 +1,136 @@
+"""What is measured: a detector of ours or transformers', ready to infer and to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detrlab.checkpoints.hf_config import to_transformers
+from detrlab.config import ModelConfig, TrainConfig
+from detrlab.errors import UserError
+from detrlab.models.backbone import frozen_parameters
+from detrlab.models.build import build_network, build_scoring
+from detrlab.models.prepare import prepare
+from detrlab.structures import ImageBatch, Target
+from detrlab.training.criterion import Criterion
+from detrlab.training.matcher import Weights
+from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
+
+OBJECTS = 7
+"""Objects in every picture, as COCO has on average."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something to measure.
+
+    Attributes:
+        name: of the library.
+        network: the module, for counting.
+        infer: pictures to predictions, without gradients.
+        learn: one training step: forward, losses, backward, clipping, AdamW.
+    """
+
+    name: str
+    network: nn.Module
+    infer: Callable[[], Any]
+    learn: Callable[[], None]
+
+
+def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
+    """Noise of one (height, width), unpadded, with objects at random places."""
+    draw = torch.Generator().manual_seed(0)
+    images = ImageBatch(
+        torch.randn(batch, 3, *size, generator=draw), torch.zeros(batch, *size, dtype=torch.bool)
+    )
+    targets = []
+    for _ in range(batch):
+        sides = torch.rand(OBJECTS, 2, generator=draw) * 0.3 + 0.05
+        centers = torch.rand(OBJECTS, 2, generator=draw) * (1 - sides) + sides / 2
+        targets.append(
+            Target(torch.zeros(OBJECTS, dtype=torch.long), torch.cat([centers, sides], 1))
+        )
+    return images, targets
+
+
+def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
+    """Detrlab's detector."""
+    network = prepare(build_network(config))
+    images, targets = pictures(size, batch)
+    scoring, train = build_scoring(config), TrainConfig()
+    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    optimizer = build_optimizer(parameter_groups(network, train), train)
+
+    def infer() -> Any:
+        network.eval()
+        with torch.no_grad():
+            return network(images)
+
+    def learn() -> None:
+        network.train()
+        optimizer.zero_grad(set_to_none=True)
+        criterion(network(images), targets).total.backward()
+        clip_gradients(optimizer, train.clip)
+        optimizer.step()
+
+    return Subject("detrlab", network, infer, learn)
+
+
+def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
+    """The same architecture in transformers: equal dropout, losses and trainable parameters.
+
+    Raises:
+        UserError: transformers is not installed, or has no such detector.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            "--against transformers needs the package transformers: pip install transformers"
+        ) from None
+    values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
+    # Every decoder layer is judged, as ours are.
+    values["auxiliary_loss"] = True
+    kind = "DeformableDetr" if config.attention == "deformable" else "Detr"
+    model = getattr(transformers, f"{kind}ForObjectDetection")(
+        getattr(transformers, f"{kind}Config")(**values)
+    )
+    _train_the_same(model, config)
+    images, targets = pictures(size, batch)
+    given: dict[str, Any] = {
+        "pixel_values": images.pixels,
+        "pixel_mask": (~images.padding).long(),
+    }
+    labels = [{"class_labels": each.labels, "boxes": each.boxes} for each in targets]
+    train = TrainConfig()
+    learned = [each for each in model.parameters() if each.requires_grad]
+    # The kind of optimiser step is not what is compared: both get the fused one.
+    optimizer = torch.optim.AdamW(
+        learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+    )
+
+    def infer() -> Any:
+        model.eval()
+        with torch.no_grad():
+            return model(**given)
+
+    def learn() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss: Tensor = model(**given, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, train.clip)
+        optimizer.step()
+
+    return Subject("transformers", model, infer, learn)
+
+
+def _train_the_same(model: nn.Module, config: ModelConfig) -> None:
+    """Freeze what ours freezes: transformers leaves a timm backbone's stem trainable."""
+    body = model.get_submodule("model.backbone.model")
+    for parameter in frozen_parameters(body, config.backbone_trains):
+        parameter.requires_grad_(False)

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+import torch
+
+from detrlab.benchmark import memory, peak, subjects, timing
+from detrlab.benchmark.report import benchmark, lines
+from detrlab.errors import UserError
+from tiny_detectors import tiny_config
+
+
+def test_percentiles_and_ratios():
+    times = timing.Times(wall=[4.0, 1.0, 3.0, 2.0, 5.0], processor=[1.0])
+    assert (times.percentile(0), times.percentile(50), times.percentile(100)) == (1, 3, 5)
+    assert times.percentile(90) == pytest.approx(4.6)
+    assert timing.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0])["median"] == 3
+
+
+def test_in_turn_takes_turns():
+    order = []
+    times = timing.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
+    assert order == ["a", "b"] * 3
+    assert [len(each.wall) for each in times.values()] == [2, 2]
+
+
+def test_multiply_adds_count_backward_products():
+    a = torch.randn(2, 3, requires_grad=True)
+    b = torch.randn(3, 5, requires_grad=True)
+    assert peak.multiply_adds(lambda: a @ b) == 30
+    assert peak.multiply_adds(lambda: (a @ b).sum().backward()) == 90
+
+
+def test_a_step_learns():
+    subject = subjects.ours(tiny_config("deformable-detr"), (64, 96))
+    before = {name: each.clone() for name, each in subject.network.named_parameters()}
+    subject.learn()
+    changed = [
+        name
+        for name, each in subject.network.named_parameters()
+        if not torch.equal(each, before[name])
+    ]
+    assert any(name.startswith("decoder") for name in changed)
+
+
+def test_report_of_a_small_detector():
+    report = benchmark(
+        tiny_config("deformable-detr"), height=64, width=96, rounds=2, with_memory=False
+    )
+    own = json.loads(json.dumps(report))["libraries"]["detrlab"]
+    assert own["training"]["multiply_adds_g"] > 2 * own["inference"]["multiply_adds_g"] > 0
+    assert 0 < own["inference"]["share_of_peak"]["wall"] < 1
+    assert own["inference"]["p10_ms"] <= own["inference"]["p90_ms"]
+    assert len(lines(report)) == 4
+
+
+def test_unknown_opponents():
+    with pytest.raises(UserError, match="did you mean 'transformers'"):
+        benchmark(tiny_config("detr"), against="transformer")
+
+
+def test_the_same_parameters_train_on_both_sides():
+    pytest.importorskip("transformers")
+    for preset in ("detr", "deformable-detr-two-stage"):
+        config = tiny_config(preset)
+        counts = [
+            sum(
+                each.numel()
+                for each in make(config, (64, 96)).network.parameters()
+                if each.requires_grad
+            )
+            for make in (subjects.ours, subjects.theirs)
+        ]
+        assert counts[0] == counts[1], preset
+
+
+@pytest.mark.slow
+def test_memory_of_a_process_of_its_own():
+    held = memory.peak_memory("detrlab", model := _small(), (128, 128), 1, learn=True)
+    assert model.preset == "detr"
+    assert held["peak_mb"] > held["above_start_mb"] >= 0
+
+
+def _small():
+    # A backbone of timm's own: the child process does not know the tests' tiny one.
+    return tiny_config("detr", backbone="resnet10t")
