@@ -1,9 +1,9 @@
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from compare_cases import result, table
 from PIL import Image
 
+from compare_cases import result, table
 from detrlab.compare import curves
 from detrlab.compare.curves import Crossing, Curve
 

@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 import torch
-from compare_cases import small_recipe, write_data
 
+from compare_cases import small_recipe, write_data
 from detrlab.compare import compare, runs
 from detrlab.compare.entrants import named
 from detrlab.compare.trainers import backbone_fingerprint

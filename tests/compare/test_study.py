@@ -3,8 +3,8 @@ import io
 import json
 
 import pytest
-from compare_cases import FakeTrainer, detections, small_recipe, write_data
 
+from compare_cases import FakeTrainer, detections, small_recipe, write_data
 from detrlab.compare import collect, compare
 from detrlab.data import open_data
 from detrlab.errors import UserError
