@@ -8,8 +8,6 @@ it) it is timed beside them.
 
 import argparse
 import json
-import os
-import platform
 from pathlib import Path
 
 import torch
@@ -26,13 +24,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    before = os.getloadavg()[0]
+    before = benchmark.load()
     rows = benchmark.compare_backends(options.height, options.width, rounds=options.rounds)
     for line in benchmark.table(rows):
         print(line)
     if options.output:
         report = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "load_before": before,
             "image": [options.height, options.width],
             "rounds": options.rounds,
