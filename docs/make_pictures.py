@@ -1,21 +1,29 @@
-"""The walkthrough's pictures, from the runs of a comparison on real photographs.
+"""Draw the walkthrough's pictures from trained checkpoints and a photograph.
 
-    python docs/make_pictures.py runs/compare/facemask-laptop path/to/facemask PHOTO.jpg
+    python docs/make_pictures.py CHECKPOINT... --photo PHOTO --data DATA --statistics
 
-PHOTO is the file name of a validation image. Detectors whose weights are not there are left out.
+CHECKPOINTs are files that detrlab wrote (``weights/last.safetensors`` of a run) or folders of runs,
+such as the ``runs`` of a comparison. PHOTO is a file of the data set DATA, whose annotations say
+what there was to find. A picture is drawn where a page below ``docs`` shows it and its detector is
+among the checkpoints; the others stay as they are. What the captions may quote is printed as JSON.
+``--statistics`` adds what takes a pass over the validation images: where queries put their boxes,
+and the AP of every decoder layer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import detrlab
 from detrlab.data import batches, open_data
+from detrlab.errors import UserError
 from detrlab.explain import Explanation, explain_image, pictures
 from detrlab.explain.curves import observe
 from detrlab.explain.inquiry import find_target
@@ -23,93 +31,139 @@ from detrlab.explain.missed import sentence
 from detrlab.explain.queries import explained_share, query_use
 from detrlab.presets import FIVE
 
-PICTURES = Path(__file__).resolve().parent / "pictures"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from detrlab import Detector
+    from detrlab.data import DataSet
+    from detrlab.structures import Target
+
+DOCS = Path(__file__).resolve().parent
+PICTURES = DOCS / "pictures"
 CUT = 0.25
 DPI = 85
+LARGEST = 150_000
+"""Bytes of one picture in a repository."""
 NOTHING_THERE = (0.8, 0.75)
-SHOWN = (
-    "detr-encoder", "deformable-detr-two-stage-encoder",
-    "deformable-detr-two-stage-proposals",
-    "detr-decoder", "deformable-detr-two-stage-decoder",
-    "deformable-detr-two-stage-heads", "deformable-detr-two-stage-paths",
-    "detr-objects", "deformable-detr-two-stage-objects",
-    "deformable-detr-two-stage-detections",
-    "detr-queries", "deformable-detr-two-stage-queries",
-)  # fmt: skip
-"""The pictures that the walkthrough uses."""
 
 
-def main() -> None:
+def main() -> int:
     """Draw everything that the checkpoints allow."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("comparison", type=Path)
-    arguments.add_argument("data", type=Path)
-    arguments.add_argument("photo")
-    arguments.add_argument("--statistics", action="store_true", help="over the data set, slower")
-    options = arguments.parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--photo", required=True, type=Path, help="file of the photograph")
+    parser.add_argument("--data", required=True, help="the data set that it belongs to")
+    parser.add_argument("--cut", type=float, default=CUT, help="score from which a box counts")
+    parser.add_argument("--statistics", action="store_true", help="over the data set, slower")
+    parser.add_argument("--output", type=Path, default=PICTURES, help="folder of the pictures")
+    options = parser.parse_args()
+    try:
+        data = open_data(options.data)
+        target = find_target(data, options.photo)
+        detectors = load(options.checkpoints)
+        told: dict[str, Any] = {}
+        for name, detector in detectors.items():
+            explanation = explain_image(detector, options.photo, target)
+            for picture, figure in of_photo(explanation, target, options.cut):
+                keep(figure, f"{name}-{picture}", options.output)
+            told[name] = words(explanation, options.cut)
+            if options.statistics:
+                figure, numbers = over_data(detector, data)
+                keep(figure, f"{name}-queries", options.output)
+                told[name] |= numbers
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    json.dump(told, sys.stdout, indent=1, ensure_ascii=False)
+    print()
+    return 0
 
-    data = open_data(options.data)
-    position = next(i for i in range(len(data.val)) if Path(data.val.file(i)).name == options.photo)
-    target = find_target(data, Path(options.photo))
-    detectors = {}
-    for path in options.comparison.glob("runs/*/weights/last.safetensors"):
-        detector = detrlab.load(path)
-        detectors[detector.config.preset] = detector
-    detectors = {name: detectors[name] for name in FIVE if name in detectors}
-    photo = data.val.picture(position)
-    explained = {name: explain_image(each, photo, target) for name, each in detectors.items()}
 
+def load(paths: list[Path]) -> dict[str, Detector]:
+    """One detector of each of the five, in their order; of several runs the first by name."""
+    files = [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(path.rglob("weights/last.safetensors")))
+    ]
+    if not files:
+        raise UserError(f"no weights/last.safetensors below {', '.join(map(str, paths))}")
+    loaded: dict[str, Detector] = {}
+    for file in files:
+        detector = detrlab.load(file)
+        loaded.setdefault(detector.config.preset, detector)
+    return {name: loaded[name] for name in FIVE if name in loaded}
+
+
+def of_photo(explanation: Explanation, target: Target, cut: float) -> list[tuple[str, Figure]]:
+    """Name and figure of everything that is about one photograph."""
     order = target.boxes[:, 2:].prod(-1).argsort().tolist()
     smallest, largest = order[0], order[-1]
-    small_place = tuple(target.boxes[smallest, :2].tolist())
-    for name, each in explained.items():
-        verdicts = each.verdicts(CUT)
-        queries = [verdicts[index].final.best.query for index in (smallest, largest)]
-        queries = list(dict.fromkeys(queries))
-        keep(pictures.draw_detections(each, CUT), f"{name}-detections")
-        keep(pictures.draw_decoder(each, queries), f"{name}-decoder")
-        keep(pictures.draw_heads(each, queries[0]), f"{name}-heads")
-        keep(pictures.draw_paths(each, queries), f"{name}-paths")
-        keep(pictures.draw_encoder(each, [small_place, NOTHING_THERE]), f"{name}-encoder")
-        keep(pictures.draw_objects(each, CUT), f"{name}-objects")
-        if each.proposals is not None:
-            keep(pictures.draw_proposals(each), f"{name}-proposals")
-    told = {name: words(each) for name, each in explained.items()}
-    if options.statistics:
-        for name, detector in detectors.items():
-            parts = batches(
-                data.val, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0
-            )
-            parts = list(parts)
-            use = query_use(detector.network, detector.scoring, (each.images for each in parts))
-            keep(pictures.draw_query_use(use), f"{name}-queries")
-            layer_ap, _ = observe(detector.network, detector.scoring, parts, data.val)
-            told[name] |= {"layer_ap": layer_ap, "place_known_from_query": explained_share(use)}
-    json.dump(told, sys.stdout, indent=1)
+    x, y = target.boxes[smallest, :2].tolist()
+    verdicts = explanation.verdicts(cut)
+    queries = [verdicts[index].final.best.query for index in (smallest, largest)]
+    queries = list(dict.fromkeys(queries))
+    figures = [
+        ("detections", pictures.draw_detections(explanation, cut)),
+        ("decoder", pictures.draw_decoder(explanation, queries)),
+        ("heads", pictures.draw_heads(explanation, queries[0])),
+        ("paths", pictures.draw_paths(explanation, queries)),
+        ("encoder", pictures.draw_encoder(explanation, [(x, y), NOTHING_THERE])),
+        ("objects", pictures.draw_objects(explanation, cut)),
+    ]
+    if explanation.proposals is not None:
+        figures.append(("proposals", pictures.draw_proposals(explanation)))
+    return figures
 
 
-def words(explanation: Explanation) -> dict[str, object]:
-    """What the walkthrough may quote."""
-    found = [each for each in explanation.detections() if each.score >= CUT]
+def over_data(detector: Detector, data: DataSet) -> tuple[Figure, dict[str, Any]]:
+    """Where queries put their boxes over the validation images, and the AP of every layer."""
+    parts = list(
+        batches(data.val, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0)
+    )
+    use = query_use(detector.network, detector.scoring, (each.images for each in parts))
+    layer_ap, _ = observe(detector.network, detector.scoring, parts, data.val)
+    numbers = {
+        "images": len(data.val),
+        "layer_ap": layer_ap,
+        "place_known_from_query": explained_share(use),
+    }
+    return pictures.draw_query_use(use), numbers
+
+
+def words(explanation: Explanation, cut: float) -> dict[str, Any]:
+    """What the walkthrough may quote of one photograph."""
+    found = [each for each in explanation.detections() if each.score >= cut]
     look = explanation.look(explanation.detections()[0].query)
     entropy = -(look.weights * look.weights.clamp(min=1e-12).log())
     heads = entropy.flatten(-2).sum(-1) if explanation.deformable else entropy.sum(-1)
     return {
         "detections": len(found),
-        "objects": [sentence(each, explanation.classes, CUT) for each in explanation.verdicts(CUT)],
+        "objects": [sentence(each, explanation.classes, cut) for each in explanation.verdicts(cut)],
         "places_a_head_attends_to": float(torch.exp(heads).mean()),
     }
 
 
-def keep(figure: object, name: str) -> None:
-    """Write one of the pictures that are used, small enough for a repository."""
-    if name not in SHOWN:
+def shown() -> set[str]:
+    """Names of the pictures that the pages show."""
+    pages = (page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    return {name for page in pages for name in re.findall(r"\(pictures/([\w-]+)\.jpg\)", page)}
+
+
+def keep(figure: Figure, name: str, folder: Path) -> None:
+    """Write a picture that is shown, small enough for a repository."""
+    if name not in shown():
         return
-    PICTURES.mkdir(exist_ok=True)
-    path = PICTURES / f"{name}.jpg"
-    figure.savefig(path, dpi=DPI, pil_kwargs={"quality": 78, "optimize": True})
-    assert path.stat().st_size < 150_000, f"{path.name} is too large"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jpg"
+    for quality in (78, 65, 50):
+        figure.savefig(path, dpi=DPI, pil_kwargs={"quality": quality, "optimize": True})
+        if path.stat().st_size <= LARGEST:
+            break
+    print(f"{path}  {path.stat().st_size / 1000:.0f} kB", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,11 +22,15 @@ NEAR = 20  # lines
 PAGES = ("walkthrough.md", "walkthrough.zh-CN.md", "variants.md")
 
 
-def relink():
-    spec = importlib.util.spec_from_file_location("relink", DOCS / "relink.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def relink():
+    return script("relink")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -84,6 +88,38 @@ def test_the_shapes_are_right(page, shapes):
     assert f"{detr}² = {detr**2:,} | {dc5}² = {dc5**2:,}" in text
     assert f"{deformable} · 16 = {deformable * 16:,} | {deformable}² = {deformable**2:,}" in text
     assert all(f"{number:,}" in text for number in (850**2, 3350**2, 17821 * 16, 17821**2))
+
+
+@pytest.mark.slow
+def test_the_pictures_are_drawn_by_one_command(tmp_path, monkeypatch, capsys):
+    from compare_cases import write_data
+    from detrlab.checkpoints import native
+    from detrlab.config import DataConfig
+    from tiny_detectors import tiny_config
+
+    data = write_data(tmp_path / "data", train=1, val=2)
+    for preset in ("detr", "deformable-detr-two-stage"):
+        config = tiny_config(preset, num_classes=2)
+        path = tmp_path / "runs" / preset / "weights" / "last.safetensors"
+        path.parent.mkdir(parents=True)
+        sizes = DataConfig(image_size=64, max_size=64)
+        native.save(path, build_network(config), config, ("box", "disc"), (3, 5), sizes)
+    make_pictures = script("make_pictures")
+    photo = data / "val" / "101.png"
+    command = ["make_pictures.py", str(tmp_path / "runs"), "--photo", str(photo), "--data"]
+    monkeypatch.setattr(
+        sys, "argv", [*command, str(data), "--statistics", "--output", str(tmp_path / "drawn")]
+    )
+    assert make_pictures.main() == 0
+    drawn = {path.stem for path in (tmp_path / "drawn").iterdir()}
+    # Whatever the pages show can be drawn again.
+    assert drawn == make_pictures.shown() == {path.stem for path in (DOCS / "pictures").iterdir()}
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == ["detr", "deformable-detr-two-stage"]
+    assert all(len(each["layer_ap"]) == 3 for each in told.values())
+    monkeypatch.setattr(sys, "argv", [*command[:3], "nowhere.png", "--data", str(data)])
+    assert make_pictures.main() == 2
+    assert "nowhere.png" in capsys.readouterr().err
 
 
 @pytest.mark.slow

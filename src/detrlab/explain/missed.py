@@ -315,7 +315,9 @@ def sentence(verdict: Verdict, classes: Sequence[str], threshold: float) -> str:
         + (classes[verdict.rival_class] if verdict.rival_class is not None else "another class"),
         "unsure": f"missed: its box is there, but scores below {threshold:.2f}",
         "left out": "missed: surer detections fill the list",
-        "badly placed": f"missed: no box overlaps it enough (best IoU {closest.iou:.2f})",
+        # Rounded down: .497 is not enough, and .50 would look as if it were.
+        "badly placed": "missed: no box overlaps it enough (best IoU "
+        f"{int(100 * closest.iou) / 100:.2f})",
         "unseen": f"missed: no query looks there (best IoU {closest.iou:.2f})",
     }[verdict.reason]
     cost = (
