@@ -1,13 +1,10 @@
 """Small detectors on a small ResNet, as the parity tests need them."""
 
 from detrlab.config import ModelConfig
-from detrlab.presets import PRESETS, model_config
+from detrlab.presets import model_config
 
 BLOCKS = (1, 1, 1, 2)  # a dilated stage's first block is not dilated: it takes two to see it
 PLANES = {"tiny": (8, 16, 24, 32), "std": (64, 128, 256, 512)}
-
-ORIGINALS = tuple(name for name in PRESETS if name != "detr-sigmoid")
-"""The detectors that the original repositories published."""
 
 
 def tiny_resnet(width: str = "tiny") -> str:

@@ -37,6 +37,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 FIVE = tuple(PRESETS)[:5]
 """The detectors of the original experiment, in the order of its table."""
 
+ORIGINALS = (*FIVE, "deformable-detr-single-scale", "deformable-detr-single-scale-dc5")
+"""The detectors that the original repositories can build, and published weights of."""
+
 LADDER = (
     "detr",
     "detr-sigmoid",

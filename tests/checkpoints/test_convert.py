@@ -13,8 +13,9 @@ from detrlab.checkpoints.rules import clean, export, translate_strictly
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
 from detrlab.models.build import build_network
+from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

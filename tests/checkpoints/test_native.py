@@ -11,8 +11,9 @@ from detrlab.checkpoints import native
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
 from detrlab.models.build import build_network
+from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
@@ -34,7 +35,7 @@ def described_as(path, target, **changes):
     return target
 
 
-@pytest.mark.parametrize("preset", ORIGINALS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_what_was_saved_comes_back(tmp_path, preset):
     keep = {
         "threshold": 0.4,

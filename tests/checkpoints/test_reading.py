@@ -20,8 +20,8 @@ from detrlab.checkpoints.rules import export
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
 from detrlab.models.build import build_network
-from detrlab.presets import PRESETS, model_config
-from tiny_detectors import ORIGINALS, tiny_config
+from detrlab.presets import ORIGINALS, PRESETS, model_config
+from tiny_detectors import tiny_config
 
 BACKBONE = {"backbone": tiny_config("detr").backbone}
 

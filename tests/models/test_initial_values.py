@@ -7,9 +7,9 @@ import torch
 
 from detrlab.models.attention import DeformableAttention, _MultiheadAttention
 from detrlab.models.build import build_network
-from detrlab.presets import PRESETS
+from detrlab.presets import ORIGINALS, PRESETS
 from detrlab.structures import ImageBatch
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 

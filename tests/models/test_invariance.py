@@ -7,7 +7,7 @@ from detrlab.models.build import build_network
 from detrlab.models.neck import resize_padding, valid_ratio
 from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch, Memory
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
@@ -93,10 +93,11 @@ def test_queries_have_no_order(preset):
     memory = memory_of(network, config, (128, 192), (128, 192), 0.0)
     before, _, _ = transform(network, memory)
     order = torch.randperm(config.num_queries, generator=torch.Generator().manual_seed(2))
-    queries = network.queries
-    table = queries.position if config.queries == "positions" else queries.embedding
+    tables = [each for each in network.queries.parameters() if len(each) == config.num_queries]
+    assert tables
     with torch.no_grad():
-        table.copy_(table[order].clone())
+        for table in tables:
+            table.copy_(table[order].clone())
     after, _, _ = transform(network, memory)
     for ours, theirs in zip(before, after, strict=True):
         torch.testing.assert_close(ours.logits[:, order], theirs.logits, rtol=1e-4, atol=1e-5)
@@ -117,7 +118,7 @@ def test_fewer_cells_than_queries():
         assert torch.isfinite(layer.boxes).all()
 
 
-@pytest.mark.parametrize("preset", ORIGINALS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_the_images_of_a_batch_do_not_mix(preset):
     network, _ = built(preset, num_queries=12)
     draw = torch.Generator().manual_seed(5)

@@ -15,10 +15,11 @@ from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.evaluation.postprocess import decode
 from detrlab.models.build import build_network, build_scoring
 from detrlab.ops import deformable
+from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.matcher import Weights
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"
 pytestmark = [

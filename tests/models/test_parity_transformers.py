@@ -15,10 +15,11 @@ from detrlab.checkpoints import hf
 from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.checkpoints.rules import clean, export, translate_strictly
 from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.matcher import Weights
-from tiny_detectors import ORIGINALS, tiny_config
+from tiny_detectors import tiny_config
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS, model_config
+from detrlab.presets import ORIGINALS, PRESETS, model_config
 
 RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((2, 2, 2, 2), "basic"): "resnet18",
@@ -65,7 +65,7 @@ def preset_of(config: ModelConfig) -> str:
 
 def is_original(config: ModelConfig) -> bool:
     """Whether the original repositories could build this architecture, at some size."""
-    return preset_of(config) not in ("custom", "detr-sigmoid")
+    return preset_of(config) in ORIGINALS
 
 
 class Recognised(NamedTuple):
