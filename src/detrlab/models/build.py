@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 import torch
 from torch import nn
@@ -88,8 +88,10 @@ def _build_neck(config: ModelConfig, backbone: Backbone) -> Neck:
     if config.neck == "projection":
         convolution = nn.Conv2d(backbone.channels[-1], config.width, kernel_size=1)
         neck = Neck([nn.Sequential(convolution)], sine)
-    else:
+    elif config.neck == "pyramid":
         neck = Neck(_pyramid(config, backbone.channels), LevelPosition(sine, config.levels))
+    else:
+        assert_never(config.neck)
     init.init_neck(neck)
     return neck
 
@@ -107,7 +109,9 @@ def _pyramid(config: ModelConfig, channels: tuple[int, ...]) -> list[nn.Module]:
 def _build_memory_attention(config: ModelConfig) -> nn.Module:
     if config.attention == "dense":
         return DenseAttention(config.width, config.num_heads, config.dropout)
-    return DeformableAttention(config.width, config.num_heads, config.levels, config.points)
+    if config.attention == "deformable":
+        return DeformableAttention(config.width, config.num_heads, config.levels, config.points)
+    assert_never(config.attention)
 
 
 def _build_feed_forward(config: ModelConfig) -> FeedForward:
@@ -135,10 +139,12 @@ def _build_queries(config: ModelConfig) -> nn.Module:
         queries = LearnedPositions(config.num_queries, config.width)
     elif config.queries == "points":
         queries = LearnedPoints(config.num_queries, config.width)
-    else:
+    elif config.queries == "proposals":
         head = _build_head(config)
         init.init_box_deltas(head, size_logit=0.0)
         queries = ProposalQueries(config.num_queries, config.width, head)
+    else:
+        assert_never(config.queries)
     init.init_queries(queries)
     return queries
 
