@@ -20,7 +20,8 @@ from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.models.build import build_network, build_scoring
 from detrlab.models.prepare import prepare
-from detrlab.ops import deformable
+from detrlab.ops import cuda, deformable
+from detrlab.ops.benchmark import compare_backends, table, to_dict
 from detrlab.presets import FIVE, PRESETS, model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
@@ -38,14 +39,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1066))
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--only", choices=["agreement", "steps"])
+    parser.add_argument("--only", choices=["agreement", "steps", "op"])
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "float16"])
     options = parser.parse_args()
     device = torch.device("cuda")
     report = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "ops_backend": deformable.backend(device),
-        "why_no_extension": deformable.problem("cuda"),
+        "sampling_by": cuda.implementation(device),
         "agreement_size": AGREEMENT,
         "step_size": list(options.size),
         "step_batch": options.batch,
@@ -54,21 +56,24 @@ def main() -> None:
     }
     if options.output.exists():
         known = json.loads(options.output.read_text())
-        report |= {key: known[key] for key in ("agreement", "steps")}
-    for name in () if options.only == "steps" else PRESETS:
+        report |= {key: known[key] for key in ("agreement", "steps", "op") if key in known}
+    if options.only in (None, "op"):
+        rows = compare_backends(*options.size, device=device, rounds=15, batch=options.batch)
+        print("\n".join(table(rows)), flush=True)
+        report["op"] = to_dict(rows)
+    for name in PRESETS if options.only in (None, "agreement") else ():
         config = model_config(name, 91, backbone=options.backbone, dropout=0.0)
         report["agreement"][name] = row = agreement(config, device)
         print(name, row, flush=True)
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
-    for name in () if options.only == "agreement" else FIVE:
+    for name in FIVE if options.only in (None, "steps") else ():
         config = model_config(name, 91, backbone=options.backbone)
-        for precision in ("float32", "bfloat16", "float16"):
+        for precision in options.precisions:
             row = steps(
                 config, device, precision, tuple(options.size), options.batch, options.steps
             )
             report["steps"].setdefault(name, {})[precision] = row
             print(name, precision, row, flush=True)
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 @torch.no_grad()
@@ -108,11 +113,11 @@ def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
     images.pixels[1, :, -64:] = 0
     with deformable.use("reference"):
         on_cpu = judged(network, criterion, images, targets)
-        network.to(device)
-        images = ImageBatch(*(each.to(device) for each in images))
-        targets = [Target(*(each.to(device) for each in target)) for target in targets]
-        on_gpu = judged(network, criterion, images, targets)
-        again = judged(network, criterion, images, targets)
+    network.to(device)
+    images = ImageBatch(*(each.to(device) for each in images))
+    targets = [Target(*(each.to(device) for each in target)) for target in targets]
+    on_gpu = judged(network, criterion, images, targets)
+    again = judged(network, criterion, images, targets)
 
     def furthest(a: dict[str, float], b: dict[str, float]) -> float:
         total = sum(value**2 for value in a.values()) ** 0.5

@@ -1,7 +1,8 @@
-"""Deformable attention on a GPU by a compiled extension, if one is installed.
+"""Deformable attention on a GPU: by an installed extension, else by our own Triton kernels.
 
-Known are ``torch-ms-deform-attn`` and ``deformops``, two packagings of Deformable DETR's own CUDA
-operator. Whichever is found is compared with the plain form on the GPU before it is used.
+Known extensions are ``torch-ms-deform-attn`` and ``deformops``, two packagings of Deformable DETR's
+own CUDA operator. Whichever is found first is compared with the plain form on the GPU before it is
+used.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,17 @@ from detrlab.ops import reference, testing
 from detrlab.structures import LevelShapes, References
 
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(values, shapes, first cells, locations, weights) -> (B, Q, M * D)."""
+"""An extension: (values, shapes, first cells, locations, weights) -> (B, Q, M * D)."""
+
+Sample = Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor]
+"""What ``reference.sample`` is."""
+
+
+class Found(NamedTuple):
+    """The tested way to sample on a GPU, and what it is called."""
+
+    name: str
+    sample: Sample
 
 
 def attend(
@@ -28,17 +40,36 @@ def attend(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """``reference.attend`` with the extension in place of ``grid_sample``."""
-    operator = extension(values.device)
-    assert operator is not None, "call attend() only where problem() is None"
-    return attend_with(operator, values, level_shapes, valid_ratios, references, offsets, scores)
+    """``reference.attend`` with what was found in place of ``grid_sample``."""
+    return _attend_by(
+        _sampler(values.device), values, level_shapes, valid_ratios, references, offsets, scores
+    )
 
 
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """``reference.sample`` by the extension."""
-    operator = extension(values.device)
-    assert operator is not None, "call sample() only where problem() is None"
-    return sample_with(operator, values, level_shapes, locations, weights)
+    """``reference.sample`` by what was found."""
+    return _sampler(values.device)(values, level_shapes, locations, weights)
+
+
+def _sampler(device: torch.device) -> Sample:
+    found = _found(device)
+    assert isinstance(found, Found), "call only where problem() is None"
+    return found.sample
+
+
+def _attend_by(
+    sample: Sample,
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    references: References,
+    offsets: Tensor,
+    scores: Tensor,
+) -> Tensor:
+    locations, weights = reference.locations_and_weights(
+        level_shapes, valid_ratios, references, offsets, scores, reference.computing_dtype(values)
+    )
+    return sample(values, level_shapes, locations, weights)
 
 
 def attend_with(
@@ -50,11 +81,9 @@ def attend_with(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """``reference.attend`` with any operator in place of ``grid_sample``."""
-    locations, weights = reference.locations_and_weights(
-        level_shapes, valid_ratios, references, offsets, scores, reference.computing_dtype(values)
-    )
-    return sample_with(operator, values, level_shapes, locations, weights)
+    """``reference.attend`` with any extension's operator in place of ``grid_sample``."""
+    by = functools.partial(sample_with, operator)
+    return _attend_by(by, values, level_shapes, valid_ratios, references, offsets, scores)
 
 
 def sample_with(
@@ -80,15 +109,15 @@ def sample_with(
 
 
 def problem(device: torch.device) -> str | None:
-    """Why no extension serves this GPU, or None if one does."""
+    """Why nothing but the plain form serves this GPU, or None if something does."""
     found = _found(device)
-    return found if isinstance(found, str) else None
+    return None if isinstance(found, Found) else found
 
 
-def extension(device: torch.device) -> Operator | None:
-    """The tested operator for this GPU, or None."""
+def implementation(device: torch.device) -> str | None:
+    """The name of what serves this GPU, or None if nothing but the plain form does."""
     found = _found(device)
-    return None if isinstance(found, str) else found
+    return found.name if isinstance(found, Found) else None
 
 
 def ms_deform_attn() -> Operator | None:
@@ -116,27 +145,47 @@ def _deformops() -> Operator | None:
     return operator
 
 
+def _triton() -> Sample | None:
+    try:
+        from detrlab.ops import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels.sample
+
+
+def _extension(find: Callable[[], Operator | None]) -> Sample | None:
+    operator = find()
+    return None if operator is None else functools.partial(sample_with, operator)
+
+
+_KNOWN: tuple[tuple[str, Callable[[], Sample | None]], ...] = (
+    ("torch-ms-deform-attn", functools.partial(_extension, ms_deform_attn)),
+    ("deformops", functools.partial(_extension, _deformops)),
+    ("triton", _triton),
+)
+
+
 @functools.cache
-def _found(device: torch.device) -> Operator | str:
-    """The first extension that passes its test on ``device``, or why none does."""
+def _found(device: torch.device) -> Found | str:
+    """The first that passes its test on ``device``, or why none does."""
     problems = []
-    for name, find in (("torch-ms-deform-attn", ms_deform_attn), ("deformops", _deformops)):
-        operator = find()
-        if operator is None:
+    for name, find in _KNOWN:
+        sampler = find()
+        if sampler is None:
             problems.append(f"{name} is not installed")
             continue
-        difference = testing.in_own_thread(functools.partial(_difference, operator, device))
+        difference = testing.in_own_thread(functools.partial(_difference, sampler, device))
         if difference is None:
-            return operator
+            return Found(name, sampler)
         problems.append(f"{name}: {difference}")
     return "; ".join(problems)
 
 
-def _difference(operator: Operator, device: torch.device) -> str | None:
-    """None, or how the operator's results on a small case differ from the plain form's."""
+def _difference(sampler: Sample, device: torch.device) -> str | None:
+    """None, or how the results on a small case differ from the plain form's."""
     case = testing.small_case(device=device)
     try:
-        actual = testing.results(functools.partial(attend_with, operator), case)
+        actual = testing.results(functools.partial(_attend_by, sampler), case)
     except Exception as error:  # whatever fails, the plain form serves
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return testing.difference(actual, testing.results(reference.attend, case))
