@@ -45,7 +45,7 @@ from detrlab.training.matcher import Weights
 from detrlab.training.memory import recompute
 from detrlab.training.optim import Schedule, WeightAverage, build_optimizer, parameter_groups
 from detrlab.training.processes import Processes, join
-from detrlab.training.signals import StopRequest, listening
+from detrlab.training.signals import ECHO, StopRequest, listening
 from detrlab.training.trackers import Tracker, numbers, open_trackers
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def train(
                 options.say(f"the run in {run.path} has finished: nothing to train")
             return _read_outcome(run, metrics)
         stack.enter_context(_own_random_numbers(processes.device))
-        request = stack.enter_context(listening())
+        request = stack.enter_context(listening(ECHO if processes.world > 1 else 0.0))
         return _Run(config, run, data, options, processes, request).go()
 
 
