@@ -18,7 +18,8 @@ class RecipeOptions:
     """What a run is made of. A recipe fixes everything; each flag changes one thing of it."""
 
     recipe: str = "laptop"
-    """The recipe, a full set of settings: tiny, laptop, cppe5, paper, or a YAML file."""
+    """The recipe, a full set of settings: tiny, laptop, cppe5, cppe5-improved, paper, or a YAML
+    file."""
     data: str | None = None
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     epochs: int | None = None
