@@ -1,9 +1,11 @@
 """Runs that are hurt in every way, and what is left of them."""
 
 import errno
+import gc
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,8 +196,10 @@ def test_an_error_of_any_kind_keeps_what_was_reached(tmp_path, tiny_config, tiny
         if report.step == 2:
             raise ZeroDivisionError
 
+    lines = []
     with pytest.raises(ZeroDivisionError):
-        train(tiny_config(), folder, tiny_data, Options(on_step=trip))
+        train(tiny_config(), folder, tiny_data, Options(on_step=trip, say=lines.append))
+    assert lines[-1] == "saved until step 3: --resume goes on from there"
     lines = []
     train(tiny_config(), folder, tiny_data, Options(resume=True, say=lines.append))
     assert any("going on after step 3" in line for line in lines)
@@ -220,6 +224,22 @@ def test_a_step_is_whole_or_nothing(tmp_path, tiny_config, tiny_data, whole, mon
             train(tiny_config(), folder, tiny_data)
     train(tiny_config(), folder, tiny_data, Options(resume=True))
     assert_same_run(whole, folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_a_run_that_goes_on_does_not_hold_the_state_it_went_on_from(
+    tmp_path, tiny_config, tiny_data
+):
+    """A deleted file that is still mapped keeps its space on a disk that may be nearly full."""
+    train(tiny_config(), tmp_path, tiny_data, Options(on_step=stopping_after(0)))
+    held = []
+
+    def look(report):  # noqa: ARG001
+        gc.collect()
+        held.append(str(tmp_path / "state") in Path("/proc/self/maps").read_text())
+
+    train(tiny_config(), tmp_path, tiny_data, Options(resume=True, on_step=look))
+    assert held == [False] * 3
 
 
 @pytest.mark.slow

@@ -301,6 +301,8 @@ class _Run:
             # The weights are those after the last whole step: worth keeping if the disk can.
             with suppress(UserError):
                 self._save_state()
+            if self.saved_at != (0, 0):
+                self.say(f"saved until step {self.saved_at[0]}: --resume goes on from there")
             raise
         finally:
             for tracker in self.trackers:

@@ -218,7 +218,9 @@ def _restore_optimizer(saved: Saved, engine: Engine) -> None:
     moments: dict[str, dict[str, Tensor]] = {}
     for key, value in by_kind.items():
         kind, name = key.split(".", 1)
-        moments.setdefault(name, {})[kind] = value
+        # What was read lies in the mapped file: unless copied, its space stays taken even after
+        # the file is deleted, for as long as the optimiser keeps it.
+        moments.setdefault(name, {})[kind] = value.clone()
     described = engine.optimizer.state_dict()
     parameters = [each for group in engine.optimizer.param_groups for each in group["params"]]
     if unknown := set(moments) - {names[id(each)] for each in parameters}:
