@@ -174,8 +174,8 @@ def test_a_chosen_box_shows_where_it_looked(page, data):
     assert cells == 0 or cells <= max(
         len(box["map"]["weights"]) for box in data["images"][0]["models"][0]["boxes"][:20]
     )
-    cards = page.locator("#detail .card")
-    assert cards.locator("h4").all_text_contents() == [*MODELS, OTHER]
+    cards = page.locator("#views .card")
+    assert page.locator("#views .panel:has(.card) strong").all_text_contents() == [*MODELS, OTHER]
     scores = cards.nth(1).locator("tbody tr td:nth-child(2)").all_text_contents()
     assert scores == [f"{step['s']:.2f}" for step in best["path"]]
     assert "Only its detections are known" in cards.nth(2).text_content()
@@ -187,7 +187,7 @@ def test_a_chosen_box_shows_where_it_looked(page, data):
 def test_an_annotated_object_says_why(page, data):
     page.locator("#views .panel").first.locator(".pick").first.dispatch_event("click")
     words = data["images"][0]["models"][0]["why"][0]["words"]
-    assert words in page.locator("#detail .card").first.text_content()
+    assert words in page.locator("#views .card").first.text_content()
     assert model_view(page, 0).locator(".cell").count() > 0
     assert model_view(page, 1).locator(".sample").count() > 0
 
@@ -236,15 +236,80 @@ def test_every_control_has_a_name(page):
     assert unnamed == []
 
 
-def test_points_of_curves_are_read(page):
+def curve_points(chart, name):
+    """(x, y) of every point of a curve, as the page's own table says."""
+    table = chart.locator("xpath=..").locator("table")
+    headers = [text.strip(" ↕") for text in table.locator("thead th").all_text_contents()]
+    column = headers.index(name) + 1
+    rows = table.locator("tbody tr")
+    x = rows.locator("th").all_text_contents()
+    return dict(zip(x, rows.locator(f":nth-child({column})").all_text_contents(), strict=True))
+
+
+def test_curves_are_read_together_where_they_are_pointed_at(page):
     chart = page.locator("#curves svg.chart").first
     chart.scroll_into_view_if_needed()
     point = chart.locator("circle.point").last
     box = point.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     note = page.locator("#note")
+    assert not note.is_visible()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # below: any height will do
     assert note.is_visible()
-    assert note.text_content() == point.locator("title").text_content()
+    x = point.get_attribute("data-x")
+    assert note.locator("caption").text_content() == f"epoch {x}"
+    told = dict(
+        zip(
+            note.locator("th").all_text_contents(),
+            note.locator("td:last-child").all_text_contents(),
+            strict=True,
+        )
+    )
+    assert told == {name: curve_points(chart, name)[x] for name in MODELS}
+    page.mouse.move(2, 2)
+    assert not note.is_visible()
+
+
+def test_curves_are_read_with_the_keyboard(page):
+    chart = page.locator("#curves svg.chart").first
+    chart.focus()
+    note = page.locator("#note caption")
+    page.keyboard.press("ArrowRight")
+    assert note.text_content() == "epoch 1"
+    page.keyboard.press("ArrowRight")
+    assert note.text_content() == "epoch 2"
+    near = page.locator("#note .near th")
+    first = near.text_content()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert first in MODELS
+    assert near.text_content() == page.locator("#note th").first.text_content()
+    page.keyboard.press("Tab")
+    assert not page.locator("#note").is_visible()
+
+
+def test_bars_and_intervals_say_their_numbers(page):
+    for chart in ("#classes svg.chart g.bar", "#verdict g.level", "#differences g.estimate"):
+        mark = page.locator(chart).first
+        mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
+        box = mark.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+        assert page.locator("#note").text_content() == mark.locator("title").text_content()
+
+
+def test_the_legend_hides_a_detector_in_all_charts(page):
+    series = page.locator('#curves svg.chart [data-series="1"], #classes svg.chart g.s1')
+    assert series.first.is_visible()
+    page.locator("#curves .legend button").nth(1).click()
+    assert not any(series.nth(index).is_visible() for index in range(series.count()))
+    pressed = page.locator('.legend li[data-series="1"] button')
+    assert [each.get_attribute("aria-pressed") for each in pressed.all()] == ["false", "false"]
+    page.locator("#curves svg.chart").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#note th").all_text_contents() == [MODELS[0]]
+    page.locator("#classes .legend button").nth(1).click()
+    assert series.first.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

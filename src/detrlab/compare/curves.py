@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart with every common colour vision.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#777777")
+# Okabe and Ito's palette, told apart with every common colour vision; from the sixth on violet,
+# dark red and nearly black, because their sky blue is too near to the blue of the first.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#6a51c7", "#99283c", "#3d3d3d")
 DASHES = ("solid", "dashed", "dashdot", "dotted")
 
 

@@ -315,9 +315,7 @@ def sentence(verdict: Verdict, classes: Sequence[str], threshold: float) -> str:
         + (classes[verdict.rival_class] if verdict.rival_class is not None else "another class"),
         "unsure": f"missed: its box is there, but scores below {threshold:.2f}",
         "left out": "missed: surer detections fill the list",
-        # Rounded down: .497 is not enough, and .50 would look as if it were.
-        "badly placed": "missed: no box overlaps it enough (best IoU "
-        f"{int(100 * closest.iou) / 100:.2f})",
+        "badly placed": f"missed: no box overlaps it enough (best IoU {_short(closest.iou)})",
         "unseen": f"missed: no query looks there (best IoU {closest.iou:.2f})",
     }[verdict.reason]
     cost = (
@@ -326,6 +324,11 @@ def sentence(verdict: Verdict, classes: Sequence[str], threshold: float) -> str:
         f"+ GIoU {best.cost_giou:.2f}"
     )
     return f"{head} {told}; {cost}.{_loss(verdict)}"
+
+
+def _short(iou: float) -> str:
+    """Two decimals, or three where two would look as if it were enough."""
+    return f"{iou:.3f}" if round(iou, 2) >= OVERLAP > iou else f"{iou:.2f}"
 
 
 def _loss(verdict: Verdict) -> str:

@@ -59,35 +59,124 @@
     });
   }
 
-  // --- curves to read -----------------------------------------------------------------------
+  // --- charts to read -----------------------------------------------------------------------
 
-  function makeReadable(chart) {
-    const note = byId("note");
-    const points = [...chart.querySelectorAll("circle")].filter((c) => c.querySelector("title"));
-    const show = (point, event) => {
-      note.textContent = point.querySelector("title").textContent;
-      note.hidden = false;
-      const place = point.getBoundingClientRect();
-      const x = event ? event.clientX : place.x;
-      note.style.left = `${Math.max(4, Math.min(x + 12, innerWidth - note.offsetWidth - 4))}px`;
-      note.style.top = `${place.y - note.offsetHeight - 8}px`;
-    };
-    const nearest = (event) => {
-      let best = null, least = 24 * 24;
-      for (const point of points) {
-        const place = point.getBoundingClientRect();
-        const dx = place.x + place.width / 2 - event.clientX;
-        const dy = place.y + place.height / 2 - event.clientY;
-        if (dx * dx + dy * dy < least) [best, least] = [point, dx * dx + dy * dy];
-      }
-      return best;
-    };
+  const note = byId("note");
+  function tell(x, y, ...children) {
+    note.replaceChildren(...children);
+    note.hidden = false;
+    const fits = x + 16 + note.offsetWidth < innerWidth;
+    const left = fits ? x + 16 : x - 16 - note.offsetWidth;
+    note.style.left = `${Math.max(4, Math.min(left, innerWidth - note.offsetWidth - 4))}px`;
+    note.style.top = `${Math.max(4, Math.min(y - note.offsetHeight / 2, innerHeight - note.offsetHeight - 4))}px`;
+  }
+  const middle = (mark) => {
+    const place = mark.getBoundingClientRect();
+    return [place.x + place.width / 2, place.y + place.height / 2];
+  };
+
+  // Bars, dots and intervals say their numbers when they are pointed at.
+  function makeTelling(chart) {
+    const marks = [...chart.querySelectorAll("g")].filter((g) => g.querySelector(":scope > title"));
+    const beyond = (value, low, high) => Math.max(low - value, 0, value - high);
     chart.addEventListener("pointermove", (event) => {
-      const point = nearest(event);
-      if (point) show(point, event);
+      let best = null, least = 12;
+      for (const mark of marks) {
+        const { left, right, top, bottom } = mark.getBoundingClientRect();
+        if (right === left) continue; // hidden
+        const far = Math.hypot(beyond(event.clientX, left, right), beyond(event.clientY, top, bottom));
+        if (far < least) [best, least] = [mark, far];
+      }
+      if (best) tell(event.clientX, event.clientY - 28, best.querySelector("title").textContent);
       else note.hidden = true;
     });
     chart.addEventListener("pointerleave", () => { note.hidden = true; });
+  }
+
+  // Curves say what all of them are at the place that is pointed at, or reached with the arrows.
+  function makeReadable(chart) {
+    const curves = [...chart.querySelectorAll(".curve")];
+    const unit = chart.dataset.unit;
+    const shared = "shared" in chart.dataset;
+    const cursor = draw("line", { class: "cursor", y1: 28, y2: 266, visibility: "hidden" });
+    chart.prepend(cursor);
+    const points = () => curves.filter((curve) => curve.style.display !== "none")
+      .flatMap((curve) => [...curve.querySelectorAll(".point")]);
+    let current = null;
+
+    function clear() {
+      chart.querySelectorAll(".near").forEach((point) => point.classList.remove("near"));
+      cursor.setAttribute("visibility", "hidden");
+      note.hidden = true;
+    }
+    function read(point) {
+      clear();
+      current = point;
+      const { x } = point.dataset;
+      const together = points().filter((each) => each === point || (shared && each.dataset.x === x))
+        .sort((one, other) => other.dataset.y - one.dataset.y);
+      together.forEach((each) => each.classList.add("near"));
+      for (const end of ["x1", "x2"]) cursor.setAttribute(end, point.getAttribute("cx"));
+      cursor.setAttribute("visibility", "visible");
+      const rows = together.map((each) => make("tr", { class: each === point ? "near" : null },
+        make("td", {}, make("i", { class: each.parentNode.classList[1] })),
+        make("th", { scope: "row" }, each.parentNode.dataset.name), make("td", {}, each.dataset.y)));
+      tell(...middle(point), make("table", {},
+        make("caption", {}, shared ? `${unit} ${x}` : `${x} ${unit}`), make("tbody", {}, ...rows)));
+    }
+    function nearest(event) {
+      let best = null, least = Infinity;
+      for (const point of points()) {
+        const [x, y] = middle(point);
+        // Along x first where all are read together: any height will do.
+        const far = (x - event.clientX) ** 2 * (shared ? 100 : 1) + (y - event.clientY) ** 2;
+        if (far < least) [best, least] = [point, far];
+      }
+      return best;
+    }
+    function move(by, along) {
+      const all = points();
+      if (!all.length) return;
+      if (!all.includes(current)) return read(all[0]);
+      const same = all.filter((each) => (each.parentNode === current.parentNode) === along
+        && (along || each.dataset.x === current.dataset.x) || each === current);
+      same.sort((one, other) => along ? one.dataset.x - other.dataset.x : other.dataset.y - one.dataset.y);
+      read(same[Math.min(Math.max(same.indexOf(current) + by, 0), same.length - 1)]);
+    }
+    chart.setAttribute("tabindex", 0);
+    chart.setAttribute("aria-label", `${chart.getAttribute("aria-label")}; arrow keys read the values`);
+    chart.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: [1, true], ArrowLeft: [-1, true], ArrowDown: [1, false], ArrowUp: [-1, false] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      move(...step);
+    });
+    chart.addEventListener("blur", clear);
+    chart.addEventListener("pointermove", (event) => {
+      const point = nearest(event);
+      if (point) read(point);
+    });
+    chart.addEventListener("pointerleave", clear);
+  }
+
+  // A detector's name in a legend takes it out of the charts, in both sections.
+  function makeLegends() {
+    const items = [...document.querySelectorAll(".legend li")];
+    for (const item of items) {
+      const button = make("button", { type: "button", "aria-pressed": "true" }, ...item.childNodes);
+      button.title = "show or hide in the charts";
+      item.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const shown = button.getAttribute("aria-pressed") !== "true";
+        const { series } = item.dataset;
+        for (const part of document.querySelectorAll(`svg.chart [data-series="${series}"]`)) {
+          part.style.display = shown ? "" : "none";
+        }
+        for (const each of items) {
+          if (each.dataset.series === series) each.firstChild.setAttribute("aria-pressed", shown);
+        }
+      });
+    }
   }
 
   // --- the images ---------------------------------------------------------------------------
@@ -172,9 +261,17 @@
         words.push(`${model.name}: ${summary}`);
         views.push(seen(image, index, judged, summary));
       });
+      control.views.style.setProperty("--columns", columns(views.length));
       control.views.replaceChildren(...views);
       control.told.textContent = words.join("; ");
       explain();
+    }
+
+    // As large as rows without a gap at their end allow.
+    function columns(count) {
+      if (count <= 3) return Math.max(count, 2);
+      return [3, 4].reduce((best, each) =>
+        Math.ceil(count / each) * each - count < Math.ceil(count / best) * best - count ? each : best);
     }
 
     function panel(image, name, summary, whole = false) {
@@ -224,6 +321,7 @@
           `${named(detection)}, ${kind === "false" ? "false alarm" : kind}`,
           () => choose({ model: index, at, b: detection.b, l: detection.l }), isChosen));
       });
+      if (state.chosen) whole.append(card(image, index));
       return whole;
     }
 
@@ -360,26 +458,25 @@
     }
 
     function explain() {
-      const image = data.images[state.image];
       if (!state.chosen) {
-        control.detail.replaceChildren();
+        control.detail.replaceChildren(make("p", { class: "soft" },
+          "Choose a box (click it; or Tab to a picture, then arrows and Enter) to see in every "
+          + "detector where it looked and how the box came about. Escape shows all again."));
         return;
       }
+      const image = data.images[state.image];
       const chosen = state.chosen;
-      const truth = chosen.truth !== undefined ? image.truth[chosen.truth] : nearestTruth(image, chosen.b);
       const what = chosen.truth !== undefined
-        ? `annotated ${data.classes[truth.l]}`
+        ? `annotated ${data.classes[image.truth[chosen.truth].l]}`
         : `${data.models[chosen.model].name}: ${named(image.models[chosen.model].boxes[chosen.at])}`;
-      const cards = data.models.map((model, index) => control.models[index].checked
-        ? card(image, index, truth) : null).filter(Boolean);
       const close = make("button", { type: "button" }, "Show all again");
       close.addEventListener("click", () => { choose(null); control.image.focus(); });
       control.detail.replaceChildren(
         make("h3", {}, `Chosen: ${what}`), close,
         make("p", { class: "soft" }, "Dots show where the last decoder layer samples (larger: coarser "
           + "level; brighter: more weight), squares how much dense attention takes from each cell. "
-          + "Dashed: where the first layer looked from. Lines: the boxes of the layers, the last brightest."),
-        make("div", { class: "cards" }, ...cards));
+          + "White dashes: where the first layer looked from. White lines: the boxes of the layers, "
+          + "the last brightest."));
     }
 
     function nearestTruth(image, b) {
@@ -390,10 +487,12 @@
       return best;
     }
 
-    function card(image, index, truth) {
+    function card(image, index) {
       const model = data.models[index];
       const box = counterpart(image, index);
-      const parts = [make("h4", {}, model.name)];
+      const truth = state.chosen.truth !== undefined
+        ? image.truth[state.chosen.truth] : nearestTruth(image, state.chosen.b);
+      const parts = [];
       if (!model.explained) {
         parts.push(make("p", { class: "soft" }, "Only its detections are known, not how it came to them."));
       }
@@ -410,7 +509,7 @@
       if (why) {
         parts.push(make("p", { class: "soft" }, `At a cut of ${image.models[index].threshold}: ${why.words}`));
       }
-      return make("div", { class: "card", "data-model": index }, ...parts);
+      return make("div", { class: "card" }, ...parts);
     }
 
     function steps(path, truth) {
@@ -447,7 +546,9 @@
   }
 
   document.querySelectorAll("table.sortable").forEach(makeSortable);
-  document.querySelectorAll("svg.chart").forEach(makeReadable);
+  document.querySelectorAll("svg.curves").forEach(makeReadable);
+  document.querySelectorAll("svg.rows").forEach(makeTelling);
+  makeLegends();
   const held = byId("exploration");
   if (held) explore(JSON.parse(held.textContent));
 })();

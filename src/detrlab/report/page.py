@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,20 @@ from detrlab.compare.results import Row, RunResult
 from detrlab.compare.statistics import Difference, verdict
 from detrlab.compare.tables import NOTHING, Grid
 from detrlab.explain.curves import CURVES_FILE, Curves
-from detrlab.report.charts import Dots, Estimate, Line, dot_plot, forest, line_chart
+from detrlab.report.charts import (
+    NUM_HUES,
+    Estimate,
+    Group,
+    Level,
+    Line,
+    bars,
+    dot_plot,
+    forest,
+    hue,
+    levels,
+    line_chart,
+    marker,
+)
 from detrlab.report.explorer import exploration
 from detrlab.report.gallery import Exhibit, choose, exhibits, view_of
 from detrlab.report.health import Health, describe
@@ -30,8 +43,14 @@ if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
 
-NUM_COLOURS = 8
 SIZES = ("small", "medium", "large")
+LAYER = "decoder layer"
+SHARED = ("epoch", LAYER)
+"""Units of x at which all curves have their points."""
+MOST_GROUPS = 12
+"""More classes than this are shown as dots, one line each, instead of bars."""
+MOST_SENTENCES = 4
+"""Of those on crossing curves; more are folded away."""
 
 
 def write_page(
@@ -110,10 +129,13 @@ def _context(
     definition = comparison.definition
     facts, recipe = definition.data, definition.recipe
     forests = _forests(comparison)
+    series = {row.name: index for index, row in enumerate(comparison.rows)}
     charts = [
-        (chart.title, _line_chart(chart), _numbers(chart))
+        (chart.title, _line_chart(chart, series), _numbers(chart))
         for chart in (*curves.charts(comparison.rows), *_watched(comparison))
     ]
+    crossings = _crossing_sentences(comparison.crossings)
+    *grids, original = comparison.grids
     sections = [
         ("verdict", "Verdict", True),
         ("table", "Table", True),
@@ -125,8 +147,9 @@ def _context(
         ("fairness", "Fairness", True),
         ("again", "Doing it again", True),
     ]
+    count = len(comparison.rows)
     return {
-        "title": f"{len(comparison.rows)} detectors on {facts['name']}",
+        "title": f"{count} detector{'s' * (count != 1)} on {facts['name']}",
         "subtitle": (
             f"{facts['train_images']:,} images to train on, {facts['val_images']:,} images and "
             f"{facts['val_boxes']:,} objects to judge by, {len(facts['classes'])} classes; recipe "
@@ -136,13 +159,18 @@ def _context(
         "sentences": comparison.verdicts.sentences,
         "failures": comparison.failures,
         "reading": _reading(comparison),
-        "grids": comparison.grids,
+        "levels": _levels(comparison),
+        "grids": grids,
+        "seed_grid": _seed_grid(comparison.rows),
+        "original": original,
         "forests": forests,
         "more_sentences": _more_sentences(comparison),
         "legend": _legend(comparison.rows),
-        "crossings": _crossing_sentences(comparison.crossings),
+        "crossings": crossings[:MOST_SENTENCES],
+        "more_crossings": crossings[MOST_SENTENCES:],
         "charts": charts,
-        "dot_plots": _dot_plots(comparison.rows),
+        "comparisons": _by_size_and_class(comparison),
+        "first_seed": _first_seed(comparison.rows),
         "fairness": _fairness(comparison),
         "steps": comparison.steps,
         "command": comparison.command,
@@ -184,10 +212,10 @@ def _spent(comparison: Comparison) -> str:
 # --- charts -------------------------------------------------------------------------------
 
 
-def _line_chart(chart: Chart) -> Markup:
+def _line_chart(chart: Chart, series: Mapping[str, int]) -> Markup:
     lines = [
-        Line(curve.name, curve.x, curve.y, curve.low, curve.high, index % NUM_COLOURS)
-        for index, curve in enumerate(chart.curves)
+        Line(curve.name, curve.x, curve.y, curve.low, curve.high, series[curve.name])
+        for curve in chart.curves
     ]
     return line_chart(
         chart.title,
@@ -195,39 +223,75 @@ def _line_chart(chart: Chart) -> Markup:
         chart.y_label,
         lines,
         log=chart.log,
-        whole=chart.x_label in ("epoch", "decoder layer"),
+        shared=chart.x_label in SHARED,
+        start=1.0 if chart.x_label == LAYER else 0.0,
     )
 
 
 def _numbers(chart: Chart) -> Grid | None:
-    """An epoch chart as a table, for those who do not see it or want to copy it."""
-    if chart.x_label not in ("epoch", "decoder layer"):
+    """A chart as a table, for those who do not see it or want to copy it."""
+    if chart.x_label not in SHARED:
         return None
-    places = sorted({x for curve in chart.curves for x in curve.x})
-    cells = []
-    for curve in chart.curves:
-        values = dict(zip(curve.x, curve.y, strict=True))
-        words = (f"{values[x]:.4g}" if x in values else NOTHING for x in places)
-        cells.append((curve.name, *words))
-    headers = (chart.x_label, *(f"{x:g}" for x in places))
+    columns = [dict(zip(curve.x, curve.y, strict=True)) for curve in chart.curves]
+    places = sorted({x for column in columns for x in column})
+    cells = [
+        (f"{x:g}", *(f"{column[x]:.4g}" if x in column else NOTHING for column in columns))
+        for x in places
+    ]
+    headers = (chart.x_label, *(curve.name for curve in chart.curves))
     return Grid(chart.y_label, headers, tuple(cells))
+
+
+def _levels(comparison: Comparison) -> Markup | None:
+    """AP of every detector with its interval, as one picture."""
+    rows = []
+    for row in comparison.rows:
+        interval = comparison.verdicts.found.intervals[row.name]["ap"]
+        value = row.metrics["ap"]
+        if value is None or interval.low is None or interval.high is None:
+            return None
+        parts = [100 * run.metrics["ap"] for run in row.runs]
+        rows.append(Level(row.name, 100 * value, 100 * interval.low, 100 * interval.high, parts))
+    return levels("AP of each detector with its 95 % interval", "AP in points", rows)
+
+
+def _seed_grid(rows: Sequence[Row]) -> Grid | None:
+    """AP of each single run, where there are several of a detector."""
+    seeds = list(dict.fromkeys(seed for row in rows for seed in row.seeds))
+    if len(seeds) < 2:
+        return None
+    cells = []
+    for row in rows:
+        known = {run.seed: run.metrics["ap"] for run in row.runs}
+        values = [known.get(seed) for seed in seeds]
+        if row.seeds:
+            words = [NOTHING if value is None else f"{100 * value:.1f}" for value in values]
+            cells.append((row.name, *words))
+    return Grid(
+        "AP of each run, in points", ("model", *(f"seed {seed}" for seed in seeds)), tuple(cells)
+    )
+
+
+def _first_seed(rows: Sequence[Row]) -> int | None:
+    """The seed whose weights the pictures show; None where nobody has several."""
+    if not any(len(row.seeds) > 1 for row in rows):
+        return None
+    return next(row.seeds[0] for row in rows if row.seeds)
 
 
 def _watched(comparison: Comparison) -> tuple[Chart, ...]:
     """What was recorded beside the training: AP of each layer, stability of the matching."""
-    seen = {}
-    for row in comparison.rows:
-        path = comparison.folder / row.runs[0].folder / CURVES_FILE
-        if row.runs[0].folder and path.is_file():
-            seen[row.name] = Curves.load(path).epochs
     layers = []
     stability = []
-    for name, epochs in seen.items():
-        last = epochs[-1].layer_ap if epochs else ()
-        layers.append(_curve(name, {at + 1: ap for at, ap in enumerate(last)}))
-        stability.append(_curve(name, {e.epoch: e.unstable[-1] for e in epochs if e.unstable}))
+    for row in comparison.rows:
+        paths = [comparison.folder / run.folder / CURVES_FILE for run in row.runs if run.folder]
+        seen = [Curves.load(path).epochs for path in paths if path.is_file()]
+        last = [dict(enumerate(epochs[-1].layer_ap, 1)) for epochs in seen if epochs]
+        unstable = [{e.epoch: e.unstable[-1] for e in epochs if e.unstable} for epochs in seen]
+        layers.append(_curve(row.name, last))
+        stability.append(_curve(row.name, unstable))
     found = (
-        Chart("layers", "AP of each decoder layer, at the end", "decoder layer", "AP in points",
+        Chart("layers", "AP of each decoder layer, at the end", LAYER, "AP in points",
               tuple(filter(None, layers))),
         Chart("stability", "Objects matched to another query than an epoch before", "epoch",
               "% of objects", tuple(filter(None, stability))),
@@ -235,13 +299,20 @@ def _watched(comparison: Comparison) -> tuple[Chart, ...]:
     return tuple(chart for chart in found if chart.curves)
 
 
-def _curve(name: str, values: Mapping[int, float | None]) -> Curve | None:
-    """Shares as points of a hundred; None where there is nothing to draw."""
-    known = {float(x): 100 * y for x, y in values.items() if y is not None}
-    if not known:
+def _curve(name: str, seeds: Sequence[Mapping[int, float | None]]) -> Curve | None:
+    """Shares as points of a hundred, the mean of the seeds; None where there is nothing to draw."""
+    known = [{x: 100 * y for x, y in each.items() if y is not None} for each in seeds]
+    shared = sorted(set.intersection(*map(set, known))) if known else []
+    if not shared:
         return None
-    x, y = tuple(known), tuple(known.values())
-    return Curve(name, x, y, y, y)
+    columns = [[each[x] for each in known] for x in shared]
+    return Curve(
+        name,
+        tuple(map(float, shared)),
+        tuple(sum(column) / len(column) for column in columns),
+        tuple(map(min, columns)),
+        tuple(map(max, columns)),
+    )
 
 
 def _forests(comparison: Comparison) -> list[tuple[str, Markup]]:
@@ -281,17 +352,42 @@ def _more_sentences(comparison: Comparison) -> list[str]:
     ]
 
 
-def _dot_plots(rows: Sequence[Row]) -> list[tuple[str, Markup]]:
+def _by_size_and_class(comparison: Comparison) -> list[tuple[str, Markup]]:
+    rows = comparison.rows
     names = [row.name for row in rows]
-    sizes = [Dots(size, [_points(row.metrics[f"ap_{size}"]) for row in rows]) for size in SIZES]
+    sizes = [
+        Group(
+            f"{size} objects",
+            [_points(row.metrics[f"ap_{size}"]) for row in rows],
+            _bounds(comparison, f"ap_{size}"),
+        )
+        for size in SIZES
+    ]
     classes = [
-        Dots(label, [_points(row.per_class.get(label)) for row in rows])
+        Group(
+            label,
+            [_points(row.per_class.get(label)) for row in rows],
+            _bounds(comparison, f"class:{label}"),
+        )
         for label in rows[0].per_class
     ]
+    draw = bars if len(classes) <= MOST_GROUPS else dot_plot
     return [
-        ("AP by object size", dot_plot("AP by object size", "AP in points", names, sizes)),
-        ("AP by class", dot_plot("AP by class", "AP in points", names, classes)),
+        ("AP by object size", bars("AP by object size", "AP in points", names, sizes)),
+        ("AP by class", draw("AP by class", "AP in points", names, classes)),
     ]
+
+
+def _bounds(comparison: Comparison, quantity: str) -> list[tuple[float, float] | None]:
+    """Each detector's interval in points."""
+    found: list[tuple[float, float] | None] = []
+    for row in comparison.rows:
+        interval = comparison.verdicts.found.intervals[row.name].get(quantity)
+        if interval is None or interval.low is None or interval.high is None:
+            found.append(None)
+        else:
+            found.append((100 * interval.low, 100 * interval.high))
+    return found
 
 
 def _points(value: float | None) -> float | None:
@@ -304,11 +400,12 @@ _DASHES = {"solid": "none", "dashed": "9 4", "dashdot": "9 3 2 3", "dotted": "2 
 def _series_style() -> str:
     """Colour and dash of each detector, the same in all charts."""
     lines = []
-    for index in range(NUM_COLOURS):
+    for index in range(NUM_HUES):
         _, dash = curves.style(index)
+        name = hue(index)
         lines.append(
-            f".line.s{index} {{ stroke: var(--s{index}); stroke-dasharray: {_DASHES[dash]}; }} "
-            f".band.s{index}, .point.s{index}, .dot.s{index} {{ fill: var(--s{index}); }}"
+            f".{name} {{ --own: var(--{name}); }} "
+            f".{name} .line {{ stroke-dasharray: {_DASHES[dash]}; }}"
         )
     return "\n".join(lines)
 
@@ -316,10 +413,9 @@ def _series_style() -> str:
 def _legend(rows: Sequence[Row]) -> Markup:
     items = Markup("").join(
         Markup(
-            '<li><svg viewBox="0 0 44 16" aria-hidden="true">'
-            '<polyline class="line s{0}" points="0,8 44,8"/>'
-            '<circle class="dot s{0}" cx="22" cy="8" r="5"/></svg>{1}</li>'
-        ).format(index % NUM_COLOURS, row.name)
+            '<li class="{}" data-series="{}"><svg viewBox="0 0 44 16" aria-hidden="true">'
+            '<polyline class="line" points="0,8 44,8"/>{}</svg>{}</li>'
+        ).format(hue(index), index, marker(index, 22, 8), row.name)
         for index, row in enumerate(rows)
     )
     return Markup('<ul class="legend">{}</ul>').format(items)
@@ -353,7 +449,8 @@ def _fairness(comparison: Comparison) -> list[tuple[str, str]]:
             "First backbone",
             _same(trained, "initial_backbone", "the same initial backbone weights"),
         ),
-        ("Epochs", _by_name(comparison.rows, lambda run: len(run.epochs))),
+        ("Seeds", _by_name(comparison.rows, lambda run: run.seed, ", ")),
+        ("Epochs", _by_name(comparison.rows, lambda run: len(run.epochs), " or ")),
         (
             "Parameters",
             "; ".join(f"{name} {each.parameters:,}" for name, each in cost.items()) or "unknown",
@@ -384,11 +481,15 @@ def _same(trained: Sequence[RunResult], key: str, words: str) -> str:
     )
 
 
-def _by_name(rows: Sequence[Row], value: Any) -> str:
-    values = {row.name: sorted({value(run) for run in row.runs}) for row in rows if row.seeds}
-    if len({tuple(each) for each in values.values()}) == 1:
-        return f"{' or '.join(map(str, next(iter(values.values()))))} for each"
-    return "; ".join(f"{name} {' or '.join(map(str, each))}" for name, each in values.items())
+def _by_name(rows: Sequence[Row], value: Callable[[RunResult], Any], joint: str) -> str:
+    found = {
+        row.name: joint.join(map(str, sorted({value(run) for run in row.runs})))
+        for row in rows
+        if row.seeds
+    }
+    if len(set(found.values())) == 1:
+        return f"{next(iter(found.values()))} for each"
+    return "; ".join(f"{name} {words}" for name, words in found.items())
 
 
 def _environment(trained: Sequence[RunResult]) -> list[tuple[str, str]]:
