@@ -153,10 +153,10 @@ class Detector:
         was_training = self.network.training
         self.network.eval()
         try:
-            output = self.network(self.prepare(pixels))
+            final = self.network.detect(self.prepare(pixels))
         finally:
             self.network.train(was_training)
-        decoded = decode(output.final, self.scoring, [size], limit)
+        decoded = decode(final, self.scoring, [size], limit)
         found = detections(decoded, 0, self.classes, self.category_ids, size)
         return replace(found, image=_as_picture(pixels)) if keep_image else found
 

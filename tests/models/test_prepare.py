@@ -1,4 +1,5 @@
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -107,3 +108,20 @@ def test_gradients_have_the_layout_of_their_parameters():
     assert trained
     # Not strides: those of sides of length 1 mean nothing, and do differ.
     assert all(each.is_contiguous() and each.grad.is_contiguous() for each in trained)
+
+
+@pytest.mark.parametrize("preset", FIVE)
+def test_detect_is_the_last_layer_of_forward(preset):
+    network = build_network(tiny_config(preset)).double().eval()
+    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
+    padding[1, :, 100:] = True
+    images = ImageBatch(torch.randn(2, 3, 96, 128, dtype=torch.float64), padding)
+    runs = Counter()
+    for head in network.decoder.heads:
+        head.register_forward_hook(lambda *_: runs.update(["head"]))
+    final = network(images).final
+    assert runs.pop("head") == 3
+    found = network.detect(images)
+    assert runs["head"] == (3 if tiny_config(preset).refine else 1)
+    torch.testing.assert_close(found.logits, final.logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.boxes, final.boxes, rtol=1e-9, atol=1e-9)

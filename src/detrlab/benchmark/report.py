@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from typing import Any
 
@@ -12,6 +11,7 @@ from detrlab.benchmark import memory, peak, subjects, timing
 from detrlab.compare.cost import count_parameters, gflops, machine
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError, did_you_mean
+from detrlab.ops import benchmark as op_benchmark
 from detrlab.ops import deformable
 
 AGAINST = ("transformers",)
@@ -47,8 +47,7 @@ def benchmark(
     Raises:
         UserError: ``against`` is unknown, not installed, or has no such detector.
     """
-    if against is not None and against not in AGAINST:
-        raise UserError(f"--against {against!r}{did_you_mean(against, AGAINST)}")
+    check_opponent(against)
     size = (height, width)
     measured = [subjects.ours(config, size, batch)]
     if against is not None:
@@ -58,7 +57,7 @@ def benchmark(
     calls |= {f"{each.name} inference": each.infer for each in measured}
     if train:
         calls |= {f"{each.name} training": each.learn for each in measured}
-    load = os.getloadavg()[0]
+    load = op_benchmark.load()
     times = timing.in_turn(calls, rounds)
 
     parameters, trainable = count_parameters(measured[0].network)
@@ -102,6 +101,16 @@ def benchmark(
     return report
 
 
+def check_opponent(name: str | None) -> None:
+    """Whether ``against`` can be this.
+
+    Raises:
+        UserError: it is no known library; the closest match is named.
+    """
+    if name is not None and name not in AGAINST:
+        raise UserError(f"--against {name}: no such library{did_you_mean(name, AGAINST)}")
+
+
 def _share(
     adds: float, times: timing.Times, product_adds: float, product: timing.Times
 ) -> dict[str, float]:
@@ -139,11 +148,12 @@ def _ratios(report: dict[str, Any], times: dict[str, timing.Times], against: str
 def lines(report: dict[str, Any]) -> list[str]:
     """The report as lines of text."""
     height, width = report["picture"]
+    load = report["load_before"]
     text = [
         f"{report['model']} ({report['backbone']}), {width} x {height}, batch {report['batch']}: "
         f"{report['parameters']:,} parameters, {report['gflops']:.1f} GFLOPs (multiply-adds)",
         f"{report['machine']}; matrix peak {report['matrix_peak_gflops']:.0f} G multiply-adds a "
-        f"second; ops backend {report['backend']}; load {report['load_before']:.1f}",
+        f"second; ops backend {report['backend']}" + ("" if load is None else f"; load {load:.1f}"),
     ]
     for name, row in report["libraries"].items():
         for kind, own in row.items():

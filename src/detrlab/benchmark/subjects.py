@@ -68,7 +68,7 @@ def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
     def infer() -> Any:
         network.eval()
         with torch.no_grad():
-            return network(images)
+            return network.detect(images)
 
     def learn() -> None:
         network.train()

@@ -25,6 +25,7 @@ VERBS = {
     "explain": "see where a detector looks, and why it missed an object",
     "check": "what is in a data set, and what is wrong with it",
     "convert": "checkpoints and data sets in other tools' formats",
+    "benchmark": "what a detector costs on this machine, beside transformers' if asked",
     "models": "the detectors: parameters, cost, published accuracy",
 }
 

@@ -47,7 +47,11 @@ class FoldedConv2d(nn.Module):
         scale, shift = self._norm[0].affine()
         if self.bias is not None:
             shift = shift + self.bias * scale
-        weight = self.weight * scale[:, None, None, None]
+        weight = self.weight
+        if maps.is_contiguous(memory_format=torch.channels_last):
+            # Else the convolution would lay it out so itself: forward, and again backward.
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        weight = weight * scale[:, None, None, None]
         return F.conv2d(self._pad(maps), weight, shift, **self._options)
 
     def extra_repr(self) -> str:

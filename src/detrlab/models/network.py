@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from detrlab.structures import ImageBatch, ModelOutput
+from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
 
 class Network(nn.Module):
@@ -42,3 +42,15 @@ class Network(nn.Module):
         memory = self.encoder(self.neck(features, images.padding))
         queries, proposals = self.queries(memory)
         return ModelOutput(self.decoder(queries, memory), proposals)
+
+    def detect(self, images: ImageBatch) -> Predictions:
+        """``forward(images).final`` without the predictions that nobody asked for.
+
+        A query source may offer ``choose``: memory -> the same queries, with less work than
+        ``forward`` because no proposals are returned.
+        """
+        features = self.backbone(images.pixels)
+        memory = self.encoder(self.neck(features, images.padding))
+        choose = getattr(self.queries, "choose", None)
+        queries = self.queries(memory)[0] if choose is None else choose(memory)
+        return self.decoder.final(queries, memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from detrlab.models.heads import PredictionHead
 from detrlab.models.position import box_sine_features
 from detrlab.models.references import cell_centers
 from detrlab.structures import Memory, Predictions, Queries, References
@@ -26,7 +27,7 @@ class ProposalQueries(nn.Module):
     the original code's sizes (0.05, 0.1, 0.2, 0.4) and choice by logit 0.
     """
 
-    def __init__(self, num_queries: int, width: int, head: nn.Module) -> None:
+    def __init__(self, num_queries: int, width: int, head: PredictionHead) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.width = width
@@ -38,19 +39,42 @@ class ProposalQueries(nn.Module):
 
     def forward(self, memory: Memory) -> tuple[Queries, Predictions]:
         """Queries (B, min(Q, S), D) and the predictions of all S cells."""
+        anchors, tokens = self._candidates(memory)
+        logits, deltas = self.head(tokens)
+        unactivated = deltas + anchors  # stays inf where no proposal can be: a box of (1, 1, 1, 1)
+        chosen = _rows(unactivated, self._best(logits))
+        return self._queries(chosen), Predictions(logits, unactivated.sigmoid())
+
+    def choose(self, memory: Memory) -> Queries:
+        """The queries alone: only the chosen cells need boxes."""
+        anchors, tokens = self._candidates(memory)
+        best = self._best(self.head.classes(tokens))
+        deltas: Tensor = self.head.boxes(_rows(tokens, best))
+        return self._queries(deltas + _rows(anchors, best))
+
+    def _candidates(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """The box each cell starts from, (B, S, 4) in logit space, and what the head reads."""
         anchors, usable = anchor_logits(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
-        logits, deltas = self.head(self.memory_norm(self.memory_proj(tokens)))
-        unactivated = deltas + anchors  # stays inf where no proposal can be: a box of (1, 1, 1, 1)
+        return anchors, self.memory_norm(self.memory_proj(tokens))
 
-        count = min(self.num_queries, unactivated.shape[1])
-        best = logits[..., 0].topk(count, dim=1).indices
-        chosen = unactivated.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+    def _best(self, logits: Tensor) -> Tensor:
+        """(B, S, K') -> (B, min(Q, S)), the cells most likely to show an object."""
+        count = min(self.num_queries, logits.shape[1])
+        return logits[..., 0].topk(count, dim=1).indices
+
+    def _queries(self, unactivated: Tensor) -> Queries:
+        """Chosen boxes in logit space, (B, Q, 4), as queries."""
+        chosen = unactivated.detach().sigmoid()
         embedding = self.embedding_norm(self.embedding_proj(box_sine_features(chosen, self.width)))
         position, content = embedding.chunk(2, dim=-1)  # position first
         centers, sizes = chosen.split(2, dim=-1)
-        queries = Queries(content, position, References(centers, sizes))
-        return queries, Predictions(logits, unactivated.sigmoid())
+        return Queries(content, position, References(centers, sizes))
+
+
+def _rows(values: Tensor, indices: Tensor) -> Tensor:
+    """(B, S, N) values, (B, Q) indices -> (B, Q, N)."""
+    return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def anchor_logits(memory: Memory) -> tuple[Tensor, Tensor]:

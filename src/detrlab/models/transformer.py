@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from detrlab.models.references import Advance, decode_boxes
+from detrlab.models.references import Advance, decode_boxes, keep_references
 from detrlab.ops.dropout import add_dropout, relu_dropout
 from detrlab.structures import Memory, Predictions, Queries, References
 
@@ -171,9 +171,27 @@ class Decoder(nn.Module):
         predictions = []
         for index, layer in enumerate(self.layers):
             queries = layer(queries, memory)
-            head = self.heads[index % len(self.heads)]
-            logits, deltas = head(self.norm(queries.content))
-            boxes = decode_boxes(deltas, queries.references)
-            predictions.append(Predictions(logits, boxes))
-            queries = queries._replace(references=self.advance(queries.references, boxes))
+            predictions.append(self._predict(index, queries))
+            queries = self._advance(queries, predictions[-1].boxes)
         return tuple(predictions)
+
+    def final(self, queries: Queries, memory: Memory) -> Predictions:
+        """Only the last layer's predictions: what ``forward(...)[-1]`` is.
+
+        Earlier heads run only where their boxes decide where the next layer looks.
+        """
+        *earlier, last = self.layers
+        for index, layer in enumerate(earlier):
+            queries = layer(queries, memory)
+            if self.advance is not keep_references:
+                queries = self._advance(queries, self._predict(index, queries).boxes)
+        return self._predict(len(earlier), last(queries, memory))
+
+    def _predict(self, index: int, queries: Queries) -> Predictions:
+        """What the head of a layer says about the queries that leave it."""
+        head = self.heads[index % len(self.heads)]
+        logits, deltas = head(self.norm(queries.content))
+        return Predictions(logits, decode_boxes(deltas, queries.references))
+
+    def _advance(self, queries: Queries, boxes: Tensor) -> Queries:
+        return queries._replace(references=self.advance(queries.references, boxes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -255,13 +257,19 @@ def _milliseconds(call: Callable[[], None]) -> float:
 
 
 def to_dict(rows: Sequence[Row]) -> dict[str, Any]:
-    """All rows with their speed-ups over the reference, and the number of threads."""
+    """All rows with their speed-ups over the reference, and where they were measured."""
     baselines = {(row.size, row.form): row for row in rows if row.backend == "reference"}
     return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rows": [row.to_dict(baselines[row.size, row.form]) for row in rows],
     }
+
+
+def load() -> float | None:
+    """How many programs want to run on this machine; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,164 @@
+"""``detrlab benchmark``: what a detector, or deformable attention alone, costs on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.config import ModelConfig
+
+_OP_PICTURE = (800, 1066)
+_PICTURE = (640, 640)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure detectors on this machine: latency, throughput, training step, memory, arithmetic.
+
+    With --op: verify every backend of deformable attention, and time those that are right.
+    Exit code 0: measured; 1: a backend is not used, the table says why.
+    """
+
+    model: tuple[str, ...] = ("deformable-detr-two-stage",)
+    """Which detectors, one after the other: see detrlab models."""
+    imgsz: tuple[int, ...] = ()
+    """Height and width of the pictures in pixels, or one number for both; by default 640, and
+    800 1066 with --op."""
+    batch: int = 1
+    """Pictures at a time."""
+    rounds: int = 7
+    """How often everything is timed, in turn, after one round that does not count."""
+    against: str | None = None
+    """Measure the same architecture of another library in the same rounds: transformers."""
+    train: bool = True
+    """Also measure training steps."""
+    memory: bool = True
+    """Also measure peak memory, each in a process of its own."""
+    op: bool = False
+    """Deformable attention alone instead of detectors."""
+    device: str = "cpu"
+    """With --op: where, such as cuda. Detectors are measured on the CPU."""
+    threads: int | None = None
+    """Threads that torch uses; by default its own number."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Changes of the architecture: model.num_queries=100 model.backbone=resnet18 ..."""
+    output: str | None = None
+    """Also write everything to this JSON file. Nothing is overwritten."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+def run(options: Options) -> int:
+    """Measure; returns the exit code."""
+    import torch
+
+    size = _size(options)
+    for name, number in (("batch", options.batch), ("rounds", options.rounds)):
+        if number < 1:
+            raise UserError(f"--{name} {number}: at least 1")
+    if options.output is not None and Path(options.output).exists():
+        raise UserError(f"--output {options.output} exists already: choose another name")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UserError(f"--threads {options.threads}: at least 1")
+        torch.set_num_threads(options.threads)
+    return _measure_op(options, size) if options.op else _measure_detectors(options, size)
+
+
+def _size(options: Options) -> tuple[int, int]:
+    """(height, width) of the pictures."""
+    given = options.imgsz or (_OP_PICTURE if options.op else _PICTURE)
+    if len(given) > 2 or min(given) < 32:
+        text = " ".join(map(str, given))
+        raise UserError(f"--imgsz {text}: give a height and a width of at least 32, or one number")
+    return given[0], given[-1]
+
+
+def _measure_op(options: Options, size: tuple[int, int]) -> int:
+    from detrlab.cli.common import pick_device
+    from detrlab.ops import benchmark
+
+    if options.against is not None:
+        raise UserError(
+            "--op already times every backend that is installed: leave --against out, or --op"
+        )
+    device = pick_device(options.device)
+    load = benchmark.load()
+    rows = benchmark.compare_backends(
+        *size, device=device, rounds=options.rounds, batch=options.batch
+    )
+    report = {
+        "picture": list(size),
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "device": str(device),
+        "load_before": load,
+        **benchmark.to_dict(rows),
+    }
+    _show(options, report, benchmark.table(rows))
+    return 1 if any(row.problem is not None for row in rows) else 0
+
+
+def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
+    from detrlab.benchmark.report import benchmark, check_opponent, lines
+    from detrlab.cli.common import say
+
+    if options.device != "cpu":
+        raise UserError(
+            f"--device {options.device}: detectors are measured on the CPU; only --op takes others"
+        )
+    check_opponent(options.against)
+    configs = [_config(name, options.set) for name in options.model]
+    reports = []
+    for config in configs:
+        say(f"measuring {config.preset}: {options.rounds + 1} rounds")
+        report = benchmark(
+            config,
+            height=size[0],
+            width=size[1],
+            batch=options.batch,
+            rounds=options.rounds,
+            against=options.against,
+            train=options.train,
+            with_memory=options.memory,
+        )
+        reports.append(report)
+        if not options.json:
+            print("\n".join(lines(report)), flush=True)
+    _show(options, reports, [])
+    return 0
+
+
+def _config(preset: str, changes: tuple[str, ...]) -> ModelConfig:
+    """The architecture with COCO's 91 rows of classes, as published, and what ``--set`` says."""
+    from detrlab.cli.settings import known_settings, parse_setting
+    from detrlab.errors import did_you_mean
+    from detrlab.presets import model_config
+
+    known = [name for name in known_settings() if name.startswith("model.")]
+    given = dict(parse_setting(text) for text in changes)
+    for name in given:
+        if name not in known:
+            raise UserError(f"--set {name}: no such setting{did_you_mean(name, known)}")
+    fields = {name.removeprefix("model."): value for name, value in given.items()}
+    return model_config(preset, 91, **fields)
+
+
+def _show(options: Options, report: Any, text: list[str]) -> None:
+    from detrlab import files
+    from detrlab.cli.common import say
+
+    if options.json:
+        print(json.dumps(report))
+    elif text:
+        print("\n".join(text))
+    if options.output is not None:
+        files.write_json(Path(options.output), report)
+        say(f"written to {options.output}")
