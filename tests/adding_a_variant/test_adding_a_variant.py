@@ -105,6 +105,15 @@ else:
 """
 
 
+REFUSED = """
+from detrlab.presets import model_config
+try:
+    model_config("detr", 3, queries="anchors")
+except Exception as error:
+    print(error)
+"""
+
+
 @pytest.mark.slow
 def test_what_is_forgotten_is_named(tmp_path, house):
     said = dict(re.findall(r"^\| the (\w[\w ]*) \| `(.+?)`", PAGE, re.MULTILINE))
@@ -119,6 +128,7 @@ def test_what_is_forgotten_is_named(tmp_path, house):
         copy = copy_of_the_house(tmp_path / what.replace(" ", "-"), without=[file])
         assert said[what] in run(copy, "-c", FORGET, NEW)
     assert run(house, "-c", FORGET, NEW).strip() == "built"
+    assert "dense attention has no reference to look from" in run(house, "-c", REFUSED)
 
 
 @pytest.mark.slow
