@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from detrlab.errors import UserError, did_you_mean
 
@@ -193,6 +200,14 @@ SAMPLING_GROUP = LearningRateGroup(
 )
 
 
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def _written_out(precision: Any) -> Any:
+    """The name in full of what many tools abbreviate."""
+    return _SHORT.get(precision, precision) if isinstance(precision, str) else precision
+
+
 class TrainConfig(Record):
     """How a detector is trained."""
 
@@ -222,7 +237,9 @@ class TrainConfig(Record):
     """Weight of the class loss; None takes the scoring's own (softmax 1, sigmoid 2)."""
     box_weight: float = Field(5.0, ge=0)
     giou_weight: float = Field(2.0, ge=0)
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], BeforeValidator(_written_out)
+    ] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"
     """Where the first weights come from: ``imagenet`` (backbone), ``none``, ``coco``, or a file."""

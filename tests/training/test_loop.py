@@ -195,3 +195,15 @@ def test_the_checkpoint_suggests_a_threshold(tmp_path, tiny_config, tiny_data):
     suggested = suggest_thresholds(match(truth, found)).overall.score
     stored = native.load(folder / "weights" / "last.safetensors").threshold
     assert stored == pytest.approx(suggested, abs=1e-4)
+
+
+def test_precisions_have_short_names_too(tiny_config):
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float16": "float16"}
+    assert {name: tiny_config(precision=name).train.precision for name in names} == names
+    with pytest.raises(UserError, match=r"precision: .*'bfloat16' or 'float16'"):
+        tiny_config().train.change(precision="half")
+
+
+def test_a_state_is_saved_after_some_steps_not_after_none():
+    with pytest.raises(UserError, match="save_every 0: a number of steps from 1"):
+        Options(save_every=0)

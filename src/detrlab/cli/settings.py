@@ -43,7 +43,7 @@ class RecipeOptions:
     workers: int | None = None
     """Processes that load images; 0 loads them in the training process."""
     precision: str | None = None
-    """float32, bfloat16 or float16."""
+    """float32, bfloat16 (bf16) or float16 (fp16)."""
     set: tuple[str, ...] = ()
     """Any other settings: model.width=192 train.clip=0.5 data.augmentation=detr ..."""
 

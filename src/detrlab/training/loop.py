@@ -92,6 +92,10 @@ class Options:
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[Row], None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.save_every is not None and self.save_every < 1:
+            raise UserError(f"save_every {self.save_every}: a number of steps from 1 is needed")
+
 
 @dataclass(frozen=True)
 class Outcome:
