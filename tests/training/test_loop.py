@@ -148,9 +148,12 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, tiny_config, tiny_data):
 
 def test_training_stops_early_when_nothing_gets_better(tmp_path, tiny_config, tiny_data):
     config = tiny_config(epochs=9, patience=2, learning_rate=1e-12)
-    outcome = train(config, tmp_path, tiny_data)
+    lines = []
+    outcome = train(config, tmp_path, tiny_data, Options(say=lines.append))
     assert outcome.finished
     assert len(outcome.epochs) < 9
+    ended = f"stopped early, after epoch {len(outcome.epochs)} of 9: no better AP in 2 epochs"
+    assert ended in lines
     assert len(outcome.epochs) - (outcome.best_epoch or 0) == 2
     assert RunFolder(tmp_path).read_metrics()["stopped_early"]
 

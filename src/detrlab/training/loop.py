@@ -293,6 +293,7 @@ class _Run:
             while not self._is_done(self.progress.epochs):
                 self._train_epoch()
                 self._finish_epoch()
+            self._tell_early_end()
         except _Stopped:
             self._save_state()
             self.say(
@@ -445,6 +446,14 @@ class _Run:
             f"going on after step {self.progress.step}, epoch {len(self.progress.epochs)} of "
             f"{self.config.train.epochs}"
         )
+
+    def _tell_early_end(self) -> None:
+        rows, train = self.progress.epochs, self.config.train
+        if len(rows) < train.epochs:
+            self.say(
+                f"stopped early, after epoch {len(rows)} of {train.epochs}: no better AP in "
+                f"{train.patience} epochs"
+            )
 
     def _about(self) -> dict[str, Any]:
         return {"data": fingerprint(self.data), "steps_per_epoch": self.steps_per_epoch}
