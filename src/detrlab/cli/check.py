@@ -82,8 +82,9 @@ def _fix(options: Options, config: DataConfig) -> int:
     else:
         print("\n".join(repair.changes))
         print(
-            f"{len(repair.changes):,} changes (see changes.txt); {repair.images:,} images and "
-            f"{repair.boxes:,} boxes are in {repair.folder}; {options.data} is as it was"
+            f"{len(repair.changes):,} change{'s' * (len(repair.changes) != 1)} (see changes.txt); "
+            f"{repair.images:,} images and {repair.boxes:,} boxes are in {repair.folder}; "
+            f"{options.data} is as it was"
         )
     return 0
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from detrlab.errors import UserError
 
 if TYPE_CHECKING:
+    from detrlab.api import Detector
     from detrlab.data import Table
     from detrlab.evaluation.coco import Evaluator
+
+SPLITS = ("val", "train", "test", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Options:
     trust: bool = False
     """Judge --predictions as they stand, even if they look like another convention."""
     split: str = "val"
-    """Which part of the data: val or train."""
+    """Which part of the data: val, train, test, or all of data that has no splits."""
     imgsz: int | None = None
     """Another image size than the checkpoint was trained with."""
     workers: int = 0
@@ -47,24 +50,33 @@ class Options:
 def run(options: Options) -> int:
     """Evaluate; returns the exit code."""
     from detrlab import files
-    from detrlab.cli.common import fresh_folder, print_metrics, say
-    from detrlab.data import open_data
+    from detrlab.api import load
+    from detrlab.cli.common import fresh_folder, pick_device, print_metrics, say
+    from detrlab.data import open_data, open_whole
     from detrlab.evaluation.coco import Evaluator
     from detrlab.evaluation.folder import write_analysis
 
     if (options.model is None) == (options.predictions is None):
         raise UserError("give either --model CHECKPOINT or --predictions FILE")
-    if options.split not in ("val", "train"):
-        raise UserError(f"--split {options.split}: known: val, train")
-    data = open_data(options.data)
+    if options.split not in SPLITS:
+        raise UserError(f"--split {options.split}: known: {', '.join(SPLITS)}")
+    data = open_whole(options.data) if options.split == "all" else open_data(options.data)
     for note in data.notes:
         say(note)
-    table = data.val if options.split == "val" else data.train
+    if data.split_off and options.split == "val":
+        say("only those are judged; data that no training has seen: --split all judges all of it")
+    tables = {"val": data.val, "train": data.train, "test": data.test, "all": data.val}
+    table = tables[options.split]
+    if table is None:
+        raise UserError(f"{data.name} has no test split beside the one it is judged on: try val")
     if options.predictions is not None:
         layers = []
         evaluator = _read(options, table)
     else:
-        layers = _infer(options, table)
+        assert options.model is not None
+        detector = load(options.model).to(pick_device(options.device))
+        table = _in_words_of(detector, table, options)
+        layers = _infer(detector, options, table)
         evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
     folder = fresh_folder(options.output)
@@ -98,20 +110,22 @@ def _read(options: Options, table: Table) -> Evaluator:
     return evaluator
 
 
-def _infer(options: Options, table: Table) -> list[Evaluator]:
-    """The detections of every decoder layer; the last are the detector's."""
-    from detrlab.api import load
-    from detrlab.cli.common import pick_device
-    from detrlab.data import batches
-    from detrlab.evaluation.coco import evaluate_layers
-
-    assert options.model is not None
-    detector = load(options.model).to(pick_device(options.device))
-    if detector.classes != table.classes:
+def _in_words_of(detector: Detector, table: Table, options: Options) -> Table:
+    """The data in the order of the detector's classes; photographs need not show all of them."""
+    try:
+        return table.with_classes(detector.classes)
+    except UserError:
         raise UserError(
             f"{options.model} knows the classes {', '.join(detector.classes)}; the data has "
             f"{', '.join(table.classes)}: evaluate on data with the checkpoint's classes"
-        )
+        ) from None
+
+
+def _infer(detector: Detector, options: Options, table: Table) -> list[Evaluator]:
+    """The detections of every decoder layer; the last are the detector's."""
+    from detrlab.data import batches
+    from detrlab.evaluation.coco import evaluate_layers
+
     config = detector.preprocessing
     if options.imgsz is not None:
         scale = options.imgsz / config.image_size

@@ -46,7 +46,7 @@ def run(options: Options) -> int:
     recipe = options.settled()
     given = {"train.seed": options.seed, "train.patience": options.patience}
     recipe = change_settings(recipe, {name: v for name, v in given.items() if v is not None})
-    data = open_data(recipe.data.data, seed=recipe.train.seed)
+    data = open_data(recipe.data.data)
     config = loop.plan(options.model, recipe, data)
     folder = options.output or f"runs/train/{options.model}"
     steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)

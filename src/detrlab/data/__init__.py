@@ -1,7 +1,7 @@
 """Readers fill one in-memory table; transforms and batching turn it into what networks eat."""
 
 from detrlab.data.batching import Batch, batches, num_batches
-from detrlab.data.sources import DataSet, open_data
+from detrlab.data.sources import DataSet, open_data, open_whole
 from detrlab.data.table import Table
 from detrlab.data.transforms import eval_transform
 
@@ -13,4 +13,5 @@ __all__ = [
     "eval_transform",
     "num_batches",
     "open_data",
+    "open_whole",
 ]

@@ -29,6 +29,7 @@ from detrlab.data.raw import (
 )
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import RawData, read_raw
+from detrlab.data.split import VAL_SHARE
 from detrlab.data.table import Table
 from detrlab.errors import UserError
 
@@ -89,6 +90,16 @@ class Examined(NamedTuple):
     pairs: list[SamePicture]
 
 
+def _missing_split(data: RawData) -> list[str]:
+    """What training will do where no split is there to judge by."""
+    names = {split.name for split in data.splits}
+    if "val" in names and len(names) > 1:
+        return []
+    if "test" in names and len(names) > 1:
+        return ["there is no validation split: training will judge by the test split"]
+    return [f"there is no validation split: training will split off {VAL_SHARE:.0%} of the images"]
+
+
 class SamePicture(NamedTuple):
     """Two entries that show the same picture."""
 
@@ -144,9 +155,10 @@ def examine(
         format=data.splits[0].format,
         splits=tuple(summarize(table) for table in tables),
         findings=findings,
-        notes=data.notes,
+        notes=(*data.notes, *_missing_split(data)),
         quick=quick,
         tables=tuple(tables),
+        licences=tuple(dict.fromkeys(each for split in data.splits for each in split.licences)),
     )
     return Examined(report, data, words, headers, inspections, pairs)
 
@@ -364,7 +376,7 @@ def _report_pairs(data: RawData, pairs: list[SamePicture], findings: Findings) -
             split.name,
             split.members[i] or "",
             split.image_ids[i],
-            detail=f"as {partner.name}: {partner.members[j]}",
+            detail=f"as {partner.name}: {partner.members[j]}".replace("as : ", "as "),
             other=(partner.name, partner.image_ids[j]),
         )
         findings.extend(rule, 1, [finding])

@@ -61,6 +61,34 @@ def box_masks(
 ) -> Masks:
     """The rules that each annotation can be judged by, from xywh boxes in pixels."""
     finite, solid = sound(boxes)
+    at = placed(boxes, owners, sizes)
+    duplicate, two_classes = _repeated(boxes, owners, category_ids, at.judged & ~crowd)
+    return Masks(
+        not_finite=~finite,
+        empty=finite & ~solid,
+        scale=at.scale,
+        off_image=at.off_image,
+        over_edge=at.over_edge,
+        whole=at.whole,
+        duplicate=duplicate,
+        two_classes=two_classes,
+    )
+
+
+class Placed(NamedTuple):
+    """How boxes lie in their images; (M,) bool each."""
+
+    judged: np.ndarray
+    """Sound boxes in pixels, of listed images of known size."""
+    scale: np.ndarray
+    off_image: np.ndarray
+    over_edge: np.ndarray
+    whole: np.ndarray
+
+
+def placed(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> Placed:
+    """How xywh boxes lie in images of these (height, width)."""
+    _, solid = sound(boxes)
     listed = owners >= 0
     frame = sizes[np.where(listed, owners, 0)] if len(sizes) else np.zeros((len(owners), 2))
     height, width = frame.T.astype(np.float64)
@@ -76,18 +104,7 @@ def box_masks(
         beyond = np.maximum(high - bounds, -low).max(axis=1, initial=-np.inf)
         over = judged & ~off & (beyond > EDGE_SLACK)
         covered = inner.clip(min=0).prod(axis=1) / np.maximum(bounds.prod(axis=1), 1)
-    whole = judged & ~off & (covered >= WHOLE_IMAGE)
-    duplicate, two_classes = _repeated(boxes, owners, category_ids, judged & ~crowd)
-    return Masks(
-        not_finite=~finite,
-        empty=finite & ~solid,
-        scale=scale,
-        off_image=off,
-        over_edge=over,
-        whole=whole,
-        duplicate=duplicate,
-        two_classes=two_classes,
-    )
+    return Placed(judged, scale, off, over, judged & ~off & (covered >= WHOLE_IMAGE))
 
 
 def _repeated(
@@ -207,6 +224,7 @@ def _add(
                 split.image_ids[owner] if owner >= 0 else None,
                 split.place(row),
                 detail.format(box=_box_text(boxes[row]), category=int(split.category_ids[row])),
+                box=tuple(boxes[row].tolist()),
             )
 
     findings.extend(rule, len(rows), found())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrlab.data.check_report import Report, describe, printable
+from detrlab.data.check_report import Report, describe, printable, shortened
 from detrlab.data.findings import Finding
 from detrlab.data.table import Table, clamped_corners
 from detrlab.errors import UserError
@@ -23,8 +23,15 @@ PICTURES = 8
 EXAMPLES = 2
 """Pictures shown for a rule."""
 THUMB_WIDTH = 320
+MOST_CLASSES = 200
+"""Classes in a table; the commonest of more."""
 LISTED = 20
 """Findings listed for a rule; the JSON has more."""
+
+_SEEN = 8
+"""Pixels below which a marked box needs a ring to be found."""
+
+Box = tuple[float, float, float, float]
 
 _COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a800", "#7a5195",
@@ -48,6 +55,7 @@ def write_page(report: Report, path: Path) -> None:
         report=report,
         source=printable(report.source),
         notes=[printable(note) for note in report.notes],
+        licences=[printable(licence) for licence in report.licences],
         verdict=report.verdict(),
         counts=report.findings.severities(),
         rules=[_rule(report, *entry) for entry in report.findings.by_rule()],
@@ -80,17 +88,19 @@ def _examples(report: Report, listed: list[Finding]) -> list[dict[str, str]]:
     for finding in listed:
         if shown == EXAMPLES:
             break
-        about = [(finding.split, finding.image, finding.annotation, describe(finding))]
+        about: list[tuple[str, int | str | None, Box | None, str]] = [
+            (finding.split, finding.image, finding.box, describe(finding))
+        ]
         if finding.other is not None:
-            about.append((*finding.other, None, f"{finding.other[0]}: image {finding.other[1]}"))
+            partner, other = finding.other
+            about.append((partner, other, None, printable(f"{partner or 'train'}: image {other}")))
         found = []
-        for split, image, annotation, caption in about:
+        for split, image, box, caption in about:
             table = tables.get(split or "train")
             if table is None or not (table.image_ids == image).any():
                 continue
             position = int(np.flatnonzero(table.image_ids == image)[0])
-            marked = annotation if isinstance(annotation, int) else None
-            if data := _picture(table, position, marked):
+            if data := _picture(table, position, box):
                 found.append({"data": data, "caption": caption})
         examples += found
         shown += bool(found)
@@ -100,18 +110,21 @@ def _examples(report: Report, listed: list[Finding]) -> list[dict[str, str]]:
 def _split(report: Report, k: int) -> dict[str, Any]:
     split, table = report.splits[k], report.tables[k]
     top = max(split.per_class.values(), default=0) or 1
+    classes = [(label, *pair) for label, pair in enumerate(split.per_class.items())]
+    shown = sorted(sorted(classes, key=lambda row: -row[2])[:MOST_CLASSES])
     sizes = sum(split.sizes.values()) or 1
     return {
         "summary": split,
         "classes": [
             {
-                "name": printable(name),
+                "name": printable(shortened(name, 80)),
                 "count": count,
                 "width": 100 * count / top,
                 "colour": colour(label),
             }
-            for label, (name, count) in enumerate(split.per_class.items())
+            for label, name, count in shown
         ],
+        "more_classes": len(split.per_class) - len(shown),
         "sizes": [
             {"name": name, "count": count, "width": 100 * count / sizes}
             for name, count in split.sizes.items()
@@ -156,8 +169,8 @@ def _choose(table: Table) -> list[int]:
     return list(dict.fromkeys(chosen))[:PICTURES]
 
 
-def _picture(table: Table, i: int, marked: int | None = None) -> str:
-    """Image i with its boxes as a data URL, one of them marked; empty if it cannot be read."""
+def _picture(table: Table, i: int, marked: Box | None = None) -> str:
+    """Image i with its boxes as a data URL, and one marked; empty if it cannot be read."""
     from PIL import Image
 
     try:
@@ -171,7 +184,9 @@ def _picture(table: Table, i: int, marked: int | None = None) -> str:
         Image.Resampling.BILINEAR,
         reducing_gap=2.0,
     )
-    _draw(small, table, i, scale, picture.size, marked)
+    _draw(small, table, i, scale, picture.size)
+    if marked is not None:
+        _mark(small, marked, scale)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -183,21 +198,36 @@ def _draw(
     i: int,
     scale: float,
     size: tuple[int, int],
-    marked: int | None,
 ) -> None:
-    """Boxes in the colours of their classes, the marked annotation in red and thick."""
+    """Boxes in the colours of their classes."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(picture)
     rows = slice(int(table.starts[i]), int(table.starts[i + 1]))
     corners = clamped_corners(table.boxes[rows], size[1], size[0]) * scale
-    ids = table.annotation_ids[rows]
-    for (x0, y0, x1, y1), label, number in zip(
-        corners[:500].tolist(), table.labels[rows][:500].tolist(), ids[:500].tolist(), strict=True
+    for (x0, y0, x1, y1), label in zip(
+        corners[:500].tolist(), table.labels[rows][:500].tolist(), strict=True
     ):
         x1, y1 = max(x1 - 1, x0), max(y1 - 1, y0)
         thick = 2 if min(x1 - x0, y1 - y0) > 24 else 1
-        if number == marked:
-            draw.rectangle((x0, y0, x1, y1), outline="#ff0030", width=thick + 2)
-        else:
-            draw.rectangle((x0, y0, x1, y1), outline=colour(label), width=thick)
+        draw.rectangle((x0, y0, x1, y1), outline=colour(label), width=thick)
+
+
+def _mark(picture: Image.Image, box: Box, scale: float) -> None:
+    """A box in red and thick, and a ring around it where it is too small to be seen.
+
+    What lies outside of the picture is marked where it comes closest.
+    """
+    from PIL import ImageDraw
+
+    x, y, w, h = (float(np.nan_to_num(value)) for value in box)
+    edges = np.array([[x, y], [x + w, y + h]]) * scale
+    (x0, y0), (x1, y1) = np.clip(np.sort(edges, axis=0), 0, np.array(picture.size) - 1).tolist()
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x0, y0, x1, y1), outline="#ff0030", width=3)
+    if min(x1 - x0, y1 - y0) < _SEEN:
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        radius = max(x1 - x0, y1 - y0) / 2 + _SEEN
+        draw.ellipse(
+            (cx - radius, cy - radius, cx + radius, cy + radius), outline="#ff0030", width=2
+        )

@@ -13,6 +13,8 @@ from detrlab.data.findings import Finding, Findings
 from detrlab.data.table import Table
 from detrlab.files import write_json
 
+MOST_CLASSES = 100
+"""Classes on the terminal; the commonest of more."""
 SMALL, LARGE = 32**2, 96**2
 """COCO's bounds of small and large, in square pixels."""
 
@@ -60,6 +62,7 @@ class Report:
         notes: what was decided while opening it.
         quick: whether pixels were left unread.
         tables: the splits as training would see them, for pictures.
+        licences: of the images, as the annotations state them.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Report:
     notes: tuple[str, ...] = ()
     quick: bool = False
     tables: tuple[Table, ...] = field(default=(), repr=False)
+    licences: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -90,6 +94,7 @@ class Report:
             "ok": self.ok,
             "quick": self.quick,
             "notes": [printable(note) for note in self.notes],
+            "licences": [printable(licence) for licence in self.licences],
             "splits": [split._asdict() for split in self.splits],
             "counts": self.findings.severities(),
             "rules": [
@@ -116,7 +121,9 @@ class Report:
         """The report as lines of text; each rule with a few of its findings."""
         lines = [f"{self.name} ({self.format}): {printable(self.source)}"]
         lines += [f"  {line}" for split in self.splits for line in _summary_lines(split)]
-        lines += [f"  {printable(note)}" for note in self.notes]
+        lines += [f"  {printable(shortened(note))}" for note in self.notes]
+        if self.licences:
+            lines.append(f"  licence as stated: {printable('; '.join(self.licences))}")
         for rule, count, listed in self.findings.by_rule():
             lines += ["", f"{rule.severity}: {rule.title} ({count:,})  [{rule.key}]"]
             lines += [f"    {describe(finding)}" for finding in listed[:examples]]
@@ -134,7 +141,7 @@ class Report:
         fixable = any(
             rule.repair and rule.severity != "note" for rule, _, _ in self.findings.by_rule()
         )
-        advice = "; --fix writes a cleaned copy" if fixable else ""
+        advice = "; --fix FOLDER writes a cleaned copy" if fixable else ""
         opening = "No errors" if self.ok else "Something is wrong"
         return f"{opening}: {', '.join(found)}{advice}."
 
@@ -159,7 +166,14 @@ def describe(finding: Finding) -> str:
         parts.append(place if not place.isdigit() else f"annotation {place}")
     if finding.split:
         parts.insert(0, f"{finding.split}:")
-    return printable(" ".join(parts) + (f": {finding.detail}" if finding.detail else ""))
+    parts = [shortened(part) for part in parts]
+    detail = f": {shortened(finding.detail)}" if finding.detail else ""
+    return printable(" ".join(parts) + detail)
+
+
+def shortened(text: str, length: int = 300) -> str:
+    """Text of strangers may have megabytes; its ends tell what it is."""
+    return text if len(text) <= length else f"{text[: length - 60]} ... {text[-50:]}"
 
 
 def printable(text: str) -> str:
@@ -212,5 +226,9 @@ def _summary_lines(split: Summary) -> Iterable[str]:
         + f"; {split.crowd:,} crowd regions"
         * bool(split.crowd)
     )
-    classes = ", ".join(f"{printable(name)} {count:,}" for name, count in split.per_class.items())
-    yield f"  {classes}"
+    counts = list(split.per_class.items())
+    shown = sorted(range(len(counts)), key=lambda k: -counts[k][1])[:MOST_CLASSES]
+    classes = [f"{printable(shortened(counts[k][0], 80))} {counts[k][1]:,}" for k in sorted(shown)]
+    if len(counts) > MOST_CLASSES:
+        classes.append(f"and {len(counts) - MOST_CLASSES:,} classes with fewer")
+    yield f"  {', '.join(classes)}"

@@ -255,8 +255,6 @@ def _losses(data: RawData, words: Vocabulary, cleaned: Sequence[Cleaned], to: st
         own_areas = int((np.abs(areas - boxes[:, 2] * boxes[:, 3]) > 0.5).sum())
         if own_areas:
             losses.append(f"{own_areas:,} areas that are not width times height are forgotten")
-    if data.splits[0].format == "voc":
-        losses.append("pose, truncated and part elements are forgotten")
     if to == "yolo" and crowd:
         losses.append(f"{crowd:,} crowd or difficult regions are left out: YOLO has none")
     if to == "voc":

@@ -125,7 +125,7 @@ RULES: dict[str, Rule] = {
         Rule("box-vanishes", "warning", "object is less than 2 pixels at the training size",
              "train at a larger --imgsz, or cut the images into tiles"),
         Rule("too-many-objects", "warning", "image has more objects than the detector has queries",
-             "raise num_queries"),
+             "give the detector more: --set model.num_queries=300"),
         # Pictures that are the same.
         Rule("duplicate-exact", "warning", "same picture twice in one split",
              "delete one", "keeps the first"),
@@ -152,6 +152,7 @@ class Finding(NamedTuple):
         annotation: the annotation's id or line, if it is about one.
         detail: the offending values.
         other: split and id of the other image, where the finding is about two.
+        box: x, y, width and height of the annotation in pixels, if it is about one.
     """
 
     rule: str
@@ -161,6 +162,7 @@ class Finding(NamedTuple):
     annotation: int | str | None = None
     detail: str = ""
     other: tuple[str, int | str] | None = None
+    box: tuple[float, float, float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the rule's severity, remedy and repair."""

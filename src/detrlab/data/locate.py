@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from detrlab.data.findings import Findings
 from detrlab.data.pictures import ENDINGS
@@ -47,7 +49,8 @@ def locate_images(
 
     Names are looked up below the folder that most of them are found in: next to the
     annotations, in ``images``, in the split's own folder, wherever. Absolute names and names
-    of another system are looked up by their last part.
+    of another system are looked up by their last part; so are names that differ in case only, in
+    how accents are written, or that are written as in an address (``my%20photo.jpg``).
     """
     names = store.names
     here = posixpath.dirname(annotation_file)
@@ -61,6 +64,7 @@ def locate_images(
     members: list[str | None] = []
     refused = set(store.refused)
     by_name: dict[str, str] | None = None
+    loose: dict[str, str] | None = None
     prefix = best + "/" if best else ""
     for file in files:
         plain = prefix + file
@@ -69,7 +73,11 @@ def locate_images(
         if member is None or member not in names:
             if by_name is None:
                 by_name = _unique_names(store, best)
-            found = by_name.get(posixpath.basename(file.replace("\\", "/")))
+            last = posixpath.basename(file.replace("\\", "/"))
+            found = by_name.get(last)
+            if found is None:
+                loose = _loosely(by_name) if loose is None else loose
+                found = loose.get(_loose(last))
             _report(file, member, found, refused, annotation_file, split, findings)
             member = found
         members.append(member)
@@ -112,6 +120,20 @@ def _unique_names(store: Store, preferred: str) -> dict[str, str]:
         else:
             found.setdefault(last, name)
     return {last: name for last, name in found.items() if last not in twice}
+
+
+def _loose(name: str) -> str:
+    """What stays the same on disks that ignore case or write accents apart, and in addresses."""
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def _loosely(by_name: dict[str, str]) -> dict[str, str]:
+    """Files by the loose form of their last part, where that is unambiguous."""
+    found: dict[str, str | None] = {}
+    for last, name in by_name.items():
+        key = _loose(last)
+        found[key] = None if key in found else name
+    return {key: name for key, name in found.items() if name is not None}
 
 
 def _report(

@@ -364,10 +364,15 @@ def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
         UserError: the archive is damaged there.
     """
     offset, packed, size, deflated, crc = where
+    damaged = f"{name} is damaged in its archive: copy or download the archive again"
+    # The list of an archive may claim anything: nothing beyond its end is sought or read.
+    end = file.seek(0, io.SEEK_END)
+    if min(offset, packed) < 0 or offset + packed > end:
+        raise UserError(damaged)
     file.seek(offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\3\4":
-        raise UserError(f"{name} is damaged in its archive: copy or download the archive again")
+        raise UserError(damaged)
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     file.seek(name_length + extra_length, io.SEEK_CUR)
     data = file.read(packed)
@@ -378,7 +383,7 @@ def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
         except zlib.error:
             data = b""
     if len(data) != size or zlib.crc32(data) != crc:
-        raise UserError(f"{name} is damaged in its archive: copy or download the archive again")
+        raise UserError(damaged)
     return data
 
 

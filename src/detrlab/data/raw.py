@@ -7,6 +7,7 @@ raw split and explains.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -163,12 +164,15 @@ def _distinct_names(split: RawSplit, findings: Findings) -> dict[int, str]:
 def _placeholders(splits: Sequence[RawSplit]) -> set[int]:
     """Categories that Roboflow adds: no boxes, and the name is the others' supercategory."""
     used = set(np.unique(np.concatenate([split.category_ids for split in splits])).tolist())
-    placeholders = set()
-    for category, name in splits[0].categories.items():
-        others = [group for other, group in splits[0].groups.items() if other != category]
-        if category not in used and others and all(group == name for group in others):
-            placeholders.add(category)
-    return placeholders
+    groups = splits[0].groups
+    members = Counter(groups.values())
+    return {
+        category
+        for category, name in splits[0].categories.items()
+        if category not in used
+        # Every other category belongs to it, and there are others.
+        and 0 < members[name] - (groups.get(category) == name) == len(groups.keys() - {category})
+    }
 
 
 def read_headers(split: RawSplit) -> list[Header | str]:
@@ -204,16 +208,33 @@ def misfits(split: RawSplit, sizes: np.ndarray) -> dict[int, bool]:
     have to be scaled. Otherwise they stay as they are, as in every other tool.
     """
     wrong = (split.declared > 0).all(1) & (sizes > 0).all(1) & (split.declared != sizes).any(1)
-    found = {}
+    if not wrong.any():
+        return {}
     slack = 2.0
+    rows = np.flatnonzero(split.owners >= 0)
+    rows = rows[wrong[split.owners[rows]]]
+    owners = split.owners[rows]
     with np.errstate(invalid="ignore", over="ignore"):
-        reach = split.boxes[:, :2] + split.boxes[:, 2:]
-    for i in np.flatnonzero(wrong).tolist():
-        corners = reach[split.owners == i]
-        actual, declared = sizes[i, ::-1], split.declared[i, ::-1]
-        outside = (corners > actual + slack).any()
-        found[i] = bool(outside and (corners <= declared + slack).all())
-    return found
+        corners = split.boxes[rows, :2] + split.boxes[rows, 2:]
+        outside = (corners > sizes[owners, ::-1] + slack).any(axis=1)
+        fits = (corners <= split.declared[owners, ::-1] + slack).all(axis=1)
+    outside_of = np.bincount(owners[outside], minlength=len(split)) > 0
+    unfit_of = np.bincount(owners[~fits], minlength=len(split)) > 0
+    images = np.flatnonzero(wrong)
+    drawn_on_declared = outside_of[images] & ~unfit_of[images]
+    return dict(zip(images.tolist(), drawn_on_declared.tolist(), strict=True))
+
+
+def scaled_to_file(
+    split: RawSplit, boxes: np.ndarray, sizes: np.ndarray, images: Sequence[int]
+) -> np.ndarray:
+    """The boxes, those of these images scaled from the declared size to the file's."""
+    ratios = np.ones((len(split) + 1, 4))  # the last one stands for -1, unlisted
+    chosen = list(images)
+    ratios[chosen] = np.tile(sizes[chosen] / split.declared[chosen], 2)[:, [1, 0, 1, 0]]
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled: np.ndarray = boxes * ratios[split.owners]
+    return scaled
 
 
 def pixel_boxes(split: RawSplit, sizes: np.ndarray) -> np.ndarray:
@@ -330,12 +351,8 @@ def _fitted(
     wrong = misfits(split, sizes)
     if not wrong:
         return boxes, {}
-    boxes = boxes.copy()
     scaled = [i for i, drawn_on_declared in wrong.items() if drawn_on_declared]
-    for i in scaled:
-        ratio = (sizes[i] / split.declared[i])[::-1]
-        boxes[split.owners == i] *= np.tile(ratio, 2)
-    return boxes, {
+    return scaled_to_file(split, boxes, sizes, scaled), {
         "images whose declared size is not the file's (the file's counts)": len(wrong),
         "of them with boxes that only fit the declared size (scaled)": len(scaled),
     }

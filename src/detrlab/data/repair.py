@@ -15,7 +15,15 @@ from detrlab.data.check_boxes import box_masks, looks_like_corners
 from detrlab.data.check_report import Report, describe, printable
 from detrlab.data.convert import Progress, encode, outputs_of, refuse_inside, ticker
 from detrlab.data.pictures import ENDINGS_OF, Header, Inspection
-from detrlab.data.raw import Cleaned, RawSplit, clean, misfits, pixel_boxes, shown_sizes
+from detrlab.data.raw import (
+    Cleaned,
+    RawSplit,
+    clean,
+    misfits,
+    pixel_boxes,
+    scaled_to_file,
+    shown_sizes,
+)
 from detrlab.data.sources import read_raw
 from detrlab.data.store import MAX_MEMBER, Store
 from detrlab.data.table import clamped_corners
@@ -144,16 +152,16 @@ def _repaired(
     split: RawSplit, examined: Examined, k: int, dropped: set[tuple[int, int]]
 ) -> tuple[RawSplit, list[str]]:
     """The split with its boxes put right and superfluous pictures taken out."""
+    if not len(split):
+        return split, []
     split = _merged(split)
     sizes = shown_sizes(split, examined.headers[k])
     original = pixel_boxes(split, np.where(sizes > 0, sizes, split.declared))
     boxes = original.copy()
     if split.format == "coco" and looks_like_corners(boxes, split.owners, sizes):
         boxes[:, 2:] -= boxes[:, :2]
-    for i, drawn_on_declared in misfits(split, sizes).items():
-        if drawn_on_declared:
-            ratio = (sizes[i] / split.declared[i])[::-1]
-            boxes[split.owners == i] *= np.tile(ratio, 2)
+    drawn = [i for i, on_declared in misfits(split, sizes).items() if on_declared]
+    boxes = scaled_to_file(split, boxes, sizes, drawn)
     masks = box_masks(boxes, split.owners, split.category_ids, split.crowd, sizes)
     frame = sizes[np.where(split.owners >= 0, split.owners, 0)]
     boxes[masks.scale] *= np.tile(frame[masks.scale, ::-1], 2)

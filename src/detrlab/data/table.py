@@ -7,6 +7,7 @@ evaluation sees the annotator's numbers; what training gets is clamped when a sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,27 @@ class Table:
     def num_classes(self) -> int:
         """K."""
         return len(self.classes)
+
+    def with_classes(self, classes: Sequence[str]) -> Table:
+        """The same table in terms of another list of classes, which has all of its own.
+
+        Raises:
+            UserError: boxes of a class that the list lacks.
+        """
+        used = set(np.unique(self.labels).tolist())
+        strange = [name for k, name in enumerate(self.classes) if k in used and name not in classes]
+        if strange:
+            raise UserError(f"not among {', '.join(classes)}: {', '.join(strange)}")
+        own = dict(zip(self.classes, self.category_ids, strict=True))
+        fresh = max(self.category_ids, default=0) + 1
+        ids = [own.get(name, fresh + k) for k, name in enumerate(classes)]
+        index = [classes.index(name) if name in classes else -1 for name in self.classes]
+        return replace(
+            self,
+            classes=tuple(classes),
+            category_ids=tuple(ids),
+            labels=np.array(index, dtype=np.int64)[self.labels],
+        )
 
     def image_id(self, i: int) -> int | str:
         """The data set's own id of image i, as a plain Python value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -24,6 +25,8 @@ class _Object(NamedTuple):
     corners: tuple[float, float, float, float]
     difficult: bool
     place: str
+    extras: tuple[str, ...]
+    """What it carries that nobody else's format holds."""
 
 
 class _Page(NamedTuple):
@@ -125,7 +128,17 @@ def _object(element: ElementTree.Element, name: str, i: int, findings: Findings)
         return None
     x0, y0, x1, y1 = (float(value) for value in values if value is not None)
     difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return _Object(label, (x0, y0, x1, y1), difficult, place)
+    return _Object(label, (x0, y0, x1, y1), difficult, place, _extras(element))
+
+
+def _extras(element: ElementTree.Element) -> tuple[str, ...]:
+    pose = (element.findtext("pose") or "").strip().lower()
+    carried = {
+        "pose": pose not in ("", "unspecified"),
+        "truncated mark": (element.findtext("truncated") or "").strip() not in ("", "0"),
+        "parts": element.find("part") is not None,
+    }
+    return tuple(name for name, present in carried.items() if present)
 
 
 def _first_pixel(pages: dict[str, _Page]) -> int:
@@ -231,4 +244,5 @@ def _split(
         annotation_ids=np.arange(1, len(things) + 1),
         places=[thing.place for _, thing in things],
         findings=findings,
+        extras=dict(Counter(extra for _, thing in things for extra in thing.extras)),
     )

@@ -94,7 +94,7 @@ def _from_yaml(store: Store, name: str) -> _Layout:
     document = _parse_yaml(store, name, strict=True)
     if not isinstance(document, dict):
         raise UserError(f"{where} should hold 'train:', 'val:' and 'names:'")
-    names = _class_names(document.get("names"), where)
+    names = _class_names(_as_written(store, name, document.get("names")), where)
     here = posixpath.dirname(name)
     base = document.get("path")
     splits: dict[str, list[str]] = {}
@@ -114,6 +114,17 @@ def _from_yaml(store: Store, name: str) -> _Layout:
     if not splits:
         raise UserError(f"{where} names no images: write 'train: images/train'")
     return _Layout(where, names, splits)
+
+
+def _as_written(store: Store, name: str, names: Any) -> Any:
+    """Class names as text where yaml makes something else of them: no, null, 1.10, dates."""
+    import yaml
+
+    listed = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(listed, list) or all(isinstance(each, str) for each in listed):
+        return names
+    text = store.read(name, MAX_YAML).decode("utf-8-sig")
+    return yaml.load(text, yaml.BaseLoader)["names"]
 
 
 def _class_names(value: Any, where: str) -> dict[int, str]:
@@ -213,6 +224,14 @@ def _label_of(image: str) -> str:
     return _stem(path[1:]) + ".txt"
 
 
+def _is_refused(label: str, refused: frozenset[str]) -> bool:
+    """Whether a label file is, or lies behind, a link that leaves the data folder."""
+    if not refused:
+        return False
+    parts = label.split("/")
+    return any("/".join(parts[:end]) in refused for end in range(1, len(parts) + 1))
+
+
 class _Lines(NamedTuple):
     classes: np.ndarray
     fractions: np.ndarray
@@ -230,10 +249,14 @@ def _read_split(
     owners: list[np.ndarray] = []
     places: list[str] = []
     kept: list[str] = []
+    refused = frozenset(store.refused)
     for image in images:
         label = _label_of(image)
         # An image without a label file shows no objects.
         lines = _NO_LINES
+        if _is_refused(label, refused):
+            findings.add("file-link", split, label, numbers[image], None, label)
+            continue
         if label in store.names:
             read = _read_labels(store, label, split, numbers[image], findings)
             if read is None:
