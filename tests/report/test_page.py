@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +11,9 @@ from compare_cases import FakeTrainer, detections, small_recipe, write_data
 from detrlab.compare import compare
 from detrlab.data import open_data
 from detrlab.evaluation.records import GroundTruth
+from detrlab.explain.curves import CURVES_FILE, Curves, EpochCurves
 from detrlab.report import gallery
+from detrlab.report.page import render
 
 MODELS = ("detr", "deformable-detr")
 HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' {{ 7 * 7 }}"
@@ -102,6 +105,52 @@ def test_what_was_assumed_and_changed_is_said(page):
     assert "train.epochs: 50 -&gt; 2" in page
     assert "the same initial backbone weights, by fingerprint" in page
     assert "only their predictions are known" in page
+
+
+def chart_of(text, title):
+    return re.search(rf'<svg class="chart[^>]*aria-label="{title}".*?</svg>', text, re.DOTALL)[0]
+
+
+def test_every_detector_and_every_seed_is_in_the_first_picture(page, comparison):
+    chart = chart_of(page, "AP of each detector with its 95 % interval")
+    assert re.findall(r'<g class="level (s\d)"', chart) == ["s0", "s1", "s2"]
+    assert chart.count('class="part"') == 4, "two of ours with two seeds, one that has none"
+    for row in comparison.rows[:2]:
+        assert f"{row.name}: {100 * row.metrics['ap']:.1f} [" in chart
+    seeds = re.search(r"<caption>AP of each run, in points</caption>.*?</table>", page, re.DOTALL)[
+        0
+    ]
+    for row in comparison.rows[:2]:
+        cells = "".join(f"<td>{100 * run.metrics['ap']:.1f}</td>" for run in row.runs)
+        assert f'<th scope="row">{row.name}</th>{cells}' in seeds
+
+
+def test_a_detector_has_its_colour_also_where_another_has_no_curve(comparison):
+    """And what was watched is the mean over the seeds."""
+    first, second = comparison.rows[1].runs
+    for run, ap in ((first, 0.2), (second, 0.4)):
+        epochs = (EpochCurves(1, (0.1, 0.1), ()), EpochCurves(2, (0.1, ap), (0.5, ap)))
+        Curves(epochs).save(comparison.folder / run.folder / CURVES_FILE)
+    text = render(comparison)
+    for run in (first, second):
+        (comparison.folder / run.folder / CURVES_FILE).unlink()
+    for title, values in (
+        ("AP of each decoder layer, at the end", ["10", "30"]),
+        ("Objects matched to another query than an epoch before", ["30"]),
+    ):
+        chart = chart_of(text, title)
+        assert re.findall(r'<g class="curve (s\d)', chart) == ["s1"]
+        assert re.findall(r'data-y="([\d.]+)"', chart) == values
+        assert 'class="band s1"' in chart, "from the lowest to the highest seed"
+
+
+def test_what_is_missing_is_said(comparison, page):
+    assert "Without a finished run" not in page
+    alone = replace(comparison.rows[1], runs=comparison.rows[1].runs[:1])
+    text = render(replace(comparison, rows=(comparison.rows[0], alone)))
+    words = "Without a finished run, and so not in this table: deformable-detr, seed 2."
+    assert words in text
+    assert "trained with 1 or 2 seeds" in text
 
 
 def test_images_are_chosen_without_looking(comparison):

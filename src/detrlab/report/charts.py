@@ -15,6 +15,8 @@ WIDTH = 640
 """Of a chart with an x and a y axis, in SVG units; the page scales it."""
 NARROW = 480
 """Of a chart of rows: fewer units leave its words larger, also on a phone."""
+FULL = 100.0
+"""The largest AP in points."""
 MINUS = "−"
 MANY = 25
 """A line of more points than this shows them only where it is read."""
@@ -159,9 +161,12 @@ def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> Markup:
 
 
 def levels(title: str, unit: str, rows: Sequence[Level]) -> Markup:
-    """Everybody's value with its interval, one row each, in the colours of the curves."""
-    ends = [end for row in rows for end in (row.low, row.high, *row.parts)]
-    frame = _Rows(min(0.0, *ends), max(ends), len(rows), step=34)
+    """Everybody's value with its interval, one row each, in the colours of the curves.
+
+    Values lie between 0 and 100. An interval of few seeds may reach beyond; its numbers say so.
+    """
+    ends = [end for row in rows for end in (row.value, row.high, *row.parts)]
+    frame = _Rows(0.0, min(max(ends), FULL), len(rows), step=34)
     parts = [frame.grid()]
     for index, row in enumerate(rows):
         y = frame.y(index)
@@ -177,8 +182,9 @@ def levels(title: str, unit: str, rows: Sequence[Level]) -> Markup:
                 '<g class="level {}" data-series="{}"><title>{}</title>'
                 '<line x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>{}{}</g>'
             ).format(
-                hue(index), index, f"{row.label}: {words}", frame.axis(row.low),
-                frame.axis(row.high), seeds, marker(index, frame.axis(row.value), y), y=y,
+                hue(index), index, f"{row.label}: {words}", frame.axis(max(row.low, 0.0)),
+                frame.axis(min(row.high, FULL)), seeds,
+                marker(index, frame.axis(row.value), y), y=y,
             )
         )  # fmt: skip
         parts += frame.words(index, row.label, words)
@@ -262,11 +268,14 @@ class _Rows:
 
 
 def bars(title: str, unit: str, names: Sequence[str], groups: Sequence[Group]) -> Markup:
-    """A bar for each detector, grouped by class or size, with its number and its interval."""
+    """A bar for each detector, grouped by class or size, with its number and its interval.
+
+    Values lie between 0 and 100, as those of ``levels``.
+    """
     left, right, thick, step, head = 6, 52, 9, 14, 20
     tops = [value for group in groups for value in group.values if value is not None]
     tops += [bound[1] for group in groups for bound in group.bounds if bound is not None]
-    axis = _Axis(0.0, max([*tops, 1e-9]), left, NARROW - right)
+    axis = _Axis(0.0, min(max([*tops, 1e-9]), FULL), left, NARROW - right)
     parts = []
     y = 0.0
     for group in groups:
@@ -282,7 +291,7 @@ def bars(title: str, unit: str, names: Sequence[str], groups: Sequence[Group]) -
                 words += f" {_range(*bound, '')}"
                 whisker = Markup(
                     '<line class="whisker" x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                ).format(axis(max(bound[0], 0.0)), axis(bound[1]), y=y + thick / 2)
+                ).format(axis(max(bound[0], 0.0)), axis(min(bound[1], FULL)), y=y + thick / 2)
             parts.append(
                 Markup(
                     '<g class="bar {}" data-series="{}"><title>{}</title>'

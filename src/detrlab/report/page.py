@@ -158,6 +158,7 @@ def _context(
         "sections": [(name, words) for name, words, there in sections if there],
         "sentences": comparison.verdicts.sentences,
         "failures": comparison.failures,
+        "missing": _missing(comparison),
         "reading": _reading(comparison),
         "levels": _levels(comparison),
         "grids": grids,
@@ -188,25 +189,55 @@ def _context(
 
 
 def _reading(comparison: Comparison) -> str:
-    seeds = len(comparison.definition.seeds)
-    about = (
-        "With one seed each this is about these trained models, not about the architectures."
-        if seeds == 1
-        else f"Each detector was trained with {seeds} seeds; intervals are over seeds and images."
-    )
+    counts = sorted({len(row.seeds) for row in comparison.rows if row.seeds})
+    if not counts:
+        about = "Only predictions are known, so this is about these models."
+    elif counts == [1]:
+        about = (
+            "With one seed each this is about these trained models, not about the architectures."
+        )
+    elif len(counts) == 1:
+        about = (
+            f"Each detector was trained with {counts[0]} seeds; intervals are over seeds and "
+            "images."
+        )
+    else:
+        about = (
+            f"Detectors were trained with {_words(counts)} seeds; intervals are over seeds and "
+            "images. Where a detector has one seed, it is about that trained model."
+        )
     return (
         f"AP is the mean over IoU .50 to .95 in points from 0 to 100, of the weights at the end "
         f"of training. Brackets hold 95 % intervals. {about}"
     )
 
 
+def _words(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
 def _spent(comparison: Comparison) -> str:
     definition = comparison.definition
-    seeds = f"{len(definition.seeds)} seed{'s' if len(definition.seeds) > 1 else ''}"
+    counts = sorted({len(row.seeds) for row in comparison.rows if row.seeds}) or [0]
+    seeds = f"{_words(counts)} seed{'s' * (counts != [1])}"
     if definition.budget:
         return f"{definition.budget} each, {seeds}"
     epochs = sorted({len(run.epochs) for row in comparison.rows for run in row.runs if run.epochs})
-    return f"{' or '.join(map(str, epochs)) or 'no'} epochs, {seeds}"
+    return f"{_words(epochs) or 'no'} epochs, {seeds}"
+
+
+def _missing(comparison: Comparison) -> str:
+    """The runs that belong to the comparison, have no result and were not tried just now."""
+    known = {(run.entrant, run.seed) for row in comparison.rows for run in row.runs}
+    known |= {(failure.entrant, failure.seed) for failure in comparison.failures}
+    definition = comparison.definition
+    found = []
+    for entrant in definition.entrants:
+        seeds = [seed for seed in definition.seeds if (entrant.name, seed) not in known]
+        if seeds:
+            several = "s" * (len(seeds) > 1)
+            found.append(f"{entrant.name}, seed{several} {', '.join(map(str, seeds))}")
+    return "; ".join(found)
 
 
 # --- charts -------------------------------------------------------------------------------
