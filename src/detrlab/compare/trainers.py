@@ -67,7 +67,7 @@ def train_here(
     config = RunConfig(model=run.model, train=train, data=run.data)
     resume = RunFolder(run.folder).is_run if resume is None else resume
     # Beside the training, and not counted as part of it: what the page draws of every epoch.
-    watch = Watch(run.folder, data.val) if main else None
+    watch = Watch(run.folder, data.val, device=device) if main else None
     options = loop.Options(resume=resume, device=device, say=report, on_epoch=watch)
     try:
         outcome = loop.train(config, run.folder, data, options)

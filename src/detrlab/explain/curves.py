@@ -99,10 +99,14 @@ class Watch:
         folder: of the run; the curves are kept there as ``curves.json``, over a resume too.
         table: the images to watch.
         images: so many of them at most, evenly spread.
+        device: where to compute; None takes a GPU if there is one, as training does.
     """
 
-    def __init__(self, folder: str | Path, table: Table, images: int = 100) -> None:
+    def __init__(
+        self, folder: str | Path, table: Table, images: int = 100, device: str | None = None
+    ) -> None:
         self.folder = Path(folder)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         step = max(1, math.ceil(len(table) / images))
         self.table = table.select(range(0, len(table), step))
 
@@ -122,7 +126,8 @@ class Watch:
             known = Curves()  # a damaged record must not stop a training
         # A resumed run may repeat an epoch.
         earlier = tuple(each for each in known.epochs if each.epoch < row["epoch"])
-        layer_ap, matchings = observe(detector.network, detector.scoring, parts, self.table)
+        network = detector.network.to(self.device)
+        layer_ap, matchings = observe(network, detector.scoring, parts, self.table)
         unstable = instability(known.matchings, matchings) if earlier else ()
         epoch = EpochCurves(row["epoch"], layer_ap, unstable)
         Curves((*earlier, epoch), matchings).save(path)
