@@ -55,7 +55,7 @@ def run(options: Options) -> int:
         data=None if options.data is None else open_data(options.data),
         image_format=options.format,
     )
-    print(f"{answer.detections} detections of at least {threshold:g}")
+    print(f"{answer.detections} detections of at least {threshold:.3g}")
     for line in answer.sentences:
         print(line)
     for path in answer.files:

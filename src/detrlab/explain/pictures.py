@@ -140,7 +140,7 @@ def draw_detections(explanation: Explanation, threshold: float = 0.3) -> Figure:
             continue  # its name would cover that of a surer one
         text = f"{explanation.classes[each.label]} {each.score:.2f} · q{each.query}"
         _label(axes, explanation, each.box, text, colour)
-    told = f"{_name(explanation)}: {len(shown)} detections above {threshold:g}"
+    told = f"{_name(explanation)}: {len(shown)} detections above {threshold:.3g}"
     _title(figure, told + (", annotations dashed" if explanation.target is not None else ""))
     return figure
 
@@ -505,7 +505,7 @@ def draw_objects(explanation: Explanation, threshold: float = 0.3, most: int = 1
     _title(
         figure,
         f"{_name(explanation)}: {len(verdicts) - len(missed)} of {len(verdicts)} objects found "
-        f"above {threshold:g}; the closest box of each missed one dashed",
+        f"above {threshold:.3g}; the closest box of each missed one dashed",
     )
     return figure
 

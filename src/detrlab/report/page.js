@@ -30,6 +30,7 @@
     const headers = [...table.querySelectorAll("thead th")];
     const body = table.tBodies[0];
     const original = [...body.rows];
+    table.parentElement.removeAttribute("tabindex"); // its buttons are stops enough to scroll it
     headers.forEach((header, column) => {
       const button = make("button", { type: "button", class: "sort" }, header.textContent);
       header.replaceChildren(button);
