@@ -19,7 +19,8 @@ import pytest
 from coco_folders import annotation, image_entry, picture
 from PIL import Image
 
-from detrlab.data import open_data
+from detrlab.config import DataConfig
+from detrlab.data import batches, open_data
 from detrlab.data.check import check
 from detrlab.data.pictures import decode
 from detrlab.errors import UserError
@@ -72,6 +73,23 @@ def one_image(**changes):
     entry = {**image_entry(0, "p0.png", 20, 30), **changes}
     entry = {key: value for key, value in entry.items() if value is not None}
     return coco(document(images=[entry, *document()["images"][1:]]))
+
+
+def replaced(old, new):
+    """The sound document with the first occurrence of a piece of its text replaced."""
+    text = json.dumps(document())
+    assert old in text
+    return coco(text.replace(old, new, 1))
+
+
+def texts_as_ids(folder):
+    images = [image_entry(i if i % 2 else f"{i}", f"p{i}.png", 20, 30) for i in range(GOOD)]
+    return coco(document(images=images))(folder)
+
+
+def many_classes(folder):
+    names = [{"id": i, "name": f"c{i}", "supercategory": "all"} for i in range(1, 20_001)]
+    return coco(document(categories=names))(folder)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -151,6 +169,25 @@ FILES = {
     "area is text": (one_annotation(area="big"), "split off"),
     "area is nan": (one_annotation(area=NAN), "split off"),
     "annotation id is text": (one_annotation(id="x"), "annotation ids repeat or are missing"),
+    # numbers and texts at the ends of what json can say
+    "number of 5000 digits": (replaced("[2, 3", "[" + "9" * 5000 + ", 3"), "is not valid json"),
+    "number beyond doubles": (replaced("[2, 3", "[1e999, 3"), "1 boxes that are NaN or infinite"),
+    "smallest number": (one_annotation(bbox=[2, 3, 5e-324, 5e-324]), "split off"),
+    "half of a character": (replaced('"p0.png"', '"\\ud800.png"'), "is not valid json"),
+    "key given twice": (coco(json.dumps(document())[:-1] + ',"images": []}'), "no usable images"),
+    "some ids text": (texts_as_ids, "split off"),
+    "ids are negative": (one_annotation(id=-5), "annotation ids repeat or are missing"),
+    "id is a list": (one_annotation(id=[1, 2]), "annotation ids repeat or are missing"),
+    "category id is huge": (replaced('[{"id": 1,', '[{"id": 4611686018427387904,'),
+                            "too much would be left out"),
+    "class name of markup": (replaced('"name": "a"', '"name": "<script>[red]\\n"'), "split off"),
+    "class name of a megabyte": (replaced('"name": "a"', f'"name": "{"x" * 10**6}"'), "split off"),
+    "20,000 classes": (many_classes, "split off"),
+    "groups are lists": (replaced('"name": "a"', '"name": "a", "supercategory": [1]'), "split off"),
+    "name of a megabyte": (one_image(file_name="x" * 10**6), "file is missing or not"),
+    "name with a line break": (one_image(file_name="p\n0.png"), "file is missing or not"),
+    "name runs backwards": (one_image(file_name="\u202egnp.0p"), "file is missing or not"),
+    "masks are nonsense": (one_annotation(segmentation={"counts": "x", "size": [9]}), "split off"),
     # names that lead away
     "name goes up": (one_image(file_name="../../../../../../etc/passwd"), "missing or not allowed"),
     "name is absolute": (one_image(file_name="/etc/passwd"), "missing or not allowed"),
@@ -280,7 +317,43 @@ def test_image_files(tmp_path, name):
 
 
 def test_there_are_enough_bad_files():
-    assert len(FILES) + len(IMAGES) + len(YOLO) + len(VOC) + len(ZIPS) >= 120
+    assert len(FILES) + len(IMAGES) + len(YOLO) + len(VOC) + len(ZIPS) >= 160
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (1, 1)])
+def test_strips_and_single_pixels_train(tmp_path, shape):
+    sound(tmp_path)
+    Image.new("RGB", shape, "red").save(tmp_path / "images" / "strip.png")
+    entry = image_entry(99, "strip.png", shape[1], shape[0])
+    box = annotation(99, 99, 1, [0, 0, *shape])
+    changed = document(
+        images=[*document()["images"], entry], annotations=[*document()["annotations"], box]
+    )
+    coco(changed)(tmp_path)
+    data = open_data(tmp_path).train
+    stream = batches(data, DataConfig(image_size=32, max_size=48), batch=4, train=True, workers=0)
+    assert all(batch.images.pixels.isfinite().all() for batch in stream)
+
+
+@pytest.mark.parametrize("mode", ["LAB", "F", "I", "1", "LA", "P"])
+def test_odd_pixels_become_rgb(mode):
+    image = picture(1, 20, 30)
+    if mode == "F":
+        image = Image.fromarray(np.full((20, 30), NAN, dtype=np.float32))
+    elif mode == "LAB":
+        image = Image.new("LAB", (30, 20))
+    else:
+        image = image.convert("L").convert(mode) if mode in ("I", "LA") else image.convert(mode)
+    stream = io.BytesIO(as_bytes(image, "TIFF" if mode in ("LAB", "F", "I") else "PNG"))
+    assert decode(stream, "odd").shape == (3, 20, 30)
+
+
+def test_megabytes_of_text_stay_out_of_the_lines(tmp_path):
+    x = document(categories=[{"id": 1, "name": "y" * 10**6}])
+    x["images"][0]["file_name"] = "x" * 10**6
+    report = check(coco(x)(tmp_path))
+    assert report.findings.count("file-missing") == 1
+    assert max(map(len, report.lines())) < 1000
 
 
 # YOLO ------------------------------------------------------------------------------------------
@@ -292,6 +365,14 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 YOLO = {
+    "names are words of yaml": (YAML.replace("[a, b]", "[no, null, 1.10]"), LINE, FULL),
+    "names repeat": (YAML.replace("[a, b]", "[a, a]"), LINE, "several categories have one name"),
+    "names hold themselves": ("x: &x [*x]\n" + YAML.replace("[a, b]", "*x"), LINE, "names has an"),
+    "train is itself": (YAML.replace("images/train", "data.yaml"), LINE, "no images at train"),
+    "train is true": (YAML.replace("images/train", "true"), LINE, "no images at train"),
+    "class beyond integers": (YAML, "1e300 0.5 0.5 0.2 0.2\n", LINE_BROKEN),
+    "polygon of nan": (YAML, "0 nan .5 .2 .2 .9 .1\n", "NaN or infinite"),
+    "sixth column": (YAML, "0 .5 .5 .2 .2 .9\n", LINE_BROKEN),
     "yaml is broken": ("names: [a\ntrain: {", LINE, "is not valid yaml"),
     "yaml runs code": ("!!python/object/apply:os.system ['touch pwned']", LINE, "not valid yaml"),
     "yaml is binary": (b"\0\1\2\xff", LINE, "is not valid yaml"),
@@ -379,6 +460,12 @@ VOC = {
     "box of infinity": (page("<name>a</name>" + bndbox(1, 1, "inf", 9)), "NaN or infinite"),
     "box upside down": (page("<name>a</name>" + bndbox(12, 11, 2, 3)), "without width or height"),
     "box without area": (page("<name>a</name>" + bndbox(5, 5, 5, 5)), "without width or height"),
+    "deep elements": ("<annotation>" + "<a>" * 300_000 + "</a>" * 300_000 + "</annotation>", FULL),
+    "decimal comma": (page("<name>a</name>" + bndbox("1,5")), ENTRY),
+    "not a number": (page("<name>a</name>" + bndbox("NaN")), "NaN or infinite"),
+    "entities in other bytes": ("<!DOCTYPE a [<!ENTITY x 'y'>]>".encode("utf-16"), UNREADABLE),
+    "includes": ("<annotation xmlns:xi='http://www.w3.org/2001/XInclude'>"
+                 "<xi:include href='/etc/passwd' parse='text'/></annotation>", FULL),
     "box far outside": (page("<name>a</name>" + bndbox(500, 500, 600, 600)), "1 boxes lie outside"),
     "huge numbers": (page("<name>a</name>" + bndbox("9" * 400)), ENTRY),
     "size of words": ("<annotation><size><width>wide</width></size></annotation>", FULL),
@@ -454,7 +541,44 @@ def encrypted(data):
     return bytes(data)
 
 
+def claims(name, packed_size=None, offset=None):
+    """A zip whose list claims another packed size or place for one of its files."""
+
+    def change(data):
+        data = bytearray(data)
+        at = data.find(b"PK\1\2")
+        while data[at + 46 : at + 46 + len(name)] != name.encode():
+            at = data.find(b"PK\1\2", at + 4)
+        if offset is not None:
+            struct.pack_into("<I", data, at + 42, offset)
+        if packed_size is not None:  # in the extra field that large archives have
+            struct.pack_into("<I", data, at + 20, 0xFFFFFFFF)
+            extra = struct.pack("<HHQ", 1, 8, packed_size)
+            struct.pack_into("<H", data, at + 30, len(extra))
+            data[at + 46 + len(name) : at + 46 + len(name)] = extra
+            end = data.rfind(b"PK\5\6")
+            (listed,) = struct.unpack_from("<I", data, end + 12)
+            struct.pack_into("<I", data, end + 12, listed + len(extra))
+        return bytes(data)
+
+    return damaged(change)
+
+
+def twice(archive):
+    archive.writestr("train.json", "{}")
+
+
 ZIPS = {
+    "zip claims exabytes": (claims("train.json", packed_size=2**62),
+                            "train.json is damaged in its archive"),
+    "zip claims an image of exabytes": (claims("images/p0.png", packed_size=2**62),
+                                        "left out 1 images that cannot be read"),
+    "zip claims a place beyond its end": (claims("images/p0.png", offset=0x7FFFFFF0),
+                                          "left out 1 images that cannot be read"),
+    "zip behind a picture": (damaged(lambda data: JPEG + data), "split off"),
+    "zip with a file twice": (packed(twice), "no annotations that are understood"),
+    "zip of other packing": (packed(lambda a: a.writestr("val.json", "{}", zipfile.ZIP_LZMA)),
+                             "is packed in an unusual way"),
     "zip is text": (damaged(lambda _: b"no zip"), "is not a readable zip file"),
     "zip is empty": (damaged(lambda _: b""), "is not a readable zip file"),
     "zip is cut": (damaged(lambda data: data[: len(data) // 2]), "is not a readable zip file"),

@@ -97,6 +97,8 @@ CALM = {
     "weights": "imagenet",
     "batch": 8,
     "learns_norms": False,
+    "epochs": 30,
+    "drop_epoch": 24,
 }
 
 
@@ -110,6 +112,9 @@ CALM = {
         ({"most_objects": 120}, "120 objects, the detector 100 queries.*num_queries to 240"),
         ({"learns_norms": True, "batch": 2}, "2 images at a time"),
         ({"learns_norms": True}, None),
+        ({"drop_epoch": 6}, "after every 6 of the 30 epochs: from epoch 13.*drop_epoch=24"),
+        ({"drop_epoch": 15}, None),
+        ({"drop_epoch": None}, None),
     ],
 )
 def test_plain_words(changes, words):

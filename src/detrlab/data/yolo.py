@@ -124,7 +124,10 @@ def _as_written(store: Store, name: str, names: Any) -> Any:
     if not isinstance(listed, list) or all(isinstance(each, str) for each in listed):
         return names
     text = store.read(name, MAX_YAML).decode("utf-8-sig")
-    return yaml.load(text, yaml.BaseLoader)["names"]
+    try:
+        return yaml.load(text, yaml.BaseLoader)["names"]  # builds nothing but text
+    except (yaml.YAMLError, RecursionError):  # lists that hold themselves
+        return names
 
 
 def _class_names(value: Any, where: str) -> dict[int, str]:
@@ -307,7 +310,8 @@ def _read_labels(
     rows = [(number, tokens) for number, tokens in rows if tokens]
     try:
         values = np.array([tokens for _, tokens in rows], dtype=np.float64).reshape(-1, 5)
-        if len(values) == len(rows) and (values[:, 0] == np.floor(values[:, 0])).all():
+        whole = (values[:, 0] == np.floor(values[:, 0])) & (np.abs(values[:, 0]) < 2**53)
+        if len(values) == len(rows) and whole.all():
             classes = values[:, 0].astype(np.int64)
             return _Lines(classes, values[:, 1:], [number for number, _ in rows])
     except ValueError:

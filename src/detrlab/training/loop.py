@@ -406,6 +406,8 @@ class _Run:
             weights=train.weights,
             batch=at_once,
             learns_norms=bool(running_statistics(engine.network)),
+            epochs=train.epochs,
+            drop_epoch=train.drop_epoch if train.schedule == "step" else None,
         ):
             self.say(f"note: {line}")
         if not preflight.has_room(

@@ -282,6 +282,8 @@ def advice(
     weights: str,
     batch: int,
     learns_norms: bool,
+    epochs: int,
+    drop_epoch: int | None,
 ) -> list[str]:
     """What is known to end badly, in plain words, from the settings and the annotations alone.
 
@@ -293,8 +295,16 @@ def advice(
         weights: what training starts from.
         batch: images that a forward pass sees at once.
         learns_norms: whether batch norms follow the batches.
+        epochs: of the run.
+        drop_epoch: after how many of them the learning rate falls, each time; None: never.
     """
     found = []
+    if drop_epoch is not None and (epochs - 1) // drop_epoch >= 2:
+        found.append(
+            f"the learning rate is divided by 10 after every {drop_epoch} of the {epochs} epochs: "
+            f"from epoch {2 * drop_epoch + 1} on hardly anything is learnt; one drop near the end "
+            f"is usual, as with --set train.drop_epoch={max(1, round(0.8 * epochs))}"
+        )
     if weights == "none" and images < FEW_IMAGES:
         found.append(
             f"training from nothing on {images:,} images: expect little. These detectors need "
