@@ -263,6 +263,7 @@
         views.push(seen(image, index, judged, summary));
       });
       control.views.style.setProperty("--columns", columns(views.length));
+      control.views.classList.toggle("choosing", Boolean(state.chosen));
       control.views.replaceChildren(...views);
       control.told.textContent = words.join("; ");
       explain();
@@ -312,8 +313,9 @@
       if (control.truth.checked) {
         judged.missed.forEach((g) => {
           const object = image.truth[g];
-          picture.append(rectangle(object.b, "missed", `missed ${data.classes[object.l]}`,
-            () => choose({ truth: g, b: object.b }), false));
+          const isChosen = Boolean(state.chosen) && state.chosen.truth === g;
+          picture.append(rectangle(object.b, `missed${isChosen ? " chosen" : ""}`,
+            `missed ${data.classes[object.l]}`, () => choose({ truth: g, b: object.b }), isChosen));
         });
       }
       judged.kept.slice().reverse().forEach(({ detection, kind, index: at }) => {
