@@ -28,7 +28,7 @@ from detrlab.explain import Explanation, explain_image, pictures
 from detrlab.explain.curves import observe
 from detrlab.explain.inquiry import find_target
 from detrlab.explain.missed import sentence
-from detrlab.explain.queries import explained_share, query_use
+from detrlab.explain.queries import explained_share, query_use_over
 from detrlab.presets import FIVE
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def over_data(detector: Detector, data: DataSet) -> tuple[Figure, dict[str, Any]
     parts = list(
         batches(data.val, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0)
     )
-    use = query_use(detector.network, detector.scoring, (each.images for each in parts))
+    use = query_use_over(detector, data.val)
     layer_ap, _ = observe(detector.network, detector.scoring, parts, data.val)
     numbers = {
         "images": len(data.val),

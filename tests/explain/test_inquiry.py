@@ -10,6 +10,7 @@ from detrlab.data.shapes import shapes
 from detrlab.data.sources import DataSet
 from detrlab.errors import UserError
 from detrlab.explain.inquiry import explain_file, find_target, read_point
+from detrlab.explain.queries import query_use_over
 from detrlab.models.build import build_network
 from tiny_detectors import tiny_config
 
@@ -42,6 +43,28 @@ def test_a_file_is_explained(tmp_path, data):
     assert len(answer.sentences) == len(data.val.targets(1).labels)
     assert (tmp_path / "out" / "query-2.png").is_file()
     assert answer.files[-1].name == "explanation.json"
+
+
+def test_queries_are_drawn_over_a_data_set(tmp_path, data):
+    path = tmp_path / data.val.file(0).split("/")[-1]
+    pixels = data.val.picture(0).permute(1, 2, 0).numpy()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="png")
+    detector = detector_of("detr")
+    answer = explain_file(detector, path, tmp_path / "out", data=data, statistics=True)
+    assert [file.name for file in answer.files[-2:]] == ["queries.png", "explanation.json"]
+    assert Image.open(answer.files[-2]).size[0] > 300
+    with pytest.raises(UserError, match="give --data"):
+        explain_file(detector, path, tmp_path / "out", statistics=True)
+
+
+def test_use_over_a_split_is_what_single_pictures_give(data):
+    detector = detector_of("deformable-detr")
+    use = query_use_over(detector, data.val, limit=2)
+    assert use.boxes.shape[0] == 2
+    pictures = [detector.explain(data.val.picture(index)).paths.boxes[-1] for index in range(2)]
+    # Batches may put images into another order: each is there.
+    for boxes in pictures:
+        assert (use.boxes - boxes).abs().amax((1, 2)).min() < 1e-5
 
 
 def test_annotations_are_found_by_file_name(data, tmp_path):

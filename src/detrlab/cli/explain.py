@@ -24,6 +24,8 @@ class Options:
     """Encoder and decoder layer to look at, from 0, or from the last if negative."""
     data: str | None = None
     """The data set the picture belongs to: says why annotated objects were missed."""
+    statistics: bool = False
+    """Also draw where each query puts its boxes over the validation images of --data."""
     conf: float | None = None
     """Score from which a detection counts; by default the checkpoint's suggestion, or 0.3."""
     output: str = "runs/explain"
@@ -53,6 +55,7 @@ def run(options: Options) -> int:
         layer=options.layer,
         threshold=threshold,
         data=None if options.data is None else open_data(options.data),
+        statistics=options.statistics,
         image_format=options.format,
     )
     print(f"{answer.detections} detections of at least {threshold:.3g}")

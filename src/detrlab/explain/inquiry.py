@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from detrlab.errors import UserError
 from detrlab.explain.explanation import explain_image
 from detrlab.explain.missed import sentence
-from detrlab.explain.pictures import save
+from detrlab.explain.pictures import draw_query_use, save, write
+from detrlab.explain.queries import query_use_over
 
 if TYPE_CHECKING:
     from detrlab.api import Detector
@@ -41,6 +42,7 @@ def explain_file(
     layer: int = -1,
     threshold: float = 0.3,
     data: DataSet | None = None,
+    statistics: bool = False,
     image_format: str = "png",
 ) -> Answer:
     """Explain what a detector does with one picture file.
@@ -56,12 +58,16 @@ def explain_file(
         threshold: score from which a detection counts.
         data: where the picture's annotations are looked up by its file name, to say why an
             object was missed.
+        statistics: also draw where each query puts its boxes over the validation images of
+            ``data``; takes a pass over up to 1000 of them.
         image_format: of the pictures: png, svg, jpg, webp or pdf.
 
     Raises:
         UserError: the picture cannot be read or is not in ``data``; there is no such query,
             layer or point; the folder cannot be written.
     """
+    if statistics and data is None:
+        raise UserError("statistics over a data set need one: give --data")
     image = Path(image)
     target = None if data is None else find_target(data, image)
     explanation = explain_image(detector, image, target)
@@ -74,6 +80,10 @@ def explain_file(
         threshold=threshold,
         image_format=image_format,
     )
+    if statistics:
+        assert data is not None
+        figure = draw_query_use(query_use_over(detector, data.val))
+        files.insert(-1, write(figure, Path(folder) / f"queries.{image_format}"))
     verdicts = [] if target is None else explanation.verdicts(threshold)
     return Answer(
         files=files,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 from detrlab.models.network import Network
 from detrlab.scoring import Scoring
 from detrlab.structures import ImageBatch
+
+if TYPE_CHECKING:
+    from detrlab.api import Detector
+    from detrlab.data.table import Table
 
 
 class QueryUse(NamedTuple):
@@ -52,6 +56,25 @@ def query_use(
             break
     joined = (torch.cat(column)[:limit] for column in zip(*parts, strict=True))
     return QueryUse(*joined)
+
+
+def query_use_over(detector: Detector, table: Table, limit: int = 1000) -> QueryUse:
+    """Collect what every query of a detector says over the images of a split.
+
+    Args:
+        detector: what ``detrlab.load`` returns.
+        table: the images.
+        limit: at most so many of them, the first.
+    """
+    from detrlab.data import batches
+
+    device = next(detector.network.parameters()).device
+    parts = batches(
+        table.select(range(min(limit, len(table)))), detector.preprocessing,
+        batch=8, seed=0, epoch=0, train=False, workers=0,
+    )  # fmt: skip
+    images = (ImageBatch(*(part.to(device) for part in each.images)) for each in parts)
+    return query_use(detector.network, detector.scoring, images, limit)
 
 
 def explained_share(use: QueryUse) -> float:
