@@ -215,7 +215,9 @@ def load(
 
     Args:
         source: a file that ``Detector.save`` or ``detrlab train`` wrote, an official or
-            transformers checkpoint, ``hf:`` and a repository, or the name of a preset.
+            transformers checkpoint, ``hf:`` and a repository, the name of a preset, or
+            ``"shapes"``: a small two-stage detector that comes with detrlab, for generated
+            pictures.
         weights: for a preset: ``"coco"`` (the default), a file or folder, or ``"hf:..."``.
         backbone: timm's name of the backbone, where it is not the preset's own.
         device: where to put the network.

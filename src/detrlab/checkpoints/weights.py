@@ -87,6 +87,11 @@ def first_network(
     return Start(network, report, imported.checkpoint.preprocessing)
 
 
+BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
+"""Detectors inside the package, by name: something to look at before anything is trained.
+``benchmarks/first_checkpoint.py`` makes them."""
+
+
 def load_detector(
     source: str | Path,
     weights: str | None = None,
@@ -97,7 +102,8 @@ def load_detector(
     """A trained detector, complete: nothing of it is initialised anew.
 
     Args:
-        source: the name of a preset, or a file or folder, or ``hf:`` and a repository.
+        source: the name of a preset, or a file or folder, or ``hf:`` and a repository, or
+            ``shapes``: a small detector that comes with detrlab.
         weights: for a preset: ``coco`` (the default), a file or folder, or ``hf:...``.
         backbone: for a preset, where it is not the preset's own; for a file, timm's name of
             the backbone if it cannot be recognised.
@@ -106,7 +112,7 @@ def load_detector(
     Raises:
         UserError: there is no such preset or file, or the weights are of another detector.
     """
-    name = str(source)
+    name = str(BUILT_IN[source]) if source in BUILT_IN else str(source)
     if name not in PRESETS:
         if weights is not None:
             raise UserError(
@@ -115,7 +121,8 @@ def load_detector(
             )
         if not _is_place(name):
             raise UserError(
-                f"{name!r} is neither a checkpoint nor a preset{did_you_mean(name, PRESETS)}"
+                f"{name!r} is neither a checkpoint nor a preset"
+                f"{did_you_mean(name, [*PRESETS, *BUILT_IN])}"
             )
         return open_weights(name, None, backbone, likely={"backbone": backbone}, progress=progress)
     weights = weights or "coco"

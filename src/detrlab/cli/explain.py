@@ -15,7 +15,7 @@ class Options:
     image: Annotated[str, tyro.conf.Positional]
     """A picture file."""
     model: Annotated[str, tyro.conf.arg(aliases=["--weights"])]
-    """A checkpoint that detrlab wrote."""
+    """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
     query: tuple[int, ...] = ()
     """Object queries to look at closely; by default those of the best detections."""
     point: tuple[str, ...] = ()

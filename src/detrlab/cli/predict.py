@@ -20,7 +20,7 @@ class Options:
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of them."""
     model: Annotated[str, tyro.conf.arg(aliases=["--weights"])]
-    """A checkpoint that detrlab wrote."""
+    """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
     conf: float | None = None
     """Leave out detections that score less; by default the checkpoint's own suggestion, or 0.3."""
     output: str = "runs/predict"
@@ -58,7 +58,7 @@ def run(options: Options) -> int:
     else:
         (folder / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
         print(
-            f"{len(records)} detections of at least {threshold:g} in {len(paths)} images: {folder}"
+            f"{len(records)} detections of at least {threshold:.3g} in {len(paths)} images: {folder}"
         )
     return 0
 
