@@ -1,6 +1,7 @@
 """How long a data set of COCO train2017's size takes to open, and what loader processes add.
 
     python benchmarks/data_loading.py [--images 118000] [--boxes 860000] [--workers 4]
+                                      [--out docs/results/data-loading.json]
 
 Everything is generated in a temporary folder. Image files are empty: pixels come from memory,
 so that only the table and the processes count.
@@ -11,7 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
+import shlex
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -100,28 +104,49 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=118_000)
     parser.add_argument("--boxes", type=int, default=860_000)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="a json file for the figures")
     options = parser.parse_args()
+    figures = measure(options.images, options.boxes, options.workers)
+    if options.out is not None:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure(images: int, boxes: int, workers: int) -> dict[str, object]:
+    """Print and return the figures."""
     with tempfile.TemporaryDirectory() as name:
-        size = write_coco(Path(name), options.images, options.boxes)
-        print(f"{options.images:,} images, {options.boxes:,} boxes, {size / 1e6:.0f} MB of json")
+        size = write_coco(Path(name), images, boxes)
+        print(f"{images:,} images, {boxes:,} boxes, {size / 1e6:.0f} MB of json")
         wall, cpu = time.perf_counter(), time.process_time()
         data = open_data(name)
-        print(
-            f"opened in {time.perf_counter() - wall:.1f} s "
-            f"({time.process_time() - cpu:.1f} s of one core)"
-        )
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(f"opened in {wall:.1f} s ({cpu:.1f} s of one core)")
         columns = (data.train.boxes, data.train.labels, data.train.areas, data.train.image_ids,
                    data.train.sizes, data.train.starts, data.train.annotation_ids)  # fmt: skip
-        print(f"training table: {sum(column.nbytes for column in columns) / 1e6:.0f} MB")
+        table_bytes = sum(column.nbytes for column in columns)
+        print(f"training table: {table_bytes / 1e6:.0f} MB")
         table = replace(data.train, pictures=GreyPictures(data.train.pictures))
-        print(f"this process: {private_megabytes(os.getpid()):.0f} MB")
+        alone = private_megabytes(os.getpid())
+        print(f"this process: {alone:.0f} MB")
         config = DataConfig(image_size=128, max_size=213, augmentation="none")
-        stream = batches(table, config, batch=16, train=True, workers=options.workers)
+        stream = batches(table, config, batch=16, train=True, workers=workers)
         for _ in range(400):
             next(stream)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         each = [private_megabytes(int(pid)) for pid in children]
         print(f"{len(each)} workers after 6,400 images: {', '.join(f'{mb:.0f}' for mb in each)} MB")
+    return {
+        "command": shlex.join(["python", "benchmarks/data_loading.py", *sys.argv[1:]]),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the end",
+        "images": images,
+        "boxes": boxes,
+        "json_megabytes": round(size / 1e6, 1),
+        "opened_seconds": round(wall, 2),
+        "opened_cpu_seconds": round(cpu, 2),
+        "training_table_megabytes": round(table_bytes / 1e6, 1),
+        "process_private_megabytes": round(alone),
+        "worker_private_megabytes": [round(mb) for mb in each],
+    }
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from PIL import Image
 import detrlab
 from detrlab.cli import VERBS, main
 from detrlab.data import open_data
+from detrlab.errors import UserError
 
 SMALL = dict(  # noqa: C408
     backbone="resnet10t",
@@ -143,6 +144,61 @@ def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert second[name] == pytest.approx(value, nan_ok=True), name
+
+
+def photographs(folder, names):
+    """A COCO set without splits: an image and a box for each of the class names."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images, boxes = [], []
+    for i in range(len(names)):
+        pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 80, "height": 60})
+        box = {"bbox": [9, 9, 30, 30], "area": 900, "iscrowd": 0}
+        boxes.append({"id": i + 1, "image_id": i, "category_id": sorted(set(names)).index(names[i])}
+                     | box)  # fmt: skip
+    words = [{"id": k, "name": name} for k, name in enumerate(sorted(set(names)))]
+    document = {"images": images, "annotations": boxes, "categories": words}
+    (folder / "photos.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_eval_judges_photographs_without_splits_and_without_some_classes(
+    checkpoint, tmp_path, capsys
+):
+    data = photographs(tmp_path / "later", ["ring", "disc"] * 5)
+    command = ["eval", "--data", str(data), "--model", str(checkpoint), "--imgsz", "64", "--json"]
+    output = ["--output", str(tmp_path / "judged")]
+    assert main([*command, "--split", "all", *output]) == 0
+    told = capsys.readouterr()
+    assert "split off" not in told.err
+    per_class = json.loads(told.out)["per_class"]
+    assert {name for name, ap in per_class.items() if ap is not None} == {"ring", "disc"}
+    truth = json.loads((tmp_path / "judged" / "predictions.json").read_text())
+    assert {record["image_id"] for record in truth} == set(range(10))
+    assert main([*command, *output]) == 0
+    assert "--split all judges all of it" in capsys.readouterr().err
+    assert "has no test split" in fails(capsys, *command, "--split", "test")
+    assert "known: val, train, test, all" in fails(capsys, *command, "--split", "dev")
+    other = photographs(tmp_path / "other", ["cat"] * 5)
+    command[2] = str(other)
+    assert "the data has cat" in fails(capsys, *command, "--split", "all")
+
+
+def test_training_splits_off_what_eval_judges(tmp_path, monkeypatch):
+    data = photographs(tmp_path / "data", ["ring", "disc"] * 10)
+    opened = []
+
+    def train(_config, _folder, data, _options):
+        opened.append(data)
+        raise UserError("enough")
+
+    monkeypatch.setattr("detrlab.training.loop.train", train)
+    for seed in ("1", "2"):
+        assert main(["train", "--recipe", "tiny", "--data", str(data), "--seed", seed]) == 2
+    expected = open_data(data).val.image_ids.tolist()
+    assert [each.val.image_ids.tolist() for each in opened] == [expected, expected]
 
 
 def test_models_lists_every_preset(capsys):

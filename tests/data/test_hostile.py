@@ -565,7 +565,8 @@ def claims(name, packed_size=None, offset=None):
 
 
 def twice(archive):
-    archive.writestr("train.json", "{}")
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("train.json", "{}")
 
 
 ZIPS = {

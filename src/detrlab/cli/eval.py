@@ -64,7 +64,7 @@ def run(options: Options) -> int:
     for note in data.notes:
         say(note)
     if data.split_off and options.split == "val":
-        say("only those are judged; data that no training has seen: --split all judges all of it")
+        say("only these are judged; if no training has seen any, --split all judges all of it")
     tables = {"val": data.val, "train": data.train, "test": data.test, "all": data.val}
     table = tables[options.split]
     if table is None:

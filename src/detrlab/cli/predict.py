@@ -57,9 +57,8 @@ def run(options: Options) -> int:
         print(json.dumps(records))
     else:
         (folder / "predictions.json").write_text(json.dumps(records), encoding="utf-8")
-        print(
-            f"{len(records)} detections of at least {threshold:.3g} in {len(paths)} images: {folder}"
-        )
+        told = f"{len(records)} detections of at least {threshold:.3g}"
+        print(f"{told} in {len(paths)} images: {folder}")
     return 0
 
 
