@@ -2,6 +2,7 @@
 #
 #   make demo    set up .venv, train the five detectors on generated pictures, compare them
 #   make test    set up .venv with the test tools, run the tests
+#   make setup   only set up .venv
 #
 # Variables, all optional:
 #
@@ -30,9 +31,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Waiting threads must not burn the cores that data loading and kernels share.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test lint types format clean
+.PHONY: help setup demo test lint types format clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,18p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,19p'
+
+setup: $(VENV)/.ready
+	@echo "Ready: $(BIN)/detrlab"
 
 demo: $(VENV)/.ready
 	$(BIN)/detrlab compare --recipe tiny --output runs/compare/demo $(DEMO_ARGS)

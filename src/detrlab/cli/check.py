@@ -54,6 +54,8 @@ def run(options: Options) -> int:
         config = config.change(image_size=options.imgsz, max_size=largest)
     if options.fix is not None:
         return _fix(options, config)
+    if options.output is not None and not options.json:
+        _page_path(options.output, "")  # a name that is taken is told before the work
     report = check(
         options.data,
         config,

@@ -60,7 +60,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: something is there already, or the folder cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists already: choose another --output, or delete it first")
+        raise UserError(f"{path} exists already: choose another folder, or delete it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
