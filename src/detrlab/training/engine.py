@@ -217,7 +217,11 @@ def _suspects(pieces: list[Batch], judged: list[Losses]) -> dict[int, Batch]:
 def to_device(batch: Batch, device: torch.device) -> tuple[ImageBatch, list[Target]]:
     """The images and targets of a batch, where the network is."""
     images = ImageBatch(*(each.to(device, non_blocking=True) for each in batch.images))
-    return images, [Target(*(each.to(device) for each in target)) for target in batch.targets]
+    # Not waiting: else each of these small copies would wait for all work the GPU still has.
+    targets = [
+        Target(*(each.to(device, non_blocking=True) for each in target)) for target in batch.targets
+    ]
+    return images, targets
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

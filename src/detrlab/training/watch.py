@@ -189,7 +189,7 @@ def replay(folder: Path, network: nn.Module, criterion: Criterion) -> Trouble | 
 
     Args:
         folder: of the reproduction.
-        network: of the run's architecture; gets the weights of the reproduction.
+        network: of the run's architecture, on any device; gets the weights of the reproduction.
         criterion: of the run.
 
     Raises:
@@ -199,7 +199,8 @@ def replay(folder: Path, network: nn.Module, criterion: Criterion) -> Trouble | 
 
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "tensors.safetensors")
+        device = next(network.parameters()).device
+        tensors = load_file(folder / "tensors.safetensors", device=str(device))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no reproduction: {error}") from None
     network.load_state_dict(
