@@ -216,6 +216,11 @@ def test_a_resnet_with_its_stride_elsewhere_is_refused(tmp_path):
 def test_folders_that_are_no_models(tmp_path):
     with pytest.raises(UserError, match=r"holds no config\.json"):
         read(tmp_path)
+    run = tmp_path / "run"
+    (run / "weights").mkdir(parents=True)
+    (run / "weights" / "last.safetensors").touch()
+    with pytest.raises(UserError, match=r"the folder of a run: give .*last\.safetensors"):
+        read(run)
     config = tiny_config("detr")
     folder = write_hub_folder(tmp_path / "repo", config, strong_state(config))
     (folder / "model.safetensors").unlink()

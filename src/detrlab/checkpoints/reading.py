@@ -67,6 +67,10 @@ def read(
     """
     path = Path(path)
     if path.is_dir():
+        if (path / "weights" / "last.safetensors").is_file():
+            raise UserError(
+                f"{path} is the folder of a run: give {path / 'weights' / 'last.safetensors'}"
+            )
         return _read_transformers(path, {**(likely or {}), **(told or {})})
     if path.name in HF_WEIGHTS and (path.parent / "config.json").is_file():
         return _read_transformers(path.parent, {**(likely or {}), **(told or {})})
