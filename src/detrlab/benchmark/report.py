@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -97,8 +98,19 @@ def benchmark(
                 )
         report["libraries"][each.name] = row
     if against is not None:
+        report[against] = version(against)
         report["ratios"] = _ratios(report, times, against)
     return report
+
+
+def provenance() -> dict[str, Any]:
+    """Where numbers come from: the machine, the software and how busy the machine was."""
+    return {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "load_before": op_benchmark.load(),
+        "backend": deformable.backend(),
+    }
 
 
 def check_opponent(name: str | None) -> None:
@@ -140,7 +152,7 @@ def _ratios(report: dict[str, Any], times: dict[str, timing.Times], against: str
             "processor": timing.ratio(other.processor, own.processor),
         }
         rows = [report["libraries"][name][kind] for name in ("detrlab", against)]
-        if all("above_start_mb" in row for row in rows):
+        if all(row.get("above_start_mb") for row in rows):
             ratios[kind]["memory"] = rows[0]["above_start_mb"] / rows[1]["above_start_mb"]
     return ratios
 
@@ -164,7 +176,7 @@ def lines(report: dict[str, Any]) -> list[str]:
                 f"{own['share_of_peak']['processor']:.0%} of the matrix peak"
             )
             if "peak_mb" in own:
-                line += f", {own['peak_mb']:.0f} MB (work: {own['above_start_mb']:.0f})"
+                line += f", {own['peak_mb']:.0f} MB (its own: {own['above_start_mb']:.0f})"
             text.append(line)
     for kind, ratio in report.get("ratios", {}).items():
         wall, processor = ratio["wall"], ratio["processor"]

@@ -1,0 +1,172 @@
+"""How time and memory of a detector grow with image side, queries and batch.
+
+    python benchmarks/scaling.py --output docs/results/performance-scaling.json
+
+The memory of each size is measured in a process of its own. The curves are drawn beside the
+numbers, as FILE.svg; --draw draws them again.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+
+from detrlab import files
+from detrlab.benchmark import memory, subjects, timing
+from detrlab.benchmark.report import provenance
+from detrlab.presets import model_config
+
+SIDES = (320, 448, 640, 800, 1066, 1333)
+QUERIES = (100, 300, 500, 700, 900)
+BATCHES = (1, 2, 4)
+SIDE_OF_OTHERS = 320
+"""Queries and batches are varied at this side, where the decoder weighs most."""
+STRIDES = (8, 16, 32, 64)
+
+
+def tokens(side: int, model: str) -> int:
+    """How many cells the encoder reads."""
+    strides = STRIDES if model.startswith("deformable") else (32,)
+    return sum(math.ceil(side / stride) ** 2 for stride in strides)
+
+
+def points(models: list[str], sides: list[int]) -> list[dict]:
+    """Every size to measure: what varies, and its value."""
+    rows = []
+    for model in models:
+        usual = {"model": model, "side": SIDE_OF_OTHERS, "batch": 1}
+        usual["queries"] = model_config(model, 91).num_queries
+        rows += [{**usual, "varies": "side", "side": side} for side in sides]
+        rows += [{**usual, "varies": "queries", "queries": count} for count in QUERIES]
+        rows += [{**usual, "varies": "batch", "batch": count} for count in BATCHES]
+    return rows
+
+
+def measure(row: dict, rounds: int) -> dict:
+    """Milliseconds of inference and training step at one size, and memory of the step."""
+    config = model_config(row["model"], 91, num_queries=row["queries"])
+    size = (row["side"], row["side"])
+    subject = subjects.ours(config, size, row["batch"])
+    times = timing.in_turn({"inference": subject.infer, "training": subject.learn}, rounds)
+    held = memory.peak_memory("detrlab", config, size, row["batch"], learn=True)
+    return {
+        **row,
+        "tokens": tokens(row["side"], row["model"]),
+        **{
+            f"{kind}_ms": {
+                "median": 1e3 * statistics.median(taken.wall),
+                "low": 1e3 * min(taken.wall),
+                "high": 1e3 * max(taken.wall),
+                "processor": 1e3 * statistics.median(taken.processor),
+            }
+            for kind, taken in times.items()
+        },
+        "training_mb": held["above_start_mb"],
+    }
+
+
+def exponent(rows: list[dict], axis: str, value: str) -> float:
+    """The least-squares slope of log(value) over log(axis): 1 is linear."""
+    xs = [math.log(row[axis]) for row in rows]
+    ys = [math.log(_number(row[value])) for row in rows]
+    x, y = statistics.fmean(xs), statistics.fmean(ys)
+    above = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))
+    return above / sum((a - x) ** 2 for a in xs)
+
+
+def _number(value: dict | float) -> float:
+    return value["median"] if isinstance(value, dict) else value
+
+
+def exponents(rows: list[dict]) -> list[dict]:
+    """How each model's time and memory grow with each axis."""
+    found = []
+    axes = {"side": "tokens", "queries": "queries", "batch": "batch"}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for varies, axis in axes.items():
+            chosen = [row for row in rows if (row["model"], row["varies"]) == (model, varies)]
+            found.append(
+                {
+                    "model": model,
+                    "over": axis,
+                    **{
+                        value: exponent(chosen, axis, value)
+                        for value in ("inference_ms", "training_ms", "training_mb")
+                    },
+                }
+            )
+    return found
+
+
+def draw(report: dict, path: Path) -> None:
+    """Time of a step and memory over the image side, queries and batch."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "detrlab"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    names = {"side": "image side in pixels", "queries": "queries", "batch": "images in a batch"}
+    for column, (varies, label) in enumerate(names.items()):
+        for row, (value, title) in enumerate(
+            (("training_ms", "training step, s"), ("training_mb", "memory of a step, GB"))
+        ):
+            panel = axes[row, column]
+            for model in dict.fromkeys(each["model"] for each in report["points"]):
+                chosen = [
+                    each
+                    for each in report["points"]
+                    if (each["model"], each["varies"]) == (model, varies)
+                ]
+                xs = [each[varies] for each in chosen]
+                ys = [_number(each[value]) / 1e3 for each in chosen]
+                (line,) = panel.plot(xs, ys, marker="o", label=model)
+                if varies == "side":
+                    # What is linear in the tokens, through the point in the middle.
+                    middle = len(chosen) // 2
+                    linear = [
+                        ys[middle] * each["tokens"] / chosen[middle]["tokens"] for each in chosen
+                    ]
+                    panel.plot(xs, linear, ":", color=line.get_color(), linewidth=1)
+            panel.set_xlabel(label)
+            panel.set_ylabel(title)
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+    axes[0, 0].legend(title="dotted: linear in tokens")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["deformable-detr", "detr"])
+    parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--draw", action="store_true", help="only draw what the file says")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.draw:
+        draw(json.loads(options.output.read_text()), options.output.with_suffix(".svg"))
+        return
+    report = {**provenance(), "rounds": options.rounds, "points": []}
+    for row in points(options.models, options.sides):
+        report["points"].append(measure(row, options.rounds))
+        last = report["points"][-1]
+        print(
+            f"{last['model']} side {last['side']} queries {last['queries']} batch {last['batch']}: "
+            f"inference {last['inference_ms']['median']:.0f} ms, "
+            f"step {last['training_ms']['median']:.0f} ms, {last['training_mb']:.0f} MB",
+            flush=True,
+        )
+    report["exponents"] = exponents(report["points"])
+    files.write_json(options.output, report)
+    draw(report, options.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
