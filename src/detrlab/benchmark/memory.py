@@ -17,7 +17,6 @@ import torch
 from detrlab.benchmark import subjects
 from detrlab.config import ModelConfig
 
-
 _WARM_UP = (256, 256)
 """Small, but with more cells than a two-stage detector has queries: transformers' needs that."""
 
