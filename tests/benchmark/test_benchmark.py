@@ -73,6 +73,19 @@ def test_the_same_parameters_train_on_both_sides():
         assert counts[0] == counts[1], preset
 
 
+def test_pictures_too_small_for_the_other_library():
+    pytest.importorskip("transformers")
+    config = tiny_config("deformable-detr-two-stage", num_queries=300)
+    with pytest.raises(UserError, match="96 x 64 picture has 128, not 300: enlarge --imgsz"):
+        subjects.theirs(config, (64, 96))
+
+
+def test_a_measurement_that_dies_is_told():
+    config = tiny_config("detr", backbone="no_such_backbone")
+    with pytest.raises(UserError, match=r"ended with 1 .*--no-memory"):
+        memory.peak_memory("detrlab", config, (64, 64), 1, learn=False)
+
+
 @pytest.mark.slow
 def test_memory_of_a_process_of_its_own():
     held = memory.peak_memory("detrlab", model := _small(), (128, 128), 1, learn=True)

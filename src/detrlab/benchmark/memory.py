@@ -16,6 +16,7 @@ import torch
 
 from detrlab.benchmark import subjects
 from detrlab.config import ModelConfig
+from detrlab.errors import UserError
 
 _WARM_UP = (256, 256)
 """Small, but with more cells than a two-stage detector has queries: transformers' needs that."""
@@ -35,6 +36,9 @@ def peak_memory(
         size: (height, width) of the pictures.
         batch: how many.
         learn: a training step instead of inference.
+
+    Raises:
+        UserError: the process did not live to tell.
     """
     context = multiprocessing.get_context("spawn")
     answers: Any = context.SimpleQueue()
@@ -43,7 +47,10 @@ def peak_memory(
     child.start()
     child.join()
     if child.exitcode != 0:
-        raise RuntimeError(f"the measurement ended with {child.exitcode}: too little memory?")
+        raise UserError(
+            f"the process that measured peak memory ended with {child.exitcode} (too little "
+            "memory?): try smaller pictures, or --no-memory"
+        )
     peak, before = answers.get()
     return {"peak_mb": peak, "above_start_mb": peak - before}
 

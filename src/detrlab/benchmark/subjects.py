@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     """The same architecture in transformers: equal dropout, losses and trainable parameters.
 
     Raises:
-        UserError: transformers is not installed, or has no such detector.
+        UserError: transformers is not installed, has no such detector, or cannot take pictures
+            so small.
     """
     try:
         import transformers
@@ -92,6 +94,13 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         raise UserError(
             "--against transformers needs the package transformers: pip install transformers"
         ) from None
+    cells = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in _strides(config))
+    if config.queries == "proposals" and cells < config.num_queries:
+        raise UserError(
+            f"transformers' two-stage detector needs as many cells as queries: a {size[1]} x "
+            f"{size[0]} picture has {cells}, not {config.num_queries}: enlarge --imgsz, or --set "
+            f"model.num_queries={cells}"
+        )
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
     # Every decoder layer is judged, as ours are.
     values["auxiliary_loss"] = True
@@ -127,6 +136,11 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         optimizer.step()
 
     return Subject("transformers", model, infer, learn)
+
+
+def _strides(config: ModelConfig) -> list[int]:
+    """Of the levels of a pyramid, finest first: C3 to C5 and beyond, or C5 alone."""
+    return [8 * 2**level for level in range(config.levels)] if config.levels > 1 else [32]
 
 
 def _train_the_same(model: nn.Module, config: ModelConfig) -> None:
