@@ -1,0 +1,191 @@
+"""The tables of docs/results.md, from the committed results: ``python benchmarks/findings.py``.
+
+Writes docs/results/findings.md; ``python docs/update_tables.py`` puts its tables into the pages.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
+STUDY = RESULTS / "facemask-laptop"
+SIZES = {"ap": "AP", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+EPOCHS = (2, 5, 10, 15, 18)
+
+
+def main() -> None:
+    parts = [
+        "# Tables of the findings",
+        "Written by `python benchmarks/findings.py` from the files beside it.",
+        section("What each step changes, by size of object", steps()),
+        section("Every rung of the ladder after the same 16 epochs, by size of object", rungs(16)),
+        section("AP of each epoch", by_epoch()),
+        section("Other seeds, as far as they came", other_seeds()),
+        section("AP of each decoder layer and stability of the matching", layers()),
+        section("One change at a time from the old recipe", search("first")),
+        section("Changes together", search("second")),
+    ]
+    gpu = json.loads((RESULTS / "gpu-check.json").read_text())
+    parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
+    parts.append(section("A training step on the GPU", gpu_steps(gpu)))
+    parts.append(section("Deformable attention on the GPU", gpu_op(gpu)))
+    for name, title in (
+        ("bccd-laptop", "Blood cells"),
+        ("facemask-longer", "Going on from the two-stage detector"),
+    ):
+        file = RESULTS / name / "comparison-result.json"
+        if file.exists():
+            parts.append(section(title, models(json.loads(file.read_text()))))
+    (RESULTS / "findings.md").write_text("\n\n".join(parts) + "\n")
+
+
+def section(title: str, rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def interval(row: dict[str, Any]) -> str:
+    return f"{points(row['estimate'])} \\[{points(row['low'])}, {points(row['high'])}\\]"
+
+
+def steps() -> list[list[str]]:
+    """Differences of the planned pairs, with intervals."""
+    found = json.loads((STUDY / "comparison-result.json").read_text())["verdicts"]["differences"]
+    pairs = dict.fromkeys((each["first"], each["second"]) for each in found)
+    table = [["step", *SIZES.values()]]
+    for first, second in pairs:
+        row = {
+            each["quantity"]: each
+            for each in found
+            if (each["first"], each["second"]) == (first, second)
+        }
+        table.append([f"{first} → {second}", *(interval(row[size]) for size in SIZES)])
+    return table
+
+
+def curve(file: Path) -> dict[int, dict[str, float]]:
+    with file.open() as rows:
+        return {
+            int(row["epoch"]): {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(rows)
+        }
+
+
+def ladder() -> Iterable[tuple[str, dict[int, dict[str, float]]]]:
+    """Every detector of seed 42 and its epochs, finished or not."""
+    order = ("detr", "detr-dc5", "detr-sigmoid", "deformable-detr-single-scale", "deformable-detr")
+    order += ("deformable-detr-refine", "deformable-detr-two-stage")
+    for name in order:
+        (file,) = [
+            *STUDY.glob(f"runs/{name}-seed42-*/metrics.csv"),
+            *STUDY.glob(f"unfinished/{name}-seed42.csv"),
+        ]
+        yield name, curve(file)
+
+
+def rungs(epoch: int) -> list[list[str]]:
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    table = [["model", "AP", "AP50", "AP75", "small", "medium", "large"]]
+    for name, rows in ladder():
+        table.append([name, *(points(rows[epoch][key]) for key in keys)])
+    return table
+
+
+def by_epoch() -> list[list[str]]:
+    table = [["model", *(f"epoch {epoch}" for epoch in EPOCHS), "last", "epochs"]]
+    for name, rows in ladder():
+        shown = [points(rows[epoch]["ap"]) if epoch in rows else "" for epoch in EPOCHS]
+        table.append([name, *shown, points(rows[max(rows)]["ap"]), str(max(rows))])
+    return table
+
+
+def other_seeds() -> list[list[str]]:
+    table = [["model", "seed", "epoch", "AP", "AP50", "small", "medium", "large"]]
+    for epoch in (6, 10):
+        for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
+            for file in (
+                *STUDY.glob(f"runs/{name}-seed42-*/metrics.csv"),
+                *sorted(STUDY.glob(f"unfinished/{name}-seed*.csv")),
+            ):
+                rows = curve(file)
+                seed = "42" if file.stem == "metrics" else file.stem.rpartition("-seed")[2]
+                if epoch in rows:
+                    keys = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
+                    values = [points(rows[epoch][key]) for key in keys]
+                    table.append([name, seed, str(epoch), *values])
+    return table
+
+
+def layers() -> list[list[str]]:
+    table = [["model", "epoch", "AP of layers 1, 2, 3", "objects that changed their query"]]
+    for name in ("detr", "deformable-detr", "deformable-detr-refine", "deformable-detr-two-stage"):
+        (file,) = STUDY.glob(f"runs/{name}-seed42-*/curves.json")
+        rows = json.loads(file.read_text())["epochs"]
+        for row in (rows[1], rows[9], rows[-1]):
+            shown = ", ".join(points(value) for value in row["layer_ap"])
+            table.append([name, str(row["epoch"]), shown, f"{100 * row['unstable'][-1]:.0f} %"])
+    return table
+
+
+def search(name: str) -> list[list[str]]:
+    report = json.loads((RESULTS / f"recipe-search/{name}.json").read_text())
+    runs: Iterable[tuple[str, Any]] = report["runs"].items()
+    last = max(row["epochs"] for _, row in runs)
+    table = [["variation", *(f"AP, epoch {epoch}" for epoch in range(1, last + 1))]]
+    ordered = sorted(report["runs"].items(), key=lambda each: -max(each[1]["curve"]))
+    for title, row in ordered:
+        values = [points(value) for value in row["curve"]]
+        table.append([title, *values, *[""] * (last - len(values))])
+    return table
+
+
+def agreement(gpu: dict[str, Any]) -> list[list[str]]:
+    table = [["model", "logits", "boxes", "loss, relative", "gradient norms, relative"]]
+    for name, row in gpu["agreement"].items():
+        keys = ("logits", "boxes", "loss_relative", "gradient_norms_relative")
+        table.append([name, *(f"{row[key]:.1e}" for key in keys)])
+    return table
+
+
+def gpu_steps(gpu: dict[str, Any]) -> list[list[str]]:
+    table = [["model", *(f"{kind}, ms and GiB" for kind in KINDS)]]
+    for name, row in gpu["steps"].items():
+        cells = [
+            f"{1000 * row[kind]['seconds']:.0f}, {row[kind]['peak_gib']:.1f}" for kind in KINDS
+        ]
+        table.append([name, *cells])
+    return table
+
+
+KINDS = ("float32 plain form", "float32", "bfloat16 plain form", "bfloat16")
+
+
+def gpu_op(gpu: dict[str, Any]) -> list[list[str]]:
+    table = [["call", "by", "forward, ms", "forward and backward, ms", "faster than plain"]]
+    for row in gpu["op"]["rows"]:
+        by = {"reference": "plain form", "cuda": gpu["sampling_by"]}[row["backend"]]
+        both = row["forward_backward_ms"]["median"]
+        forward = row["forward_ms"]["median"]
+        title = f"{row['size']}, {row['form']}"
+        table.append([title, by, f"{forward:.2f}", f"{both:.2f}", f"{row['speedup']:.1f}x"])
+    return table
+
+
+def models(report: dict[str, Any]) -> list[list[str]]:
+    table = [["model", "AP", "AP50", "AP75", "small", "medium", "large"]]
+    for name, quantities in report["verdicts"]["intervals"].items():
+        keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+        shown = [interval(quantities[key]) if key in quantities else "" for key in keys]
+        table.append([name, *shown])
+    return table
+
+
+if __name__ == "__main__":
+    main()
