@@ -27,6 +27,8 @@ def main() -> None:
         section("One change at a time from the old recipe", search("first")),
         section("Changes together", search("second")),
     ]
+    parts.append(section("Points of AP50 that mending each kind of error would bring", errors()))
+    parts.append(section("The same weights on larger images", sizes()))
     gpu = json.loads((RESULTS / "gpu-check.json").read_text())
     parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
     parts.append(section("A training step on the GPU", gpu_steps(gpu)))
@@ -143,6 +145,32 @@ def search(name: str) -> list[list[str]]:
     for title, row in ordered:
         values = [points(value) for value in row["curve"]]
         table.append([title, *values, *[""] * (last - len(values))])
+    return table
+
+
+TWO_STAGE = RESULTS / "facemask-two-stage"
+ERRORS = {
+    "Cls": "wrong class",
+    "Loc": "box too far off",
+    "Both": "both",
+    "Dupe": "found before",
+    "Bkg": "nothing there",
+    "Miss": "missed",
+}
+
+
+def errors() -> list[list[str]]:
+    """TIDE's shares (arXiv 2008.08115), of the two-stage detector."""
+    cost = json.loads((TWO_STAGE / "analysis.json").read_text())["tide"]["cost"]
+    return [["", *ERRORS.values()], ["points", *(points(cost[key]) for key in ERRORS)]]
+
+
+def sizes() -> list[list[str]]:
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    table = [["evaluated at", "AP", "AP50", "AP75", "small", "medium", "large"]]
+    for title, file in (("416 px, as trained", "metrics"), ("512 px", "metrics-512px")):
+        row = json.loads((TWO_STAGE / f"{file}.json").read_text())
+        table.append([title, *(points(row[key]) for key in keys)])
     return table
 
 
