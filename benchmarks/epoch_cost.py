@@ -39,7 +39,7 @@ def main() -> None:
             row = measure(name, named, data, options.steps)
             print(size, name, row, flush=True)
             report.setdefault(f"{size} px", {})[name] = row
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(name, named, data, steps):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from detrlab.models.transformer import Decoder
 from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
 
@@ -27,7 +30,7 @@ class Network(nn.Module):
         neck: nn.Module,
         encoder: nn.Module,
         queries: nn.Module,
-        decoder: nn.Module,
+        decoder: Decoder,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,6 +54,6 @@ class Network(nn.Module):
         """
         features = self.backbone(images.pixels)
         memory = self.encoder(self.neck(features, images.padding))
-        choose = getattr(self.queries, "choose", None)
+        choose: Any = getattr(self.queries, "choose", None)
         queries = self.queries(memory)[0] if choose is None else choose(memory)
         return self.decoder.final(queries, memory)
