@@ -147,9 +147,10 @@ def words(explanation: Explanation, cut: float) -> dict[str, Any]:
 
 
 def shown() -> set[str]:
-    """Names of the pictures that the pages show."""
+    """Names of the pictures of a detector that the pages show."""
     pages = (page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
-    return {name for page in pages for name in re.findall(r"\(pictures/([\w-]+)\.jpg\)", page)}
+    named = re.compile(rf"\(pictures/((?:{'|'.join(FIVE)})-[\w-]+)\.jpg\)")
+    return {name for page in pages for name in named.findall(page)}
 
 
 def keep(figure: Figure, name: str, folder: Path) -> None:
