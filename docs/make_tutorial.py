@@ -21,13 +21,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 HERE = Path(__file__).resolve().parent
 PAGE, PICTURES = HERE / "tutorial.md", HERE / "pictures"
 PHOTOGRAPHS = 100
 WIDTH = 640
-FIRST, LAST = 13, 10
+FIRST, LAST = 10, 14
 """Lines of a long output that are shown."""
 
 STEP = re.compile(r"```\n(?P<command>detrlab .*?)```\n\n```text\n(?P<output>.*?)```\n", re.DOTALL)
@@ -105,11 +105,13 @@ def pictures(work: Path) -> None:
     hard = Image.open(work / "runs" / "eval" / "hard_images.jpg")
     width, height = hard.size
     # Three photographs in a row, four rows, under the legend: the first two of two rows.
-    save(hard.crop((0, 0, round(width * 0.664), round(height * 0.515))), "tutorial-hard")
+    save(hard.crop((0, 0, round(width * 0.664), round(height * 0.505))), "tutorial-hard")
     objects = Image.open(work / "runs" / "explain" / "objects.png")
     width, height = objects.size
-    save(objects.crop((0, round(height * 0.14), width // 2, round(height * 0.78))),
-         "tutorial-explain")  # fmt: skip
+    # The photograph and its legend, without the title above and the bars beside them.
+    left = objects.convert("RGB").crop((0, round(height * 0.06), width // 2, height))
+    inked = ImageChops.difference(left, Image.new("RGB", left.size, "white")).getbbox()
+    save(left.crop(inked), "tutorial-explain")
 
 
 def save(image: Image.Image, name: str) -> None:
