@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from detrlab.checkpoints.weights import BUILT_IN
 from detrlab.cli import VERBS
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.entrants import named, varied
@@ -79,7 +80,7 @@ def parsed(verb, arguments):
 
 def check_values(verb, options, added):
     """Names of recipes, settings and detectors are real; files of a user need not be there."""
-    known = (*PRESETS, *added)
+    known = (*PRESETS, *added, *(BUILT_IN if verb in ("predict", "explain", "eval") else ()))
     models = getattr(options, "models", ()) or getattr(options, "model", ())
     models = (models,) if isinstance(models, str) else tuple(models or ())
     for model in models:
