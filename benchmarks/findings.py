@@ -29,6 +29,7 @@ def main() -> None:
     ]
     parts.append(section("Points of AP50 that mending each kind of error would bring", errors()))
     parts.append(section("The same weights on larger images", sizes()))
+    parts.append(section("Minutes of one core for an epoch of the 677 photographs", epoch_cost()))
     gpu = json.loads((RESULTS / "gpu-check.json").read_text())
     parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
     parts.append(section("A training step on the GPU", gpu_steps(gpu)))
@@ -171,6 +172,16 @@ def sizes() -> list[list[str]]:
     for title, file in (("416 px, as trained", "metrics"), ("512 px", "metrics-512px")):
         row = json.loads((TWO_STAGE / f"{file}.json").read_text())
         table.append([title, *(points(row[key]) for key in keys)])
+    return table
+
+
+def epoch_cost() -> list[list[str]]:
+    report = json.loads((RESULTS / "epoch-cost.json").read_text())
+    sizes = ("320 px", "416 px")
+    table = [["model", *sizes]]
+    for name in report[sizes[0]]:
+        minutes = [report[size][name]["minutes_an_epoch"] for size in sizes]
+        table.append([name, *(f"{value:.1f}" for value in minutes)])
     return table
 
 
