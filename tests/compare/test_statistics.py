@@ -13,6 +13,7 @@ from detrlab.compare.statistics import (
     Contender,
     Difference,
     Needed,
+    _own_interval,
     _Sample,
     _Spread,
     compare,
@@ -333,3 +334,12 @@ def test_what_cannot_be_compared_is_refused():
         compare([pair[0], pair[0]])
     with pytest.raises(UserError, match="nothing to compare"):
         compare([])
+
+
+@pytest.mark.parametrize(("estimate", "bound"), [(0.001, 0.0), (0.999, 1.0)])
+def test_an_interval_of_ap_stays_between_0_and_1(estimate, bound):
+    replicates = estimate + np.random.default_rng(0).normal(0, 0.05, size=500)
+    spread = _Spread(estimate, replicates, 0.05**2, 20.0, 0.05**2, 0.0, None, 1)
+    interval = _own_interval(spread, 0.95)
+    assert bound in (interval.low, interval.high)
+    assert 0 <= interval.low <= estimate <= interval.high <= 1

@@ -583,12 +583,13 @@ def _own_interval(spread: _Spread, level: float) -> Interval:
 
     AP takes the best precision at each recall or beyond, and the best of few noisy values is too
     high. Replicates show such a bias once more, on top of the estimate's own: both go. In a
-    difference the biases of two detectors cancel.
+    difference the biases of two detectors cancel. An AP lies between 0 and 1, and so does its
+    interval.
     """
     if math.isnan(spread.estimate):
         return Interval(None, None, None)
     low, high = spread.quantiles(level)
-    low, high = low - 2 * spread.bias, high - 2 * spread.bias
+    low, high = max(0.0, low - 2 * spread.bias), min(1.0, high - 2 * spread.bias)
     return Interval(spread.estimate, min(low, spread.estimate), max(high, spread.estimate))
 
 
