@@ -143,6 +143,8 @@ def draw(chart: Chart) -> Figure:
         if curve.low != curve.high:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel(chart.x_label)
+    if chart.x_label == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(chart.y_label)
     axes.set_title(chart.title, loc="left")
     axes.set_xlim(left=0)
