@@ -133,6 +133,8 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> tuple[Path, ...]:
 
 def draw(chart: Chart) -> Figure:
     """One chart as a matplotlib figure."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     for index, curve in enumerate(chart.curves):
         colour, dash = style(index)
@@ -144,7 +146,7 @@ def draw(chart: Chart) -> Figure:
             axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, lw=0)
     axes.set_xlabel(chart.x_label)
     if chart.x_label == "epoch":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(chart.y_label)
     axes.set_title(chart.title, loc="left")
     axes.set_xlim(left=0)
