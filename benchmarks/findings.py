@@ -34,13 +34,6 @@ def main() -> None:
     parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
     parts.append(section("A training step on the GPU", gpu_steps(gpu)))
     parts.append(section("Deformable attention on the GPU", gpu_op(gpu)))
-    for name, title in (
-        ("bccd-laptop", "Blood cells"),
-        ("facemask-longer", "Going on from the two-stage detector"),
-    ):
-        file = RESULTS / name / "comparison-result.json"
-        if file.exists():
-            parts.append(section(title, models(json.loads(file.read_text()))))
     (RESULTS / "findings.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -214,15 +207,6 @@ def gpu_op(gpu: dict[str, Any]) -> list[list[str]]:
         forward = row["forward_ms"]["median"]
         title = f"{row['size']}, {row['form']}"
         table.append([title, by, f"{forward:.2f}", f"{both:.2f}", f"{row['speedup']:.1f}x"])
-    return table
-
-
-def models(report: dict[str, Any]) -> list[list[str]]:
-    table = [["model", "AP", "AP50", "AP75", "small", "medium", "large"]]
-    for name, quantities in report["verdicts"]["intervals"].items():
-        keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-        shown = [interval(quantities[key]) if key in quantities else "" for key in keys]
-        table.append([name, *shown])
     return table
 
 

@@ -127,6 +127,10 @@ def test_names_become_folders():
             ("detr-dc5", "deformable-detr-two-stage"),
             [("detr-dc5", "deformable-detr-two-stage")],
         ),
+        (
+            ("deformable-detr-two-stage", "detr"),  # in whatever order they were asked for
+            [("detr", "deformable-detr-two-stage")],
+        ),
         (("a=1", "a=2", "a=3"), [("a=1", "a=2"), ("a=2", "a=3")]),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab.compare import statistics
+from detrlab.compare.entrants import in_order
 from detrlab.compare.results import Row
 from detrlab.compare.statistics import Difference
 from detrlab.presets import BESIDE_THE_LADDER, LADDER, PRESETS
@@ -83,6 +84,8 @@ def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
     The pairs are settled before anything is looked at: more of them would make all stricter.
     """
     ours = [row.name for row in rows if row.seeds]
+    if all(name in PRESETS for name in ours):
+        ours = in_order(ours)  # in whatever order they were asked for, the same pairs
     pairs = [(before, name) for name in ours if (before := _step_before(name, ours))]
     return pairs + [(ours[-1], row.name) for row in rows if ours and not row.seeds]
 
