@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.models.position import box_sine_features
+from detrlab.models.queries import QuerySource
 from detrlab.structures import Memory, Queries, References
 
 
-class LearnedAnchors(nn.Module):
+class LearnedAnchors(QuerySource):
     """Each query is a learned box; its position embedding is made from that box.
 
     Between the learned points of Deformable DETR and the proposals of its two-stage form: the

@@ -1,5 +1,6 @@
 """The Triton kernels, interpreted on a CPU: the same code, one program after another."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -75,14 +76,8 @@ def test_interpreted_kernels_equal_the_reference(body):
 def test_compiled_kernels_equal_the_reference(dtype):
     from detrlab.ops import reference, testing, triton_kernels
 
+    attend = functools.partial(reference.attend_by, triton_kernels.sample)
     for boxes in (False, True):
         case = testing.small_case(boxes=boxes, dtype=dtype, device="cuda")
-
-        def attend(values, shapes, ratios, references, offsets, scores):
-            located = reference.locations_and_weights(
-                shapes, ratios, references, offsets, scores, values.dtype
-            )
-            return triton_kernels.sample(values, shapes, *located)
-
         found = testing.results(attend, case)
         assert testing.difference(found, testing.results(reference.attend, case)) is None

@@ -58,7 +58,7 @@ def benchmark(
     calls |= {f"{each.name} inference": each.infer for each in measured}
     if train:
         calls |= {f"{each.name} training": each.learn for each in measured}
-    load = op_benchmark.load()
+    told = provenance()
     times = timing.in_turn(calls, rounds)
 
     parameters, trainable = count_parameters(measured[0].network)
@@ -69,10 +69,7 @@ def benchmark(
         "picture": [height, width],
         "batch": batch,
         "rounds": rounds,
-        "machine": machine(),
-        "torch": torch.__version__,
-        "load_before": load,
-        "backend": deformable.backend(),
+        **told,
         "parameters": parameters,
         "trainable": trainable,
         "gflops": gflops(measured[0].network, size),

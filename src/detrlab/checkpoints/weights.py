@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 WORDS = ("coco", "imagenet", "none")
 HUB = "hf:"
+BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
+"""Detectors inside the package, by name: something to look at before anything is trained.
+``benchmarks/first_checkpoint.py`` makes them."""
 _ONLINE = ("0", "", "no", "off", "false")
 
 
@@ -85,11 +88,6 @@ def first_network(
         seed=seed,
     )
     return Start(network, report, imported.checkpoint.preprocessing)
-
-
-BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
-"""Detectors inside the package, by name: something to look at before anything is trained.
-``benchmarks/first_checkpoint.py`` makes them."""
 
 
 def load_detector(

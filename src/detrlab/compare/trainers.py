@@ -268,16 +268,14 @@ def _epoch(row: dict[str, Any]) -> Epoch:
 
 
 def _cost(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Cost:
-    import torch
-
     from detrlab.compare import cost
     from detrlab.models.build import build_network
+    from detrlab.training.processes import pick_device
 
     network = build_network(run.model)
     parameters, trainable = cost.count_parameters(network)
     size = cost.typical_size(data.val, run.data)
     multiply_adds = cost.gflops(network, size)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Cost(
         parameters=parameters,
         trainable=trainable,
@@ -285,7 +283,7 @@ def _cost(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Cost
         input_size=size,
         minutes=outcome.epochs[-1]["seconds"] / 60 if outcome.epochs else None,
         peak_memory=outcome.peak_memory,
-        latency=cost.latency(network.to(chosen), size),
+        latency=cost.latency(network.to(pick_device(device)), size),
         machine=cost.machine(),
     )
 

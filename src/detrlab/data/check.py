@@ -376,7 +376,7 @@ def _report_pairs(data: RawData, pairs: list[SamePicture], findings: Findings) -
             split.name,
             split.members[i] or "",
             split.image_ids[i],
-            detail=f"as {partner.name}: {partner.members[j]}".replace("as : ", "as "),
+            detail=f"as {f'{partner.name}: ' * bool(partner.name)}{partner.members[j]}",
             other=(partner.name, partner.image_ids[j]),
         )
         findings.extend(rule, 1, [finding])

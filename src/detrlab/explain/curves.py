@@ -21,6 +21,7 @@ from detrlab.errors import UserError
 from detrlab.scoring import Scoring
 from detrlab.structures import ImageBatch, ModelOutput, Target
 from detrlab.training.matcher import Match, Weights, match_sets
+from detrlab.training.processes import pick_device
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +107,7 @@ class Watch:
         self, folder: str | Path, table: Table, images: int = 100, device: str | None = None
     ) -> None:
         self.folder = Path(folder)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(device)
         step = max(1, math.ceil(len(table) / images))
         self.table = table.select(range(0, len(table), step))
 

@@ -18,7 +18,7 @@ from detrlab.models.neck import Neck
 from detrlab.models.network import Network
 from detrlab.models.position import LevelPosition, SinePosition
 from detrlab.models.proposals import ProposalQueries
-from detrlab.models.queries import LearnedPoints, LearnedPositions
+from detrlab.models.queries import LearnedPoints, LearnedPositions, QuerySource
 from detrlab.models.references import (
     cell_centers,
     keep_references,
@@ -133,8 +133,8 @@ def _build_encoder(config: ModelConfig) -> Encoder:
     return encoder
 
 
-def _build_queries(config: ModelConfig) -> nn.Module:
-    queries: nn.Module
+def _build_queries(config: ModelConfig) -> QuerySource:
+    queries: QuerySource
     if config.queries == "positions":
         queries = LearnedPositions(config.num_queries, config.width)
     elif config.queries == "points":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from detrlab.models.queries import QuerySource
 from detrlab.models.transformer import Decoder
 from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
@@ -29,7 +28,7 @@ class Network(nn.Module):
         backbone: nn.Module,
         neck: nn.Module,
         encoder: nn.Module,
-        queries: nn.Module,
+        queries: QuerySource,
         decoder: Decoder,
     ) -> None:
         super().__init__()
@@ -47,13 +46,7 @@ class Network(nn.Module):
         return ModelOutput(self.decoder(queries, memory), proposals)
 
     def detect(self, images: ImageBatch) -> Predictions:
-        """``forward(images).final`` without the predictions that nobody asked for.
-
-        A query source may offer ``choose``: memory -> the same queries, with less work than
-        ``forward`` because no proposals are returned.
-        """
+        """``forward(images).final`` without the predictions that nobody asked for."""
         features = self.backbone(images.pixels)
         memory = self.encoder(self.neck(features, images.padding))
-        choose: Any = getattr(self.queries, "choose", None)
-        queries = self.queries(memory)[0] if choose is None else choose(memory)
-        return self.decoder.final(queries, memory)
+        return self.decoder.final(self.queries.choose(memory), memory)

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from detrlab.models.heads import PredictionHead
 from detrlab.models.position import box_sine_features
+from detrlab.models.queries import QuerySource
 from detrlab.models.references import cell_centers
 from detrlab.structures import Memory, Predictions, Queries, References
 
 BASE_SIZE = 0.05  # of a proposal on the finest level; doubled on each coarser one
 
 
-class ProposalQueries(nn.Module):
+class ProposalQueries(QuerySource):
     """Scores every cell of the memory as a proposal and turns the best into queries.
 
     Logit 0 of its head is the objectness: it is trained with all labels set to class 0.

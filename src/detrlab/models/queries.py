@@ -13,7 +13,16 @@ def _repeat(rows: Tensor, memory: Memory) -> Tensor:
     return rows[None].expand(memory.tokens.shape[0], -1, -1)
 
 
-class LearnedPositions(nn.Module):
+class QuerySource(nn.Module):
+    """Where queries come from: ``forward`` turns memory into queries and proposals, or None."""
+
+    def choose(self, memory: Memory) -> Queries:
+        """The queries alone, for a source that can do that with less work."""
+        queries: Queries = self(memory)[0]
+        return queries
+
+
+class LearnedPositions(QuerySource):
     """DETR's queries: a learned position, empty content, and no place in the image.
 
     Source: arXiv 2005.12872, section 3.2.
@@ -29,7 +38,7 @@ class LearnedPositions(nn.Module):
         return Queries(torch.zeros_like(position), position, None), None
 
 
-class LearnedPoints(nn.Module):
+class LearnedPoints(QuerySource):
     """Deformable DETR's queries: learned position and content, and the point they imply.
 
     The point depends on the query only, not on the image, and is trained by every layer.

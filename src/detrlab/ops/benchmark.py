@@ -146,8 +146,8 @@ def _contestants(
         yield device.type, getattr(module, form), found
     operator = cuda.ms_deform_attn() if device.type == "cpu" else None
     if operator is not None:
-        attend = functools.partial(cuda.attend_with, operator)
         sample = functools.partial(cuda.sample_with, operator)
+        attend = functools.partial(reference.attend_by, sample)
         yield EXTENSION, attend if form == "attend" else sample, _verify(attend, device)
 
 

@@ -42,10 +42,9 @@ def attend(
     learned_box = sizes is not None and (sizes.requires_grad or centers.requires_grad)
     if learned_box or valid_ratios.requires_grad:
         # The fused form has no gradient for these; no detector here needs one.
-        locations, weights = reference.locations_and_weights(
-            level_shapes, valid_ratios, references, offsets, scores, dtype
+        return reference.attend_by(
+            sample, values, level_shapes, valid_ratios, references, offsets, scores
         )
-        return sample(values, level_shapes, locations, weights)
     output = torch.ops.detrlab.deformable(
         _head_by_head(values.to(dtype), offsets.shape[1]),
         _flat(level_shapes),

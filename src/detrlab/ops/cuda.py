@@ -21,15 +21,12 @@ from detrlab.structures import LevelShapes, References
 Operator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """An extension: (values, shapes, first cells, locations, weights) -> (B, Q, M * D)."""
 
-Sample = Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor]
-"""What ``reference.sample`` is."""
-
 
 class Found(NamedTuple):
     """The tested way to sample on a GPU, and what it is called."""
 
     name: str
-    sample: Sample
+    sample: reference.Sample
 
 
 def attend(
@@ -41,7 +38,7 @@ def attend(
     scores: Tensor,
 ) -> Tensor:
     """``reference.attend`` with what was found in place of ``grid_sample``."""
-    return _attend_by(
+    return reference.attend_by(
         _sampler(values.device), values, level_shapes, valid_ratios, references, offsets, scores
     )
 
@@ -51,39 +48,10 @@ def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights
     return _sampler(values.device)(values, level_shapes, locations, weights)
 
 
-def _sampler(device: torch.device) -> Sample:
+def _sampler(device: torch.device) -> reference.Sample:
     found = _found(device)
     assert isinstance(found, Found), "call only where problem() is None"
     return found.sample
-
-
-def _attend_by(
-    sample: Sample,
-    values: Tensor,
-    level_shapes: LevelShapes,
-    valid_ratios: Tensor,
-    references: References,
-    offsets: Tensor,
-    scores: Tensor,
-) -> Tensor:
-    locations, weights = reference.locations_and_weights(
-        level_shapes, valid_ratios, references, offsets, scores, reference.computing_dtype(values)
-    )
-    return sample(values, level_shapes, locations, weights)
-
-
-def attend_with(
-    operator: Operator,
-    values: Tensor,
-    level_shapes: LevelShapes,
-    valid_ratios: Tensor,
-    references: References,
-    offsets: Tensor,
-    scores: Tensor,
-) -> Tensor:
-    """``reference.attend`` with any extension's operator in place of ``grid_sample``."""
-    by = functools.partial(sample_with, operator)
-    return _attend_by(by, values, level_shapes, valid_ratios, references, offsets, scores)
 
 
 def sample_with(
@@ -145,7 +113,7 @@ def _deformops() -> Operator | None:
     return operator
 
 
-def _triton() -> Sample | None:
+def _triton() -> reference.Sample | None:
     try:
         from detrlab.ops import triton_kernels
     except ImportError:
@@ -153,12 +121,12 @@ def _triton() -> Sample | None:
     return triton_kernels.sample
 
 
-def _extension(find: Callable[[], Operator | None]) -> Sample | None:
+def _extension(find: Callable[[], Operator | None]) -> reference.Sample | None:
     operator = find()
     return None if operator is None else functools.partial(sample_with, operator)
 
 
-_KNOWN: tuple[tuple[str, Callable[[], Sample | None]], ...] = (
+_KNOWN: tuple[tuple[str, Callable[[], reference.Sample | None]], ...] = (
     ("torch-ms-deform-attn", functools.partial(_extension, ms_deform_attn)),
     ("deformops", functools.partial(_extension, _deformops)),
     ("triton", _triton),
@@ -181,11 +149,11 @@ def _found(device: torch.device) -> Found | str:
     return "; ".join(problems)
 
 
-def _difference(sampler: Sample, device: torch.device) -> str | None:
+def _difference(sampler: reference.Sample, device: torch.device) -> str | None:
     """None, or how the results on a small case differ from the plain form's."""
     case = testing.small_case(device=device)
     try:
-        actual = testing.results(functools.partial(_attend_by, sampler), case)
+        actual = testing.results(functools.partial(reference.attend_by, sampler), case)
     except Exception as error:  # whatever fails, the plain form serves
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return testing.difference(actual, testing.results(reference.attend, case))

@@ -7,11 +7,16 @@ Source: arXiv 2010.04159, section 4.1 and appendix A.1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detrlab.structures import LevelShapes, References
+
+Sample = Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor]
+"""What ``sample`` is, by whatever means."""
 
 
 def computing_dtype(values: Tensor) -> torch.dtype:
@@ -44,6 +49,19 @@ def attend(
     Returns:
         (B, Q, M * D), heads side by side, in the dtype of ``values``.
     """
+    return attend_by(sample, values, level_shapes, valid_ratios, references, offsets, scores)
+
+
+def attend_by(
+    sample: Sample,
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    references: References,
+    offsets: Tensor,
+    scores: Tensor,
+) -> Tensor:
+    """``attend`` with another ``sample``."""
     locations, weights = locations_and_weights(
         level_shapes, valid_ratios, references, offsets, scores, computing_dtype(values)
     )

@@ -168,6 +168,26 @@ def _level_table(shapes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @triton.jit
+def _level(level_table, level):
+    """Height, width and first cell of a level."""
+    row = level_table + 3 * level
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2)
+
+
+@triton.jit
+def _place(locations, index, height, width, here):
+    """The cell up and left of each point, and how far below and right of its middle it lies."""
+    # A cell's value sits at its middle.
+    x = tl.load(locations + 2 * index, mask=here, other=0.0) * width - 0.5
+    y = tl.load(locations + 2 * index + 1, mask=here, other=0.0) * height - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    # Far outside, an integer might overflow and come back inside.
+    column = tl.minimum(tl.maximum(left, -2.0), width + 1.0).to(tl.int32)
+    row = tl.minimum(tl.maximum(top, -2.0), height + 1.0).to(tl.int32)
+    return row, column, y - top, x - left
+
+
+@triton.jit
 def _corner(values, row, column, height, width, first, head, heads, depth, channel, here):
     """The values (QUERIES, CHANNELS) of one corner of each point's cell; zero outside the map."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & here
@@ -203,20 +223,11 @@ def _forward(
     kind = weights.dtype.element_ty
     total = tl.zeros((QUERIES, CHANNELS), dtype=kind)
     for level in range(levels):
-        height = tl.load(level_table + 3 * level)
-        width = tl.load(level_table + 3 * level + 1)
-        first = tl.load(level_table + 3 * level + 2)
+        height, width, first = _level(level_table, level)
         for point in range(points):
             index = slot + level * points + point
             weight = tl.load(weights + index, mask=here, other=0.0)
-            # A cell's value sits at its middle.
-            x = tl.load(locations + 2 * index, mask=here, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * index + 1, mask=here, other=0.0) * height - 0.5
-            left, top = tl.floor(x), tl.floor(y)
-            right_share, low_share = x - left, y - top
-            # Far outside, an integer might overflow and come back inside.
-            column = tl.minimum(tl.maximum(left, -2.0), width + 1.0).to(tl.int32)
-            row = tl.minimum(tl.maximum(top, -2.0), height + 1.0).to(tl.int32)
+            row, column, low_share, right_share = _place(locations, index, height, width, here)
             a, _, _ = _corner(
                 values, row, column, height, width, first, head, heads, depth, channel, here
             )
@@ -270,18 +281,11 @@ def _backward(
     mask = here[:, None] & (channel < depth)[None, :]
     grad = tl.load(output_grad + at, mask=mask, other=0.0).to(kind)
     for level in range(levels):
-        height = tl.load(level_table + 3 * level)
-        width = tl.load(level_table + 3 * level + 1)
-        first = tl.load(level_table + 3 * level + 2)
+        height, width, first = _level(level_table, level)
         for point in range(points):
             index = slot + level * points + point
             weight = tl.load(weights + index, mask=here, other=0.0)
-            x = tl.load(locations + 2 * index, mask=here, other=0.0) * width - 0.5
-            y = tl.load(locations + 2 * index + 1, mask=here, other=0.0) * height - 0.5
-            left, top = tl.floor(x), tl.floor(y)
-            right_share, low_share = x - left, y - top
-            column = tl.minimum(tl.maximum(left, -2.0), width + 1.0).to(tl.int32)
-            row = tl.minimum(tl.maximum(top, -2.0), height + 1.0).to(tl.int32)
+            row, column, low_share, right_share = _place(locations, index, height, width, here)
             a, at_a, mask_a = _corner(
                 values, row, column, height, width, first, head, heads, depth, channel, here
             )

@@ -129,7 +129,7 @@ def join(device: str | torch.device | None = None) -> Processes:
         UserError: there is no such device; the other processes cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes(_device(device))
+        return Processes(pick_device(device))
     # accelerate knows every launcher, device and backend; more of it is not used, because its
     # prepared loaders and schedulers would break exact resume.
     from accelerate import PartialState
@@ -140,7 +140,12 @@ def join(device: str | torch.device | None = None) -> Processes:
     return Processes(state.device, state.process_index, state.num_processes)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """Where to compute; None takes a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     if device is None or str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
