@@ -48,6 +48,23 @@ def test_the_improved_one_changes_what_its_page_explains():
     assert told == {old.train.learning_rate, new.train_for("detr").learning_rate}
 
 
+def test_epochs_on_the_command_line_move_the_drop_along():
+    settled = RecipeOptions(recipe="cppe5", epochs=25).settled()
+    assert (settled.train.epochs, settled.train.drop_epoch) == (25, 20)
+    kept = RecipeOptions(recipe="cppe5", set=("train.epochs=25",)).settled()
+    assert (kept.train.epochs, kept.train.drop_epoch) == (25, 40)
+    told = RecipeOptions(recipe="cppe5", epochs=25, set=("train.drop_epoch=9",)).settled()
+    assert (told.train.epochs, told.train.drop_epoch) == (25, 9)
+
+
+def test_the_command_line_wins_over_what_a_recipe_says_of_one_detector():
+    settled = RecipeOptions(recipe="paper", epochs=5, lr=3e-4, set=("train.batch=4",)).settled()
+    detr, other = settled.train_for("detr"), settled.train_for("deformable-detr")
+    assert (detr.epochs, detr.drop_epoch, detr.learning_rate, detr.batch) == (5, 4, 3e-4, 4)
+    assert (other.epochs, other.drop_epoch, other.learning_rate, other.batch) == (5, 4, 3e-4, 4)
+    assert (detr.micro_batch, other.micro_batch) == (4, 2)
+
+
 @pytest.mark.parametrize("preset", FIVE)
 def test_every_detector_can_start_from_coco(preset):
     assert published(preset, model_config(preset, 5).backbone).preset == preset

@@ -171,7 +171,8 @@ class DataConfig(Record):
     """Short side in pixels at evaluation, and the largest short side in training."""
     max_size: int = Field(1333, ge=32)
     """Bound of the long side in pixels."""
-    augmentation: Literal["detr", "light", "none"] = "detr"
+    augmentation: Literal["detr", "light", "strong", "none"] = "detr"
+    """``detr`` is the originals'; ``light`` and ``strong`` are for some hundred images."""
     workers: int = Field(2, ge=0)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -226,6 +227,7 @@ class TrainConfig(Record):
     drop_epoch: int | None = Field(None, ge=1)
     """``step``: the rate is divided by 10 after each so many epochs; None never drops."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises to its full height."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Also keep a moving average of the weights, evaluate it and save it; None does not."""
     patience: int | None = Field(None, ge=1)
@@ -250,6 +252,13 @@ class TrainConfig(Record):
     """Patterns (regular expressions, searched) of the checkpoint's tensors that start anew."""
     freeze: tuple[str, ...] = ()
     """Patterns (regular expressions, searched) of parameters that do not train."""
+
+    def over(self, epochs: int) -> Self:
+        """The same schedule over another number of epochs: the drop stays at the same fraction."""
+        if self.drop_epoch is None:
+            return self.change(epochs=epochs)
+        drop = max(1, round(self.drop_epoch * epochs / self.epochs))
+        return self.change(epochs=epochs, drop_epoch=drop)
 
 
 class Recipe(Record):
@@ -287,3 +296,15 @@ class Recipe(Record):
             UserError: its changes are impossible.
         """
         return self.train.change(**self.train_each.get(preset, {}))
+
+    def over(self, epochs: int) -> Self:
+        """The recipe with every detector's schedule over that many epochs."""
+        each = {
+            preset: {
+                **row,
+                "epochs": epochs,
+                "drop_epoch": self.train_for(preset).over(epochs).drop_epoch,
+            }
+            for preset, row in self.train_each.items()
+        }
+        return self.change(train=self.train.over(epochs).model_dump(), train_each=each)

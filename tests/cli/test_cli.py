@@ -13,6 +13,7 @@ import detrlab
 from detrlab.cli import VERBS, main
 from detrlab.data import open_data
 from detrlab.errors import UserError
+from detrlab.training.folder import RunConfig
 
 SMALL = dict(  # noqa: C408
     backbone="resnet10t",
@@ -199,6 +200,19 @@ def test_training_splits_off_what_eval_judges(tmp_path, monkeypatch):
         assert main(["train", "--recipe", "tiny", "--data", str(data), "--seed", seed]) == 2
     expected = open_data(data).val.image_ids.tolist()
     assert [each.val.image_ids.tolist() for each in opened] == [expected, expected]
+
+
+def test_more_epochs_do_not_move_the_drop_of_a_run_that_has_begun(tmp_path, capsys):
+    data = photographs(tmp_path / "data", ["ring", "disc"] * 4)
+    command = ["train", "--recipe", "tiny", "--data", str(data), "--output", str(tmp_path / "run")]
+    small = ["--imgsz", "64", "--no-preflight", "--device", "cpu"]
+    assert main([*command, *small, "--epochs", "1"]) == 0
+    assert main([*command, *small, "--epochs", "2", "--resume"]) == 0
+    train = RunConfig.load(tmp_path / "run" / "config.yaml").train
+    assert (train.epochs, train.drop_epoch) == (2, 1)
+    moved = ["--epochs", "2", "--resume", "--set", "train.drop_epoch=2"]
+    assert main([*command, *small, *moved]) == 2
+    assert "train.drop_epoch is 1 there and 2 here" in capsys.readouterr().err
 
 
 def test_models_lists_every_preset(capsys):

@@ -1,6 +1,6 @@
 import pytest
 
-from detrlab.compare.budget import Budget, with_epochs
+from detrlab.compare.budget import Budget
 from detrlab.config import TrainConfig
 from detrlab.errors import UserError
 
@@ -40,6 +40,6 @@ def test_a_budget_becomes_whole_epochs():
 
 def test_the_drop_stays_at_the_same_fraction():
     recipe = TrainConfig(epochs=50, drop_epoch=40)
-    assert with_epochs(recipe, 25).drop_epoch == 20
-    assert with_epochs(recipe, 1).drop_epoch == 1
-    assert with_epochs(TrainConfig(epochs=5), 9).drop_epoch is None
+    assert recipe.over(25).drop_epoch == 20
+    assert recipe.over(1).drop_epoch == 1
+    assert TrainConfig(epochs=5).over(9).drop_epoch is None

@@ -106,7 +106,7 @@ def test_crop_without_objects_is_an_ordinary_sample():
     assert target.labels.shape == (0,)
 
 
-@pytest.mark.parametrize("kind", ["detr", "light", "none"])
+@pytest.mark.parametrize("kind", ["detr", "light", "strong", "none"])
 def test_augmentation_keeps_boxes_on_their_objects(kind):
     """A white rectangle on black stays under its box, whatever is drawn."""
     image = torch.zeros(3, 120, 160, dtype=torch.uint8)
@@ -145,6 +145,18 @@ def test_detr_draws_have_the_published_frequencies():
     assert 120 < flipped < 240  # some crops are of one colour
     assert 170 < whole < 280
     assert set(short_sides) >= set(T.detr_sizes(80, 133).short_sides)
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("none", 1.0), ("light", 1.43), ("strong", 2.5)])
+def test_zooming_magnifies_what_is_small(kind, largest):
+    """How large an object gets at most, as a part of its size in evaluation."""
+    original = sample(height=300, width=400, boxes=((180, 130, 220, 170),))
+    augment = T.train_augmentation(DataConfig(image_size=300, max_size=400, augmentation=kind))
+    drawn = [augment(original, keyed("zoom", n)) for n in range(200)]
+    heights = [float(each.boxes[0, 3] - each.boxes[0, 1]) for each in drawn if len(each.boxes)]
+    # Both sides must be cropped most for the full effect, so few draws come near it.
+    assert 0.75 * largest <= max(heights) / 40 <= 1.02 * largest
+    assert all(max(each.image.shape) <= 401 for each in drawn)
 
 
 def test_normalisation_is_the_originals():

@@ -23,7 +23,7 @@ class RecipeOptions:
     data: str | None = None
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     epochs: int | None = None
-    """Passes over the training images."""
+    """Passes over the training images; a drop of the learning rate stays at the same fraction."""
     batch: int | Literal["auto"] | None = None
     """Images an optimiser step sees; auto keeps the recipe's number and lets memory decide how
     many of them a pass sees at once."""
@@ -54,12 +54,13 @@ class RecipeOptions:
             UserError: an unknown recipe or setting, or an impossible value.
         """
         recipe = read_recipe(self.recipe)
+        if self.epochs is not None:
+            recipe = recipe.over(self.epochs)
         if self.imgsz is not None:
             recipe = resize(recipe, self.imgsz)
         flags = {
             "data.data": self.data,
             "data.workers": self.workers,
-            "train.epochs": self.epochs,
             "train.batch": None if self.batch == "auto" else self.batch,
             "train.micro_batch": "auto" if self.batch == "auto" else None,
             "train.learning_rate": self.lr,
@@ -70,8 +71,15 @@ class RecipeOptions:
             "train.freeze": list(self.freeze) or None,
         }
         given = {name: value for name, value in flags.items() if value is not None}
-        given |= dict(parse_setting(text) for text in self.set)
-        return change_settings(recipe, given)
+        return change_settings(recipe, given | self.changes())
+
+    def changes(self) -> dict[str, Any]:
+        """What ``--set`` says.
+
+        Raises:
+            UserError: a setting without a value.
+        """
+        return dict(parse_setting(text) for text in self.set)
 
 
 def read_recipe(name: str) -> Recipe:
@@ -108,7 +116,7 @@ def known_settings() -> Iterable[str]:
 
 
 def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The recipe with settings such as ``train.clip`` changed."""
+    """The recipe with settings such as ``train.clip`` changed, for every detector."""
     known = list(known_settings())
     parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
     for name, value in changes.items():
@@ -116,7 +124,12 @@ def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
             raise UserError(f"unknown setting {name!r}{did_you_mean(name, known)}")
         part, field = name.split(".", 1)
         parts[part][field] = value
+    each = {
+        preset: {field: value for field, value in row.items() if field not in parts["train"]}
+        for preset, row in recipe.train_each.items()
+    }
     return recipe.change(
+        train_each=each,
         model={**recipe.model, **parts["model"]},
         train=recipe.train.change(**parts["train"]).model_dump(),
         data=recipe.data.change(**parts["data"]).model_dump(),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
+
+if TYPE_CHECKING:
+    from detrlab.training.folder import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ def run(options: Options) -> int:
     data = open_data(recipe.data.data)
     config = loop.plan(options.model, recipe, data)
     folder = options.output or f"runs/train/{options.model}"
+    if options.resume and options.epochs is not None:
+        config = _with_its_drop(config, folder, options.changes())
     steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)
     with following(steps * config.train.epochs) as (tell, on_step):
         for note in data.notes if is_main_process() else ():
@@ -75,6 +81,17 @@ def run(options: Options) -> int:
     print_metrics(outcome.metrics, title=f"{options.model} on the validation split, last weights")
     say(f"weights, curves and metrics: {outcome.folder.path}")
     return 0
+
+
+def _with_its_drop(config: RunConfig, folder: str, changes: dict[str, Any]) -> RunConfig:
+    """More epochs do not move the drop of a run that has begun: what is trained, stays trained."""
+    from detrlab.training.folder import RunConfig, RunFolder
+
+    saved = RunFolder(Path(folder)).config
+    if "train.drop_epoch" in changes or not saved.is_file():
+        return config
+    drop = RunConfig.load(saved).train.drop_epoch
+    return config.change(train=config.train.change(drop_epoch=drop).model_dump())
 
 
 def _again() -> str:

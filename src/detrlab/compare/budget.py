@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from detrlab.config import TrainConfig
 from detrlab.errors import UserError, did_you_mean
 
 Unit = Literal["epochs", "images", "minutes"]
@@ -74,11 +73,3 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit}"
-
-
-def with_epochs(train: TrainConfig, epochs: int) -> TrainConfig:
-    """The same schedule over another number of epochs: the drop stays at the same fraction."""
-    if train.drop_epoch is None:
-        return train.change(epochs=epochs)
-    drop = max(1, round(train.drop_epoch * epochs / train.epochs))
-    return train.change(epochs=epochs, drop_epoch=drop)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab import files
-from detrlab.compare.budget import Budget, with_epochs
+from detrlab.compare.budget import Budget
 from detrlab.compare.entrants import Entrant
 from detrlab.compare.results import Failure, RunResult
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
@@ -108,7 +108,7 @@ class Run:
         """How it is trained with the epochs that its budget pays for."""
         if self.budget is None:
             return self.train
-        return with_epochs(self.train, self.budget.epochs(images_per_epoch, seconds_per_epoch))
+        return self.train.over(self.budget.epochs(images_per_epoch, seconds_per_epoch))
 
 
 Trainer = Callable[[Run, Report], RunResult]

@@ -1,4 +1,4 @@
-"""What happens to an image between the file and the network: DETR's rule, a light one, none.
+"""What happens to an image between the file and the network: DETR's rule, two of ours, none.
 
 Boxes stay xyxy in pixels of the image as it is; only ``to_target`` turns them into fractions.
 All draws come from the generator that is handed in.
@@ -6,6 +6,7 @@ All draws come from the generator that is handed in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -169,33 +170,64 @@ class DetrAugmentation:
         return resize_short_side(sample, _choice(draws, sizes.short_sides), sizes.max_size)
 
 
-@dataclass(frozen=True)
-class LightAugmentation:
-    """For small detectors and short trainings: flip, mild crop and scale, mild colour.
+class Strength(NamedTuple):
+    """How far ``ZoomAugmentation`` goes.
 
-    Half of the images are flipped, half cropped to 70-100 % of each side, half get brightness,
-    contrast and saturation within 20 %; the size ends between 80 % and 100 % of evaluation's.
+    Attributes:
+        crops: share of the images that are cropped.
+        crop_from: smallest part of each side that a crop keeps.
+        shrinks_to: smallest size, as a part of evaluation's.
+        colour: most that brightness, contrast and saturation change by, as a part of themselves.
+    """
+
+    crops: float
+    crop_from: float
+    shrinks_to: float
+    colour: float
+
+
+LIGHT = Strength(crops=0.5, crop_from=0.7, shrinks_to=0.8, colour=0.2)
+"""For small detectors and short trainings."""
+
+STRONG = Strength(crops=0.7, crop_from=0.4, shrinks_to=0.6, colour=0.4)
+"""For hundreds of images and many epochs, which a small detector otherwise learns by heart."""
+
+
+@dataclass(frozen=True)
+class ZoomAugmentation:
+    """Flip, crop and scale, colour, for data sets of some hundred images.
+
+    Half of the images are flipped, ``crops`` of them cropped, half get other brightness, contrast
+    and saturation. A crop is enlarged to the size of a whole image, which magnifies what is small.
     """
 
     image_size: int
     max_size: int
+    strength: Strength
 
     def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:
         """One draw of it."""
+        strength = self.strength
         if draws.random() < 0.5:
             sample = flip(sample)
-        if draws.random() < 0.5:
+        if draws.random() < strength.crops:
             height, width = sample.image.shape[-2:]
-            low = (-(-7 * height // 10), -(-7 * width // 10))
+            low = (_at_least(strength.crop_from, height), _at_least(strength.crop_from, width))
             sample = _random_crop(sample, low, (height, width), draws)
-        side = _between(draws, max(1, round(0.8 * self.image_size)), self.image_size)
+        smallest = max(1, round(strength.shrinks_to * self.image_size))
+        side = _between(draws, smallest, self.image_size)
         bound = max(1, round(self.max_size * side / self.image_size))
         sample = resize_short_side(sample, side, bound)
         if draws.random() < 0.5:
-            brightness, contrast, saturation = draws.uniform(0.8, 1.2, size=3).tolist()
-            image = jitter(sample.image, brightness, contrast, saturation)
-            sample = sample._replace(image=image)
+            low_factor, high_factor = 1 - strength.colour, 1 + strength.colour
+            factors = draws.uniform(low_factor, high_factor, size=3).tolist()
+            sample = sample._replace(image=jitter(sample.image, *factors))
         return sample
+
+
+def _at_least(part: float, length: int) -> int:
+    """The part of a length, rounded up; a float's last digit does not add a pixel."""
+    return math.ceil(round(part * length, 6))
 
 
 @dataclass(frozen=True)
@@ -226,7 +258,9 @@ def train_augmentation(config: DataConfig) -> Augmentation:
     if config.augmentation == "detr":
         return DetrAugmentation(detr_sizes(config.image_size, config.max_size))
     if config.augmentation == "light":
-        return LightAugmentation(config.image_size, config.max_size)
+        return ZoomAugmentation(config.image_size, config.max_size, LIGHT)
+    if config.augmentation == "strong":
+        return ZoomAugmentation(config.image_size, config.max_size, STRONG)
     return NoAugmentation(config)
 
 
