@@ -70,6 +70,18 @@ def test_an_unknown_flag_names_the_closest(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["train", "detr"], "write detrlab train --model detr"),
+        (["compare", "detr-dc5", "detr"], "write detrlab compare --models detr-dc5"),
+        (["ablate", "path/to/data"], "write detrlab ablate --data path/to/data"),
+    ],
+)
+def test_a_word_without_its_flag_is_answered_with_the_flag(arguments, expected, capsys):
+    assert expected in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
         (["--model", "deformable-dert"], "did you mean 'deformable-detr'?"),
         (["--recipe", "laptob"], "did you mean 'laptop'?"),
         (["--set", "model.widht=64"], "did you mean 'model.width'?"),

@@ -28,6 +28,7 @@ VERBS = {
     "benchmark": "what a detector costs on this machine, beside transformers' if asked",
     "models": "the detectors: parameters, cost, published accuracy",
 }
+_WITHOUT_PLAIN_WORDS = ("compare", "ablate", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(verb: str, arguments: Sequence[str]) -> int:
     import tyro
 
+    if verb in _WITHOUT_PLAIN_WORDS and arguments and not arguments[0].startswith("-"):
+        raise UserError(_say_it_with_a_flag(verb, arguments[0]))
     command = import_module(f"detrlab.cli.{verb}")
     options = tyro.cli(
         command.Options,
@@ -68,6 +71,16 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     return command.run(options)
+
+
+def _say_it_with_a_flag(verb: str, word: str) -> str:
+    """What to write instead of a word that no flag stands before."""
+    from detrlab.presets import PRESETS
+
+    flag = "--data"
+    if word in PRESETS:
+        flag = "--models" if verb == "compare" else "--model"
+    return f"{word!r} stands there without a flag: write detrlab {verb} {flag} {word}"
 
 
 def _print_help() -> None:
