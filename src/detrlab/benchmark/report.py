@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from detrlab.benchmark import memory, peak, subjects, timing
-from detrlab.compare.cost import count_parameters, gflops, machine
+from detrlab.compare.cost import count_parameters, gflops, machine, multiply_adds
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError, did_you_mean
 from detrlab.ops import benchmark as op_benchmark
@@ -82,7 +82,7 @@ def benchmark(
             name = f"{each.name} {kind}"
             if name not in times:
                 continue
-            adds = peak.multiply_adds(call)
+            adds = multiply_adds(call)
             row[kind] = {
                 **times[name].to_dict(),
                 "images_per_second": batch / statistics.median(times[name].wall),
