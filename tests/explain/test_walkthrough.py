@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrlab.config import Recipe
 from detrlab.data.transforms import resized_size
 from detrlab.explain.capture import record
 from detrlab.models.build import build_network
-from detrlab.presets import FIVE, model_config, recipe
+from detrlab.presets import FIVE, model_config
 from detrlab.structures import ImageBatch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,13 +60,14 @@ def test_both_languages_link_to_the_same_code():
 @pytest.fixture(scope="module")
 def shapes():
     """Rows of the tables of sections 2 and 3, and S, by the recipe that the page names."""
-    sizes = recipe("laptop").data
+    recipe = Recipe.load(DOCS / "results/facemask-laptop/recipe.yaml")
+    sizes = recipe.data
     height, width = resized_size(217, 400, sizes.image_size, sizes.max_size)
     pixels = torch.zeros(1, 3, height, width)
     images = ImageBatch(pixels, torch.zeros(1, height, width, dtype=torch.bool))
     maps, levels, tokens = [], [], []
     for preset in FIVE[:3]:
-        config = model_config(preset, 3, **recipe("laptop").model)
+        config = model_config(preset, 3, **recipe.model)
         network = build_network(config).eval()
         with torch.no_grad():
             features = network.backbone(pixels)
