@@ -24,22 +24,27 @@ from detrlab.training.processes import join
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[320, 416])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[320, 416, 512])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = open_data(options.data)
     report: dict = {"data": data.name, "images": len(data.train), "torch": torch.__version__}
-    for size in options.sizes:
-        named = recipe("laptop")
-        settings = named.data.change(image_size=size, max_size=size)
-        named = named.change(data=settings.model_dump())
+    named = recipe("laptop")
+    ways = {f"{size} px": at(named, size) for size in options.sizes}
+    whole = {"train": named.train.change(micro_batch=None).model_dump()}
+    ways[f"{max(options.sizes)} px, whole batches"] = at(named.change(**whole), max(options.sizes))
+    for title, way in ways.items():
         for name in FIVE:
-            row = measure(name, named, data, options.steps)
-            print(size, name, row, flush=True)
-            report.setdefault(f"{size} px", {})[name] = row
+            row = measure(name, way, data, options.steps)
+            print(title, name, row, flush=True)
+            report.setdefault(title, {})[name] = row
             options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def at(named, size):
+    return named.change(data=named.data.change(image_size=size, max_size=size).model_dump())
 
 
 def measure(name, named, data, steps):

@@ -29,6 +29,11 @@ def main() -> None:
     ]
     parts.append(section("Points of AP50 that mending each kind of error would bring", errors()))
     parts.append(section("The same weights on larger images", sizes()))
+    parts.append(section("An hour on two cores: the two-stage detector", hour()))
+    parts.append(section("An hour on two cores: each class", hour_classes()))
+    parts.append(section("An hour on two cores: the same weights on larger images", hour_sizes()))
+    parts.append(section("Strong augmentation at two image sizes", two_sizes()))
+    parts.append(section("A hundred photographs: weight of the class loss", hundred()))
     parts.append(section("Minutes of one core for an epoch of the 677 photographs", epoch_cost()))
     gpu = json.loads((RESULTS / "gpu-check.json").read_text())
     parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
@@ -143,6 +148,7 @@ def search(name: str) -> list[list[str]]:
 
 
 TWO_STAGE = RESULTS / "facemask-two-stage"
+HOUR = RESULTS / "facemask-hour"
 ERRORS = {
     "Cls": "wrong class",
     "Loc": "box too far off",
@@ -154,9 +160,16 @@ ERRORS = {
 
 
 def errors() -> list[list[str]]:
-    """TIDE's shares (arXiv 2008.08115), of the two-stage detector."""
-    cost = json.loads((TWO_STAGE / "analysis.json").read_text())["tide"]["cost"]
-    return [["", *ERRORS.values()], ["points", *(points(cost[key]) for key in ERRORS)]]
+    """TIDE's shares (arXiv 2008.08115), of both two-stage detectors."""
+    table = [["", *ERRORS.values()]]
+    for title, file in (
+        ("the study, epoch 18", TWO_STAGE / "analysis.json"),
+        ("class weight 2, epoch 11", HOUR / "first/analysis-epoch-11.json"),
+        ("class weight 5, epoch 19", HOUR / "heavier/analysis.json"),
+    ):
+        cost = json.loads(file.read_text())["tide"]["cost"]
+        table.append([title, *(points(cost[key]) for key in ERRORS)])
+    return table
 
 
 def sizes() -> list[list[str]]:
@@ -168,9 +181,68 @@ def sizes() -> list[list[str]]:
     return table
 
 
+HEAVIER_FROM = 13
+"""The epoch whose weights the training with a heavier class loss began with."""
+
+
+def hour() -> list[list[str]]:
+    """Both parts of the run: the class loss as published, and from epoch 13 on heavier."""
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    table = [
+        ["weight of the class loss", "epoch", "AP", "AP50", "AP75", "small", "medium", "large"]
+    ]
+    for epoch, row in curve(HOUR / "first/metrics.csv").items():
+        if epoch in (2, 4, 7, 10, 13, 14, 15, 16):
+            table.append(["2", str(epoch), *(points(row[key]) for key in keys)])
+    for epoch, row in curve(HOUR / "heavier/metrics.csv").items():
+        table.append(["5", str(HEAVIER_FROM + epoch), *(points(row[key]) for key in keys)])
+    return table
+
+
+def hour_classes() -> list[list[str]]:
+    """AP of each class, of the study's detector and of this one."""
+    then = json.loads((TWO_STAGE / "metrics.json").read_text())["per_class"]
+    now = json.loads((HOUR / "heavier/metrics-512px.json").read_text())["per_class"]
+    table = [["", *now], ["in the study", *(points(then[name]) for name in now)]]
+    return [*table, ["after an hour", *map(points, now.values())]]
+
+
+def hour_sizes() -> list[list[str]]:
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    table = [["evaluated at", "AP", "AP50", "AP75", "small", "medium", "large"]]
+    for size in (416, 512, 640):
+        row = json.loads((HOUR / f"heavier/metrics-{size}px.json").read_text())
+        title = f"{size} px" + (", as trained" if size == 512 else "")
+        table.append([title, *(points(row[key]) for key in keys)])
+    return table
+
+
+def two_sizes() -> list[list[str]]:
+    report = json.loads((RESULTS / "recipe-search/third.json").read_text())
+    epoch = f"epoch {report['epoch']}"
+    table = [["size", f"AP, {epoch}", f"AP50, {epoch}", f"small, {epoch}", f"minutes, {epoch}"]]
+    for name, run in report["runs"].items():
+        row = run["at_common_epoch"]
+        values = [points(row[key]) for key in ("ap", "ap50", "ap_small")]
+        table.append([name.replace("-", " "), *values, f"{row['seconds'] / 60:.0f}"])
+    return table
+
+
+def hundred() -> list[list[str]]:
+    """AP and AP50 on the tutorial's photographs."""
+    report = json.loads((RESULTS / "recipe-search/hundred.json").read_text())
+    common = f"epoch {report['epoch']}"
+    table = [["variation", f"AP, {common}", f"AP50, {common}", "AP, last", "AP50, last", "epochs"]]
+    for name, run in report["runs"].items():
+        both = (run["at_common_epoch"], run["at_last_epoch"])
+        values = [points(row[key]) for row in both for key in ("ap", "ap50")]
+        table.append([name, *values, str(run["epochs"])])
+    return table
+
+
 def epoch_cost() -> list[list[str]]:
     report = json.loads((RESULTS / "epoch-cost.json").read_text())
-    sizes = ("320 px", "416 px")
+    sizes = [key for key in report if " px" in key]
     table = [["model", *sizes]]
     for name in report[sizes[0]]:
         minutes = [report[size][name]["minutes_an_epoch"] for size in sizes]
