@@ -192,7 +192,7 @@ def hour() -> list[list[str]]:
         ["weight of the class loss", "epoch", "AP", "AP50", "AP75", "small", "medium", "large"]
     ]
     for epoch, row in curve(HOUR / "first/metrics.csv").items():
-        if epoch in (2, 4, 7, 10, 13, 14, 15, 16):
+        if epoch in (2, 4, 7, 10, 13, 14, 15, 16, 18, 20):
             table.append(["2", str(epoch), *(points(row[key]) for key in keys)])
     for epoch, row in curve(HOUR / "heavier/metrics.csv").items():
         table.append(["5", str(HEAVIER_FROM + epoch), *(points(row[key]) for key in keys)])
