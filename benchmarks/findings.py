@@ -12,6 +12,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 STUDY = RESULTS / "facemask-laptop"
 SIZES = {"ap": "AP", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+NUMBERS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", **SIZES}
 EPOCHS = (2, 5, 10, 15, 18)
 
 
@@ -28,10 +29,12 @@ def main() -> None:
         section("Changes together", search("second")),
     ]
     parts.append(section("Points of AP50 that mending each kind of error would bring", errors()))
-    parts.append(section("The same weights on larger images", sizes()))
+    parts.append(section("The same weights on larger images", sizes(STUDY_SIZES)))
     parts.append(section("An hour on two cores: the two-stage detector", hour()))
     parts.append(section("An hour on two cores: each class", hour_classes()))
-    parts.append(section("An hour on two cores: the same weights on larger images", hour_sizes()))
+    parts.append(
+        section("An hour on two cores: the same weights on larger images", sizes(HOUR_SIZES))
+    )
     parts.append(section("Strong augmentation at two image sizes", two_sizes()))
     parts.append(section("A hundred photographs: weight of the class loss", hundred()))
     parts.append(section("Minutes of one core for an epoch of the 677 photographs", epoch_cost()))
@@ -50,6 +53,11 @@ def section(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 def points(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def numbers(row: dict[str, Any]) -> list[str]:
+    """The columns of ``NUMBERS``."""
+    return [points(row[key]) for key in NUMBERS]
 
 
 def interval(row: dict[str, Any]) -> str:
@@ -92,11 +100,8 @@ def ladder() -> Iterable[tuple[str, dict[int, dict[str, float]]]]:
 
 
 def rungs(epoch: int) -> list[list[str]]:
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    table = [["model", "AP", "AP50", "AP75", "small", "medium", "large"]]
-    for name, rows in ladder():
-        table.append([name, *(points(rows[epoch][key]) for key in keys)])
-    return table
+    table = [["model", *NUMBERS.values()]]
+    return table + [[name, *numbers(rows[epoch])] for name, rows in ladder()]
 
 
 def by_epoch() -> list[list[str]]:
@@ -172,30 +177,35 @@ def errors() -> list[list[str]]:
     return table
 
 
-def sizes() -> list[list[str]]:
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    table = [["evaluated at", "AP", "AP50", "AP75", "small", "medium", "large"]]
-    for title, file in (("416 px, as trained", "metrics"), ("512 px", "metrics-512px")):
-        row = json.loads((TWO_STAGE / f"{file}.json").read_text())
-        table.append([title, *(points(row[key]) for key in keys)])
-    return table
+def sizes(files: dict[str, Path]) -> list[list[str]]:
+    """The same weights evaluated at several sizes: title -> metrics."""
+    table = [["evaluated at", *NUMBERS.values()]]
+    return table + [
+        [title, *numbers(json.loads(file.read_text()))] for title, file in files.items()
+    ]
 
 
+STUDY_SIZES = {
+    "416 px, as trained": TWO_STAGE / "metrics.json",
+    "512 px": TWO_STAGE / "metrics-512px.json",
+}
+HOUR_SIZES = {
+    "416 px": HOUR / "heavier/metrics-416px.json",
+    "512 px, as trained": HOUR / "heavier/metrics-512px.json",
+    "640 px": HOUR / "heavier/metrics-640px.json",
+}
 HEAVIER_FROM = 13
 """The epoch whose weights the training with a heavier class loss began with."""
 
 
 def hour() -> list[list[str]]:
     """Both parts of the run: the class loss as published, and from epoch 13 on heavier."""
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    table = [
-        ["weight of the class loss", "epoch", "AP", "AP50", "AP75", "small", "medium", "large"]
-    ]
+    table = [["weight of the class loss", "epoch", *NUMBERS.values()]]
     for epoch, row in curve(HOUR / "first/metrics.csv").items():
         if epoch in (2, 4, 7, 10, 13, 14, 15, 16, 18, 20):
-            table.append(["2", str(epoch), *(points(row[key]) for key in keys)])
+            table.append(["2", str(epoch), *numbers(row)])
     for epoch, row in curve(HOUR / "heavier/metrics.csv").items():
-        table.append(["5", str(HEAVIER_FROM + epoch), *(points(row[key]) for key in keys)])
+        table.append(["5", str(HEAVIER_FROM + epoch), *numbers(row)])
     return table
 
 
@@ -205,16 +215,6 @@ def hour_classes() -> list[list[str]]:
     now = json.loads((HOUR / "heavier/metrics-512px.json").read_text())["per_class"]
     table = [["", *now], ["in the study", *(points(then[name]) for name in now)]]
     return [*table, ["after an hour", *map(points, now.values())]]
-
-
-def hour_sizes() -> list[list[str]]:
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    table = [["evaluated at", "AP", "AP50", "AP75", "small", "medium", "large"]]
-    for size in (416, 512, 640):
-        row = json.loads((HOUR / f"heavier/metrics-{size}px.json").read_text())
-        title = f"{size} px" + (", as trained" if size == 512 else "")
-        table.append([title, *(points(row[key]) for key in keys)])
-    return table
 
 
 def two_sizes() -> list[list[str]]:

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops
 
 HERE = Path(__file__).resolve().parent
@@ -108,8 +109,12 @@ def pictures(work: Path) -> None:
     save(hard.crop((0, 0, round(width * 0.664), round(height * 0.505))), "tutorial-hard")
     objects = Image.open(work / "runs" / "explain" / "objects.png")
     width, height = objects.size
-    # The photograph and its legend, without the title above and the bars beside them.
-    left = objects.convert("RGB").crop((0, round(height * 0.06), width // 2, height))
+    # The photograph and its legend, without the title above and the bars beside them: those
+    # begin behind the first blank column right of the photograph's own left half.
+    below = objects.convert("RGB").crop((0, round(height * 0.06), width, height))
+    blank = (np.asarray(below) == 255).all(axis=(0, 2))
+    blank[: width // 4] = False
+    left = below.crop((0, 0, int(blank.argmax()), below.height))
     inked = ImageChops.difference(left, Image.new("RGB", left.size, "white")).getbbox()
     save(left.crop(inked), "tutorial-explain")
 
