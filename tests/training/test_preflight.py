@@ -99,6 +99,8 @@ CALM = {
     "learns_norms": False,
     "epochs": 30,
     "drop_epoch": 24,
+    "steps": 75_000,
+    "warmup_steps": 100,
 }
 
 
@@ -115,6 +117,8 @@ CALM = {
         ({"drop_epoch": 6}, "after every 6 of the 30 epochs: from epoch 13.*drop_epoch=24"),
         ({"drop_epoch": 15}, None),
         ({"drop_epoch": None}, None),
+        ({"steps": 390}, "rises over 100 of the 390 steps.*warmup_steps=39 "),
+        ({"steps": 400}, None),
     ],
 )
 def test_plain_words(changes, words):

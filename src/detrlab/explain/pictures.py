@@ -39,7 +39,7 @@ BRIGHTNESS = 0.4  # mean of a dimmed picture: whatever is drawn on it stands out
 REASON_COLOURS = {
     "found": "#70e000",
     "shared": "#c8b6ff",
-    "taken": "#c8b6ff",
+    "taken": "#9d4edd",
     "another class": "#4cc9f0",
     "unsure": "#ffd166",
     "left out": "#f8f9fa",

@@ -408,6 +408,8 @@ class _Run:
             learns_norms=bool(running_statistics(engine.network)),
             epochs=train.epochs,
             drop_epoch=train.drop_epoch if train.schedule == "step" else None,
+            steps=train.epochs * self.steps_per_epoch,
+            warmup_steps=train.warmup_steps,
         ):
             self.say(f"note: {line}")
         if not preflight.has_room(

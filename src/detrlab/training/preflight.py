@@ -284,6 +284,8 @@ def advice(
     learns_norms: bool,
     epochs: int,
     drop_epoch: int | None,
+    steps: int,
+    warmup_steps: int,
 ) -> list[str]:
     """What is known to end badly, in plain words, from the settings and the annotations alone.
 
@@ -297,6 +299,8 @@ def advice(
         learns_norms: whether batch norms follow the batches.
         epochs: of the run.
         drop_epoch: after how many of them the learning rate falls, each time; None: never.
+        steps: of the optimiser in the whole run.
+        warmup_steps: how many of them the learning rate rises over.
     """
     found = []
     if drop_epoch is not None and (epochs - 1) // drop_epoch >= 2:
@@ -304,6 +308,11 @@ def advice(
             f"the learning rate is divided by 10 after every {drop_epoch} of the {epochs} epochs: "
             f"from epoch {2 * drop_epoch + 1} on hardly anything is learnt; one drop near the end "
             f"is usual, as with --set train.drop_epoch={max(1, round(0.8 * epochs))}"
+        )
+    if warmup_steps > steps / 4:
+        found.append(
+            f"the learning rate rises over {warmup_steps} of the {steps} steps of this run, which "
+            f"leaves few at its height; --set train.warmup_steps={steps // 10} is a tenth of them"
         )
     if weights == "none" and images < FEW_IMAGES:
         found.append(
