@@ -244,6 +244,7 @@ VERDICTS = [
         "plain beats refine by 1.8 AP [0.4, 3.1]",
     ),
     ({"seeds": (1, 1)}, "this trained refine beats this trained plain by 1.8 AP [0.4, 3.1]"),
+    ({"seeds": (1, 3)}, "refine with 3 seeds beats this trained plain by 1.8 AP [0.4, 3.1]"),
     (
         {"p_adjusted": 0.08},
         "refine is ahead of plain by 1.8 AP [0.4, 3.1], but with several comparisons planned "

@@ -1,9 +1,10 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 from compare_cases import result, table
-from detrlab.compare import tables
+from detrlab.compare import curves, tables
 from detrlab.compare.results import RunResult
 
 
@@ -28,6 +29,18 @@ def test_seeds_are_averaged():
     assert abs(row.metrics["ap"] - 0.2) < 1e-12
     assert row.per_class == {"cat": 0.2, "dog": 0.2}
     assert row.metrics["ap_small"] is None
+
+
+def test_minutes_of_two_machines_are_not_averaged():
+    runs = [result("a", seed, minutes=minutes) for seed, minutes in enumerate((2.0, 4.0, 60.0))]
+    slow = replace(runs[2], cost=replace(runs[2].cost, machine="a slow one"))
+    (row,) = table(*runs[:2], slow)
+    assert row.timed == tuple(runs[:2])
+    assert row.cost.minutes == 3.0
+    (line,) = next(chart for chart in curves.charts([row]) if chart.name == "ap-minutes").curves
+    assert line.x[-1] == 3.0
+    (line,) = next(chart for chart in curves.charts([row]) if chart.name == "ap-epochs").curves
+    assert line.name == "a"
 
 
 def test_equal_numbers_have_no_best():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrlab import files
-from detrlab.compare.results import Epoch, Row
+from detrlab.compare.results import Epoch, Row, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def charts(rows: Sequence[Row]) -> tuple[Chart, ...]:
         ),
         Chart(
             "ap-minutes", "AP against training time", "minutes", "AP in points",
-            _lines(rows, _minutes, _points("ap")),
+            _lines(rows, _minutes, _points("ap"), lambda row: row.timed),
         ),
         Chart(
             "ap-small-epochs", "AP of small objects", "epoch", "AP in points",
@@ -231,24 +231,29 @@ def _lines(
     rows: Sequence[Row],
     x: Callable[[Epoch], float],
     y: Callable[[Epoch], float | None],
+    runs: Callable[[Row], tuple[RunResult, ...]] = lambda row: row.runs,
 ) -> tuple[Curve, ...]:
-    return tuple(curve for row in rows if (curve := _line(row, x, y)) is not None)
+    found = (_line(row.name, runs(row), x, y) for row in rows)
+    return tuple(curve for curve in found if curve is not None)
 
 
 def _line(
-    row: Row, x: Callable[[Epoch], float], y: Callable[[Epoch], float | None]
+    name: str,
+    runs: Sequence[RunResult],
+    x: Callable[[Epoch], float],
+    y: Callable[[Epoch], float | None],
 ) -> Curve | None:
     """The mean over the seeds, epoch by epoch, over the epochs that all of them have."""
     by_epoch = [
         {epoch.epoch: (x(epoch), value) for epoch in run.epochs if (value := y(epoch)) is not None}
-        for run in row.runs
+        for run in runs
     ]
     shared = sorted(set.intersection(*map(set, by_epoch))) if by_epoch else []
     if not shared:
         return None
     columns = [[points[epoch] for points in by_epoch] for epoch in shared]
     return Curve(
-        name=row.name,
+        name=name,
         x=tuple(sum(at for at, _ in column) / len(column) for column in columns),
         y=tuple(sum(value for _, value in column) / len(column) for column in columns),
         low=tuple(min(value for _, value in column) for column in columns),

@@ -150,7 +150,7 @@ class Row:
         runs: its results, by seed.
         metrics: mean of each of the 12 numbers; None where a run has nothing to judge.
         per_class: mean AP of each class.
-        cost: of the first run, with the mean training time.
+        cost: of the first run, with the mean training time of ``timed``.
     """
 
     name: str
@@ -164,6 +164,11 @@ class Row:
         """The seeds that finished; empty for another tool's predictions."""
         return tuple(run.seed for run in self.runs if run.seed is not None)
 
+    @property
+    def timed(self) -> tuple[RunResult, ...]:
+        """The runs on the first one's machine: minutes of two machines have no mean."""
+        return _on_one_machine(self.runs)
+
 
 def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
     """Results grouped by entrant, in the order of the comparison."""
@@ -173,7 +178,7 @@ def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
 
 def _row(name: str, runs: tuple[RunResult, ...]) -> Row:
     classes = list(runs[0].metrics.get("per_class", {}))
-    times = [run.cost.minutes for run in runs]
+    times = [run.cost.minutes for run in _on_one_machine(runs)]
     cost = Cost(**{**vars(runs[0].cost), "minutes": _mean(times)})
     return Row(
         name=name,
@@ -184,6 +189,10 @@ def _row(name: str, runs: tuple[RunResult, ...]) -> Row:
         },
         cost=cost,
     )
+
+
+def _on_one_machine(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:
+    return tuple(run for run in runs if run.cost.machine == runs[0].cost.machine)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

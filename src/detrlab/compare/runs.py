@@ -213,20 +213,36 @@ def run_key(
 ) -> str:
     """Fingerprint of everything that decides a run's result.
 
-    Where the data lies and how many processes read it do not: the same run on another machine
-    has the same key. Finished runs are known by the key of the settings in their folder, worked
-    out anew: a setting that detrlab learnt later has its default there, and a default that
-    changed since then tells them apart.
+    What is ``of_the_machine`` does not: the same run on another machine has the same key.
+    Finished runs are known by the key of the settings in their folder, worked out anew: a setting
+    that detrlab learnt later has its default there, and a default that changed since then tells
+    them apart.
     """
-    elsewhere = ("data", "workers")
+    free = of_the_machine(model.backbone_norms)
     settings = {
         "model": model.to_dict(),
-        "train": train.to_dict(),
-        "data": {name: value for name, value in data.to_dict().items() if name not in elsewhere},
+        **{
+            part: {
+                name: value
+                for name, value in record.to_dict().items()
+                if f"{part}.{name}" not in free
+            }
+            for part, record in (("train", train), ("data", data))
+        },
         "budget": str(budget) if budget else None,
         "contents": fingerprint,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def of_the_machine(backbone_norms: str) -> frozenset[str]:
+    """Settings that change a result by no more than another machine does.
+
+    Where the data lies, how many processes read it, how many images of a batch are computed at
+    once; the last not with trained batch norms, which learn from those images together.
+    """
+    free = frozenset({"data.data", "data.workers"})
+    return free if backbone_norms == "trained" else free | {"train.micro_batch"}
 
 
 def data_fingerprint(data: DataSet) -> str:

@@ -249,11 +249,10 @@ def verdict(difference: Difference, level: float = 0.95) -> str:
     what = _quantity_words(d.quantity)
     if d.estimate is None or d.low is None or d.high is None or d.p_adjusted is None:
         return f"{d.second} against {d.first}: nothing to judge in {what}"
-    ahead, behind = (d.second, d.first) if d.estimate >= 0 else (d.first, d.second)
+    first, second = _spoken(d.first, d.seeds[0], d), _spoken(d.second, d.seeds[1], d)
+    ahead, behind = (second, first) if d.estimate >= 0 else (first, second)
     sign = 1.0 if d.estimate >= 0 else -1.0
     low, high = sorted((sign * d.low, sign * d.high))
-    if d.about_models:
-        ahead, behind = f"this trained {ahead}", f"this trained {behind}"
     size = f"{_points(sign * d.estimate)} {what} [{_points(low)}, {_points(high)}]"
     base = f"{d.images} images" + ("" if d.about_models else f" with {_seed_words(d.seeds)}")
     if d.p_adjusted <= 1 - level:
@@ -665,6 +664,13 @@ def _rounded(count: int) -> str:
     """Two significant digits: more would be pretended."""
     digits = max(0, len(str(count)) - 2)
     return f"{math.ceil(count / 10**digits) * 10**digits:,}"
+
+
+def _spoken(name: str, seeds: int, difference: Difference) -> str:
+    """A detector as a verdict calls it: the one model that was trained, or the detector."""
+    if not difference.about_models:
+        return name
+    return f"this trained {name}" if seeds < 2 else f"{name} with {seeds} seeds"
 
 
 def _seed_words(seeds: tuple[int, int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -121,11 +122,11 @@ class Definition:
                 f"{folder} holds a comparison on other data ({other.data['name']}): "
                 "choose another --output"
             )
+        free = runs.of_the_machine(self.recipe.model.get("backbone_norms", "frozen"))
         changed = [
             line
             for line in changes(other.recipe.to_dict(), self.recipe.to_dict())
-            # Where the data lies and who reads it differs between machines.
-            if line.split(":")[0] not in ("data.data", "data.workers", "description")
+            if _plainly(line.split(":")[0]) not in {*free, "description"}
         ]
         if str(other.budget) != str(self.budget):
             changed.append(f"budget: {other.budget} -> {self.budget}")
@@ -307,7 +308,9 @@ def collect(
         other = Definition.load(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
-        definition = other if definition is None else definition.joined(other, source)
+        first = definition or other  # its recipe and its seeds come first
+        joined = other.joined(definition, source)
+        definition = replace(joined, recipe=first.recipe, data=first.data)
         if not (folder / TRUTH_FILE).is_file():
             files.write_bytes(folder / TRUTH_FILE, (source / TRUTH_FILE).read_bytes())
     if definition is None:
@@ -368,6 +371,11 @@ def conclude(
     _write(comparison)
     write_page(comparison, truth, data, pictures)
     return comparison
+
+
+def _plainly(setting: str) -> str:
+    """A setting of a recipe without the detector that it is for."""
+    return re.sub(r"^train_each\.[^.]+\.", "train.", setting)
 
 
 def _trainer(data: DataSet, device: str | None, processes: int, *, apart: bool) -> Trainer:
@@ -452,7 +460,7 @@ def _belonging(found: Sequence[Run], definition: Definition) -> list[RunResult]:
             )
             result = by_key[key].result() if key in by_key else None
             if result is not None:
-                results.append(replace(result, entrant=entrant.name))
+                results.append(replace(result, entrant=entrant.name, key=key))
     return results
 
 
