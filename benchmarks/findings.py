@@ -23,7 +23,8 @@ def main() -> None:
         section("What each step changes, by size of object", steps()),
         section("Every rung of the ladder after the same 16 epochs, by size of object", rungs(16)),
         section("AP of each epoch", by_epoch()),
-        section("Other seeds, as far as they came", other_seeds()),
+        section("Every seed of the two that have three", seeds()),
+        section("The same seed on two machines", machines()),
         section("AP of each decoder layer and stability of the matching", layers()),
         section("One change at a time from the old recipe", search("first")),
         section("Changes together", search("second")),
@@ -112,20 +113,33 @@ def by_epoch() -> list[list[str]]:
     return table
 
 
-def other_seeds() -> list[list[str]]:
-    table = [["model", "seed", "epoch", "AP", "AP50", "small", "medium", "large"]]
-    for epoch in (6, 10):
-        for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
-            for file in (
-                *STUDY.glob(f"runs/{name}-seed42-*/metrics.csv"),
-                *sorted(STUDY.glob(f"unfinished/{name}-seed*.csv")),
-            ):
-                rows = curve(file)
-                seed = "42" if file.stem == "metrics" else file.stem.rpartition("-seed")[2]
-                if epoch in rows:
-                    keys = ("ap", "ap50", "ap_small", "ap_medium", "ap_large")
-                    values = [points(rows[epoch][key]) for key in keys]
-                    table.append([name, seed, str(epoch), *values])
+def seeds() -> list[list[str]]:
+    """The two detectors with several seeds, along the way and at the end."""
+    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *(NUMBERS[key] for key in keys)]]
+    for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
+        for seed in SEEDS:
+            (file,) = STUDY.glob(f"runs/{name}-seed{seed}-*/metrics.csv")
+            rows = curve(file)
+            early = [points(rows[epoch]["ap"]) for epoch in (2, 10)]
+            result = json.loads(file.with_name("result.json").read_text())["metrics"]
+            table.append([name, str(seed), *early, *(points(result[key]) for key in keys)])
+    return table
+
+
+SEEDS = (42, 0, 1)
+
+
+def machines() -> list[list[str]]:
+    """AP of the same seed on a GPU, where it was given up, and on a CPU."""
+    table = [["model", "seed", "epoch", "GPU", "CPU"]]
+    for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
+        for seed in SEEDS[1:]:
+            there = curve(STUDY / f"unfinished/{name}-seed{seed}.csv")
+            (file,) = STUDY.glob(f"runs/{name}-seed{seed}-*/metrics.csv")
+            here, last = curve(file), max(there)
+            values = [points(rows[last]["ap"]) for rows in (there, here)]
+            table.append([name, str(seed), str(last), *values])
     return table
 
 

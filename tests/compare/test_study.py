@@ -148,21 +148,17 @@ def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
     assert "<image" in merged.report.read_text(), "the data was found again for the pictures"
 
 
-def test_a_machine_may_compute_fewer_images_at_once(run, data, tmp_path):
-    recipes = [small_recipe(data), small_recipe(data, micro_batch=2)]
-    run(folder="norms", recipe=recipes[0])  # its norms learn from what is computed together
-    with pytest.raises(UserError, match=r"another recipe \(train.micro_batch: None -> 2\)"):
-        run(folder="norms", recipe=recipes[1])
-    frozen = [
-        recipe.change(model={**recipe.model, "backbone_norms": "frozen"}) for recipe in recipes
-    ]
-    for seed, recipe in enumerate(frozen):
+def test_seeds_from_two_machines_join(run, data, tmp_path):
+    recipes = [small_recipe(data), small_recipe(data)]
+    recipes[1] = recipes[1].change(data=recipes[1].data.change(workers=1))
+    for seed, recipe in ((3, recipes[0]), (1, recipes[1])):
         run(folder=f"seed{seed}", models=THREE[:2], recipe=recipe, seeds=(seed,))
-    merged = collect(tmp_path / "merged", [tmp_path / "seed0", tmp_path / "seed1"], report=str)
-    assert [row.seeds for row in merged.rows] == [(0, 1), (0, 1)]
-    assert merged.definition.recipe.train.micro_batch is None
-    _, trainer = run(folder="merged", models=THREE[:2], recipe=frozen[1], seeds=(0, 1))
-    assert trainer.trained == [], "both are known, whatever was computed at once"
+    merged = collect(tmp_path / "merged", [tmp_path / "seed3", tmp_path / "seed1"], report=str)
+    assert [row.seeds for row in merged.rows] == [(3, 1), (3, 1)], "in the order of the folders"
+    assert merged.definition.recipe.data.workers == 0
+    other = small_recipe(data, micro_batch=2)
+    with pytest.raises(UserError, match=r"another recipe \(train.micro_batch: None -> 2\)"):
+        run(folder="seed3", recipe=other)  # its images are padded less
 
 
 def test_collecting_refuses_what_does_not_belong(run, data, tmp_path):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 RUN_FILE = "run.json"
 ERROR_FILE = "error.txt"
+OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
+"""Settings that change no result: where the data lies and how many processes read it. (The size
+of micro-batches does change it: pieces are padded less, which convolutions see.)"""
 
 
 class InUseError(UserError):
@@ -213,36 +216,23 @@ def run_key(
 ) -> str:
     """Fingerprint of everything that decides a run's result.
 
-    What is ``of_the_machine`` does not: the same run on another machine has the same key.
+    What is ``OF_THE_MACHINE`` does not: the same run on another machine has the same key.
     Finished runs are known by the key of the settings in their folder, worked out anew: a setting
     that detrlab learnt later has its default there, and a default that changed since then tells
     them apart.
     """
-    free = of_the_machine(model.backbone_norms)
     settings = {
         "model": model.to_dict(),
-        **{
-            part: {
-                name: value
-                for name, value in record.to_dict().items()
-                if f"{part}.{name}" not in free
-            }
-            for part, record in (("train", train), ("data", data))
+        "train": train.to_dict(),
+        "data": {
+            name: value
+            for name, value in data.to_dict().items()
+            if f"data.{name}" not in OF_THE_MACHINE
         },
         "budget": str(budget) if budget else None,
         "contents": fingerprint,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def of_the_machine(backbone_norms: str) -> frozenset[str]:
-    """Settings that change a result by no more than another machine does.
-
-    Where the data lies, how many processes read it, how many images of a batch are computed at
-    once; the last not with trained batch norms, which learn from those images together.
-    """
-    free = frozenset({"data.data", "data.workers"})
-    return free if backbone_norms == "trained" else free | {"train.micro_batch"}
 
 
 def data_fingerprint(data: DataSet) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -122,11 +121,10 @@ class Definition:
                 f"{folder} holds a comparison on other data ({other.data['name']}): "
                 "choose another --output"
             )
-        free = runs.of_the_machine(self.recipe.model.get("backbone_norms", "frozen"))
         changed = [
             line
             for line in changes(other.recipe.to_dict(), self.recipe.to_dict())
-            if _plainly(line.split(":")[0]) not in {*free, "description"}
+            if line.split(":")[0] not in {*runs.OF_THE_MACHINE, "description"}
         ]
         if str(other.budget) != str(self.budget):
             changed.append(f"budget: {other.budget} -> {self.budget}")
@@ -371,11 +369,6 @@ def conclude(
     _write(comparison)
     write_page(comparison, truth, data, pictures)
     return comparison
-
-
-def _plainly(setting: str) -> str:
-    """A setting of a recipe without the detector that it is for."""
-    return re.sub(r"^train_each\.[^.]+\.", "train.", setting)
 
 
 def _trainer(data: DataSet, device: str | None, processes: int, *, apart: bool) -> Trainer:

@@ -201,8 +201,8 @@ def _too_large(pieces: list[Batch]) -> UserError:
     height, width = max(tuple(piece.images.padding.shape[1:]) for piece in pieces)
     return UserError(
         f"the device's memory is too small for {count} images of up to {width} x {height} pixels "
-        "at once: train with train.micro_batch=auto, or a smaller number (the result stays that "
-        "of the whole batch), with train.gradient_checkpointing=true, or at a smaller image size"
+        "at once: train with train.micro_batch=auto, or a smaller number (a step still learns from "
+        "the whole batch), with train.gradient_checkpointing=true, or at a smaller image size"
     )
 
 
@@ -251,7 +251,8 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
     """Cut a batch into pieces of at most ``size`` images.
 
     Images of similar shape come together and padding that a piece does not need is cut off:
-    memory and time go to pixels. The step's gradient does not depend on the order.
+    memory and time go to pixels. The step's gradient does not depend on the order; on the padding
+    it does a little, because convolutions see where an image ends.
     """
     count = len(batch.targets)
     if size is None or size >= count:

@@ -109,8 +109,8 @@ def no_room(worst: WorstCase, count: int) -> UserError:
     """What to say, and what to do, when memory is too small."""
     return UserError(
         f"memory is too small for {count} images of {worst.width} x {worst.height} pixels at "
-        "once, which an epoch may bring: train with train.micro_batch=auto (the result stays "
-        "that of the whole batch), train.gradient_checkpointing=true, or smaller images"
+        "once, which an epoch may bring: train with train.micro_batch=auto (a step still "
+        "learns from the whole batch), train.gradient_checkpointing=true, or smaller images"
     )
 
 
