@@ -23,8 +23,11 @@ def main() -> None:
         section("What each step changes, by size of object", steps()),
         section("Every rung of the ladder after the same 16 epochs, by size of object", rungs(16)),
         section("AP of each epoch", by_epoch()),
-        section("Every seed of the two that have three", seeds()),
-        section("The same seed on two machines", machines()),
+        section("Every seed that was trained to the end, of the two that matter most", seeds()),
+        section("The lead of two-stage over refined in points of AP", lead()),
+        section("The same seed in whole batches and in micro-batches", pieces()),
+        section("What padding does to the same weights", padding()),
+        section("The packaged detector, trained with its grid held", held_grid()),
         section("AP of each decoder layer and stability of the matching", layers()),
         section("One change at a time from the old recipe", search("first")),
         section("Changes together", search("second")),
@@ -117,30 +120,76 @@ def seeds() -> list[list[str]]:
     """The two detectors with several seeds, along the way and at the end."""
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *(NUMBERS[key] for key in keys)]]
-    for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
-        for seed in SEEDS:
-            (file,) = STUDY.glob(f"runs/{name}-seed{seed}-*/metrics.csv")
-            rows = curve(file)
+    for name in TWO:
+        for seed in (42, 0):
+            folder = run_of(name, seed)
+            rows = curve(folder / "metrics.csv")
             early = [points(rows[epoch]["ap"]) for epoch in (2, 10)]
-            result = json.loads(file.with_name("result.json").read_text())["metrics"]
+            result = json.loads((folder / "result.json").read_text())["metrics"]
             table.append([name, str(seed), *early, *(points(result[key]) for key in keys)])
     return table
 
 
-SEEDS = (42, 0, 1)
+TWO = ("deformable-detr-refine", "deformable-detr-two-stage")
+MORE_SEEDS = RESULTS / "facemask-seeds"
 
 
-def machines() -> list[list[str]]:
-    """AP of the same seed on a GPU, where it was given up, and on a CPU."""
-    table = [["model", "seed", "epoch", "GPU", "CPU"]]
-    for name in ("deformable-detr-refine", "deformable-detr-two-stage"):
-        for seed in SEEDS[1:]:
-            there = curve(STUDY / f"unfinished/{name}-seed{seed}.csv")
-            (file,) = STUDY.glob(f"runs/{name}-seed{seed}-*/metrics.csv")
-            here, last = curve(file), max(there)
-            values = [points(rows[last]["ap"]) for rows in (there, here)]
-            table.append([name, str(seed), str(last), *values])
+def run_of(name: str, seed: int) -> Path:
+    (folder,) = (STUDY if seed == 42 else MORE_SEEDS).glob(f"runs/{name}-seed{seed}-*")
+    return folder
+
+
+def lead() -> list[list[str]]:
+    """By how many points of AP two-stage is ahead of refined in the same epoch of the same seed."""
+    epochs = (2, 4, 6, 8, 10, 12, 14, 16, 18)
+    table = [["seed, trained on", *(f"epoch {epoch}" for epoch in epochs)]]
+    for title, find in {
+        "42, GPU": lambda name: run_of(name, 42) / "metrics.csv",
+        "0, GPU": lambda name: STUDY / f"unfinished/{name}-seed0.csv",
+        "1, GPU": lambda name: STUDY / f"unfinished/{name}-seed1.csv",
+        "0, CPU": lambda name: run_of(name, 0) / "metrics.csv",
+        "1, CPU": lambda name: MORE_SEEDS / f"unfinished/{name}-seed1.csv",
+    }.items():
+        refined, two_stage = (curve(find(name)) for name in TWO)
+        gaps = [
+            points(two_stage[epoch]["ap"] - refined[epoch]["ap"]) if epoch in two_stage else ""
+            for epoch in epochs
+        ]
+        table.append([title, *gaps])
     return table
+
+
+def pieces() -> list[list[str]]:
+    """AP of the same seed in whole batches, where it was given up, and in micro-batches."""
+    table = [["model", "seed", "epoch", "whole batches, GPU", "micro-batches of 2, CPU"]]
+    for name in TWO:
+        for seed, file in (
+            (0, run_of(name, 0) / "metrics.csv"),
+            (1, MORE_SEEDS / f"unfinished/{name}-seed1.csv"),
+        ):
+            whole, pieced = curve(STUDY / f"unfinished/{name}-seed{seed}.csv"), curve(file)
+            for epoch in (2, 4, 6, 8, 10):
+                if epoch in whole and epoch in pieced:
+                    values = [points(rows[epoch]["ap"]) for rows in (whole, pieced)]
+                    table.append([name, str(seed), str(epoch), *values])
+    return table
+
+
+def padding() -> list[list[str]]:
+    """The same weights on images as they are and on padded ones."""
+    report = json.loads((RESULTS / "padding.json").read_text())
+    table = [["weights", "judged", *NUMBERS.values()]]
+    for title, ways in report["weights"].items():
+        for way in ("alone", "alone, grid held", "in a square"):
+            table += [[title, way, *numbers(ways[way])]]
+    return table
+
+
+def held_grid() -> list[list[str]]:
+    """The detector of ``first_checkpoint.py`` and its twin."""
+    report = json.loads((RESULTS / "padding.json").read_text())["shapes"]
+    table = [["convolutions pad", *NUMBERS.values()]]
+    return table + [[way, *numbers(row)] for way, row in report.items()]
 
 
 def layers() -> list[list[str]]:

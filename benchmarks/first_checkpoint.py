@@ -13,11 +13,12 @@ from pathlib import Path
 
 import detrlab
 from detrlab.checkpoints import native
-from detrlab.data import batches, open_data
+from detrlab.data import DataSet, batches, open_data
 from detrlab.data.table import Table
 from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate
 from detrlab.presets import recipe
-from detrlab.training.loop import Options, plan, train
+from detrlab.training.folder import RunConfig
+from detrlab.training.loop import Options, Outcome, plan, train
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSET = ROOT / "src/detrlab/assets/shapes.safetensors"
@@ -30,14 +31,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--output", type=Path, default=ROOT / "runs/first-checkpoint")
     options = parser.parse_args()
-    tiny = recipe("tiny")
-    drop = options.epochs * 5 // 6
-    chosen = tiny.train.change(epochs=options.epochs, drop_epoch=drop, warmup_steps=100)
-    tiny = tiny.change(train=chosen.model_dump())
     data = open_data("shapes")
-    config = plan(PRESET, tiny, data)
-    resume = (options.output / "config.yaml").exists()
-    outcome = train(config, options.output, data, Options(say=print, resume=resume))
+    config, outcome = trained_on(data, options.epochs, options.output)
 
     trained = native.load(outcome.folder.last)
     half = {
@@ -75,6 +70,15 @@ def main() -> None:
     (ROOT / "docs/results/first-checkpoint.json").write_text(json.dumps(report, indent=1) + "\n")
     save_picture(data.val)
     print(json.dumps(report, indent=1))
+
+
+def trained_on(data: DataSet, epochs: int, output: Path) -> tuple[RunConfig, Outcome]:
+    """Train, or go on where it stopped."""
+    tiny = recipe("tiny")
+    chosen = tiny.train.change(epochs=epochs, drop_epoch=epochs * 5 // 6, warmup_steps=100)
+    config = plan(PRESET, tiny.change(train=chosen.model_dump()), data)
+    resume = (output / "config.yaml").exists()
+    return config, train(config, output, data, Options(say=print, resume=resume))
 
 
 def save_picture(val: Table) -> None:

@@ -1,55 +1,65 @@
 """What padding does to a detector: the same weights on images alone and on padded ones.
 
-``python benchmarks/padding.py --data facemask --weights TITLE=FILE ... --output FILE``
+    python benchmarks/padding.py --data facemask --weights TITLE=FILE ... --train runs/held-grid
 
-Training pads the images of a batch to one size, evaluation never pads. ``models/aligned.py`` tells
-why a backbone with TensorFlow's "SAME" padding minds that; here its convolutions pad once as timm
-has them and once aligned.
+Training pads the images of a batch to one size, evaluation never pads. Convolutions see where an
+image ends, and the group norms of Deformable DETR's neck average over padding. A backbone with
+TensorFlow's "SAME" padding minds its size besides: a strided convolution pads an even side at its
+end and an odd one on both sides, so that the grid of cells lies elsewhere in the image.
+``held_grid`` pads every side as its next multiple of the stride; ``--train`` trains the packaged
+detector so. Writes docs/results/padding.json.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-from timm.layers.padding import pad_same
+from first_checkpoint import trained_on
 from torch import Tensor
 from torch.nn import functional as F
 
 import detrlab
+from detrlab.config import DataConfig
 from detrlab.data import Batch, DataSet, batches, open_data
-from detrlab.evaluation.coco import Evaluator, evaluate
-from detrlab.models.aligned import SamePadding
-from detrlab.models.folding import FoldedConv2d
+from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate
+from detrlab.models import folding
 from detrlab.structures import ImageBatch
 
-Canvas = Callable[[int, int, int], tuple[int, int]]
+RESULT = Path(__file__).resolve().parents[1] / "docs/results/padding.json"
 NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+Canvas = Callable[[int, int, int], tuple[int, int]]
+Numbers = dict[str, float | None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", nargs="+", required=True, metavar="TITLE=FILE")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--weights", nargs="*", default=(), metavar="TITLE=FILE")
+    parser.add_argument("--train", type=Path)
     options = parser.parse_args()
-    data = open_data(options.data)
-    report: dict[str, dict[str, dict[str, float | None]]] = {}
+    report = json.loads(RESULT.read_text()) if RESULT.exists() else {"weights": {}, "shapes": {}}
+    data = open_data(options.data) if options.weights else None
     for title, _, file in (each.rpartition("=") for each in options.weights):
         detector = detrlab.load(file)
-        aligned = {
-            module: module._pad
-            for module in detector.network.modules()
-            if isinstance(module, FoldedConv2d) and isinstance(module._pad, SamePadding)
+        row = {
+            "alone": judged(detector, data, alone),
+            "in a square": judged(detector, data, square),
         }
-        report[title] = {}
-        for name, canvas in (("aligned, alone", alone), ("aligned, in a square", square)):
-            report[title][name] = judged(detector, data, canvas)
-        for module in aligned:
-            module._pad = as_timm(module)
-        report[title]["as timm pads, alone"] = judged(detector, data, alone)
-        print(title, report[title], flush=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+        with held_grid():
+            row["alone, grid held"] = judged(detector, data, alone)
+        report["weights"][title] = row
+        print(title, row, flush=True)
+    if options.train is not None:
+        shapes = open_data("shapes")
+        report["shapes"] = {"as timm pads": judged(detrlab.load("shapes"), shapes, alone)}
+        with held_grid():
+            _, outcome = trained_on(shapes, 20, options.train)
+            trained = detrlab.load(outcome.folder.last)
+            report["shapes"]["grid held"] = judged(trained, shapes, alone)
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def alone(height: int, width: int, _longest: int) -> tuple[int, int]:
@@ -60,17 +70,36 @@ def square(_height: int, _width: int, longest: int) -> tuple[int, int]:
     return longest, longest
 
 
-def as_timm(module: FoldedConv2d) -> Callable[[Tensor], Tensor]:
-    """The padding of timm's ``Conv2dSame``."""
-    kernel, options = list(module.weight.shape[-2:]), module._options
-    return lambda maps: pad_same(maps, kernel, list(options["stride"]), list(options["dilation"]))
+@contextmanager
+def held_grid() -> Iterator[None]:
+    """Every strided convolution's grid starts at the same pixel, whatever the image's size.
+
+    Only convolutions with a frozen norm behind them are changed, which in these detectors are all.
+    """
+
+    def pad(same: folding._Same, maps: Tensor) -> Tensor:
+        rows, columns = zip(*same.sides, strict=True)
+        top, bottom = margins(maps.shape[-2], *rows)
+        left, right = margins(maps.shape[-1], *columns)
+        return F.pad(maps, (left, right, top, bottom))
+
+    with mock.patch.object(folding._Same, "__call__", pad):
+        yield
 
 
-def judged(detector: detrlab.Detector, data: DataSet, canvas: Canvas) -> dict[str, float | None]:
+def margins(side: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Zeros before and after a side."""
+    lacking = max(0, dilation * (kernel - 1) + 1 - stride)
+    whole = -(-side // stride) * stride
+    return lacking // 2, whole - side + lacking - lacking // 2
+
+
+def judged(detector: detrlab.Detector, data: DataSet, canvas: Canvas) -> Numbers:
     """AP on the validation images."""
-    found = batches(data.val, detector.preprocessing, batch=8, train=False, workers=0)
-    evaluator = Evaluator(data.val)
-    on_canvas = padded(found, canvas, detector.preprocessing.max_size)
+    settings: DataConfig = detector.preprocessing
+    found = batches(data.val, settings, batch=8, train=False, workers=0)
+    evaluator = Evaluator(as_ground_truth(data.val))
+    on_canvas = padded(found, canvas, settings.max_size)
     evaluate(detector.network, detector.scoring, on_canvas, evaluator)
     metrics = evaluator.metrics().to_dict()
     return {key: metrics[key] for key in NUMBERS}

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from detrlab.models.aligned import align
 from detrlab.models.build import build_network
 from detrlab.models.folding import FoldedConv2d, fold_frozen_norms
 from detrlab.models.prepare import prepare
@@ -20,7 +19,7 @@ def frozen_body(name, seed=0):
     from timm.utils.model import freeze_batch_norm_2d
 
     torch.manual_seed(seed)
-    body = align(freeze_batch_norm_2d(timm.create_model(name, features_only=True))).double()
+    body = freeze_batch_norm_2d(timm.create_model(name, features_only=True)).double()
     for buffer in body.buffers():
         buffer.uniform_(0.5, 1.5)
     return body

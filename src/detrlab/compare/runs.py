@@ -29,7 +29,7 @@ RUN_FILE = "run.json"
 ERROR_FILE = "error.txt"
 OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
 """Settings that change no result: where the data lies and how many processes read it. (The size
-of micro-batches does change it: pieces are padded less, which convolutions see.)"""
+of micro-batches does change it: pieces are padded less, which backbone and neck see.)"""
 
 
 class InUseError(UserError):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
-from detrlab.models.aligned import align
 
 
 class Backbone(nn.Module):
@@ -66,7 +65,7 @@ def build_backbone(
 
     Source: arXiv 2005.12872, section 4 (frozen batch norm, DC5).
     """
-    body = align(_create(name, stages=stages, dilation=dilation, pretrained=pretrained))
+    body = _create(name, stages=stages, dilation=dilation, pretrained=pretrained)
     _require_channels_first(name, body)
     if norms == "frozen":
         from timm.utils.model import freeze_batch_norm_2d

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrlab.models.aligned import AlignedConv2d, SamePadding
-
 Pad = Callable[[Tensor], Tensor]
 
 _BUFFERS = ("weight", "bias", "running_mean", "running_var")
@@ -123,18 +121,29 @@ def _is_frozen_norm(module: nn.Module) -> bool:
 def _padding_of(conv: nn.Module) -> Pad | None:
     """What the kind of convolution does to its input first, or None for unknown kinds."""
     from timm.layers import Conv2dSame
+    from timm.layers.padding import pad_same
 
     if type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
         return _unchanged
-    if type(conv) is AlignedConv2d:
-        return conv.same
-    if type(conv) is Conv2dSame and max(conv.stride) == 1:
-        return SamePadding(conv)
+    if type(conv) is Conv2dSame:
+        kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+        return _Same(pad_same, list(kernel), list(stride), list(dilation))
     return None
 
 
 def _unchanged(maps: Tensor) -> Tensor:
     return maps
+
+
+class _Same:
+    """TensorFlow's "SAME" padding; a class, because a closure could not be pickled."""
+
+    def __init__(self, pad: Callable[..., Tensor], *sides: list[int]) -> None:
+        self.pad = pad
+        self.sides = sides
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        return self.pad(maps, *self.sides)
 
 
 def _pairs(body: nn.Module) -> list[tuple[str, str]]:

@@ -252,7 +252,7 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
 
     Images of similar shape come together and padding that a piece does not need is cut off:
     memory and time go to pixels. The step's gradient does not depend on the order; on the padding
-    it does a little, because convolutions see where an image ends.
+    it does: convolutions see where an image ends, and group norms average over padding.
     """
     count = len(batch.targets)
     if size is None or size >= count:
