@@ -121,8 +121,8 @@ def seeds() -> list[list[str]]:
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
     table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *(NUMBERS[key] for key in keys)]]
     for name in TWO:
-        for seed in (42, 0):
-            folder = run_of(name, seed)
+        for folder in (run_of(name), *sorted(MORE_SEEDS.glob(f"runs/{name}-seed*"))):
+            seed = int(json.loads((folder / "run.json").read_text())["seed"])
             rows = curve(folder / "metrics.csv")
             early = [points(rows[epoch]["ap"]) for epoch in (2, 10)]
             result = json.loads((folder / "result.json").read_text())["metrics"]
@@ -134,9 +134,17 @@ TWO = ("deformable-detr-refine", "deformable-detr-two-stage")
 MORE_SEEDS = RESULTS / "facemask-seeds"
 
 
-def run_of(name: str, seed: int) -> Path:
-    (folder,) = (STUDY if seed == 42 else MORE_SEEDS).glob(f"runs/{name}-seed{seed}-*")
+def run_of(name: str) -> Path:
+    """The study's own run."""
+    (folder,) = STUDY.glob(f"runs/{name}-seed42-*")
     return folder
+
+
+def epochs_of(name: str, seed: int) -> Path:
+    """The epochs of a run on the CPU, finished or not."""
+    ways = (f"runs/{name}-seed{seed}-*/metrics.csv", f"unfinished/{name}-seed{seed}.csv")
+    (file,) = (file for way in ways for file in MORE_SEEDS.glob(way))
+    return file
 
 
 def lead() -> list[list[str]]:
@@ -144,15 +152,16 @@ def lead() -> list[list[str]]:
     epochs = (2, 4, 6, 8, 10, 12, 14, 16, 18)
     table = [["seed, trained on", *(f"epoch {epoch}" for epoch in epochs)]]
     for title, find in {
-        "42, GPU": lambda name: run_of(name, 42) / "metrics.csv",
+        "42, GPU": lambda name: run_of(name) / "metrics.csv",
         "0, GPU": lambda name: STUDY / f"unfinished/{name}-seed0.csv",
         "1, GPU": lambda name: STUDY / f"unfinished/{name}-seed1.csv",
-        "0, CPU": lambda name: run_of(name, 0) / "metrics.csv",
-        "1, CPU": lambda name: MORE_SEEDS / f"unfinished/{name}-seed1.csv",
+        "0, CPU": lambda name: epochs_of(name, 0),
+        "1, CPU": lambda name: epochs_of(name, 1),
     }.items():
         refined, two_stage = (curve(find(name)) for name in TWO)
+        both = refined.keys() & two_stage.keys()
         gaps = [
-            points(two_stage[epoch]["ap"] - refined[epoch]["ap"]) if epoch in two_stage else ""
+            points(two_stage[epoch]["ap"] - refined[epoch]["ap"]) if epoch in both else ""
             for epoch in epochs
         ]
         table.append([title, *gaps])
@@ -163,11 +172,9 @@ def pieces() -> list[list[str]]:
     """AP of the same seed in whole batches, where it was given up, and in micro-batches."""
     table = [["model", "seed", "epoch", "whole batches, GPU", "micro-batches of 2, CPU"]]
     for name in TWO:
-        for seed, file in (
-            (0, run_of(name, 0) / "metrics.csv"),
-            (1, MORE_SEEDS / f"unfinished/{name}-seed1.csv"),
-        ):
-            whole, pieced = curve(STUDY / f"unfinished/{name}-seed{seed}.csv"), curve(file)
+        for seed in (0, 1):
+            whole = curve(STUDY / f"unfinished/{name}-seed{seed}.csv")
+            pieced = curve(epochs_of(name, seed))
             for epoch in (2, 4, 6, 8, 10):
                 if epoch in whole and epoch in pieced:
                     values = [points(rows[epoch]["ap"]) for rows in (whole, pieced)]
