@@ -118,15 +118,14 @@ def by_epoch() -> list[list[str]]:
 
 def seeds() -> list[list[str]]:
     """The two detectors with several seeds, along the way and at the end."""
-    keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *(NUMBERS[key] for key in keys)]]
+    table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *NUMBERS.values()]]
     for name in TWO:
         for folder in (run_of(name), *sorted(MORE_SEEDS.glob(f"runs/{name}-seed*"))):
             seed = int(json.loads((folder / "run.json").read_text())["seed"])
             rows = curve(folder / "metrics.csv")
             early = [points(rows[epoch]["ap"]) for epoch in (2, 10)]
             result = json.loads((folder / "result.json").read_text())["metrics"]
-            table.append([name, str(seed), *early, *(points(result[key]) for key in keys)])
+            table.append([name, str(seed), *early, *numbers(result)])
     return table
 
 
