@@ -1,5 +1,6 @@
 """What each of several processes runs in the tests of training together; not a test itself."""
 
+import atexit
 import json
 import os
 import signal
@@ -133,6 +134,8 @@ def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=Tru
 def run_steps(out):
     from detrlab.training.processes import join
 
+    # Before the process joins, so that it is called after what that leaves for the end.
+    atexit.register(lambda: print("joined still:", torch.distributed.is_initialized()))
     processes = join("cpu")
     found = {name: steps(processes, **case) for name, case in CASES.items()}
     torch.save(found, f"{out}-{processes.rank}.pt")

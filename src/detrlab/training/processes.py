@@ -6,6 +6,8 @@ otherwise there is one, and everything here costs nothing.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -137,6 +139,8 @@ def join(device: str | torch.device | None = None) -> Processes:
     on_cpu = device is not None and torch.device(device).type == "cpu"
     with _telling_who_is_gone():
         state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    atexit.unregister(_leave)  # once, however often this process joins
+    atexit.register(_leave)
     return Processes(state.device, state.process_index, state.num_processes)
 
 
@@ -155,6 +159,19 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {device} cannot be used here ({reason}): try cpu") from None
     return chosen
+
+
+def _leave() -> None:
+    """Ends the threads of gloo while there is an interpreter they can ask.
+
+    Otherwise one of them now and then drops its last tensor while Python shuts down, and the
+    process ends with ``terminate called without an active exception`` instead of its own exit
+    status. NCCL is left alone: leaving it is a conversation, which a process that ended early
+    would wait for in vain.
+    """
+    if distributed.is_initialized() and distributed.get_backend() == "gloo":
+        gc.collect()  # a network that still exchanges gradients would keep the group alive
+        distributed.destroy_process_group()
 
 
 @contextmanager
