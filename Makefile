@@ -3,6 +3,7 @@
 #   make demo    set up .venv, train the five detectors on generated pictures, compare them
 #   make test    set up .venv with the test tools, run the tests
 #   make setup   only set up .venv
+#   make tables  fill the tables of the documentation from the committed results
 #
 # Variables, all optional:
 #
@@ -31,9 +32,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Waiting threads must not burn the cores that data loading and kernels share.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo test lint types format clean
+.PHONY: help setup demo test tables lint types format clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,19p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,20p'
 
 setup: $(VENV)/.ready
 	@echo "Ready: $(BIN)/detrlab"
@@ -43,6 +44,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $(JOBS) -m "$(MARKERS)" $(PYTEST_ARGS)
+
+tables: $(VENV)/.ready
+	$(BIN)/python benchmarks/findings.py
+	$(BIN)/python docs/update_tables.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff check .

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, from the committed results: ``python benchmarks/findings.py``.
+"""The tables of docs/results.md and docs/recipe.md, from the committed results: ``python benchmarks/findings.py``.
 
 Writes docs/results/findings.md; ``python docs/update_tables.py`` puts its tables into the pages.
 """

@@ -127,7 +127,7 @@ RECIPES: dict[str, Recipe] = {
                 "num_queries": 100,
                 "dropout": 0.0,
             },
-            # How it was found: docs/results.md, from docs/results/recipe-search.
+            # How it was found: docs/recipe.md.
             train=TrainConfig(
                 epochs=20,
                 batch=4,
