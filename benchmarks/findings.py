@@ -1,4 +1,6 @@
-"""The tables of docs/results.md and docs/recipe.md, from the committed results: ``python benchmarks/findings.py``.
+"""The tables of docs/results.md and docs/recipe.md, from the committed results.
+
+    python benchmarks/findings.py
 
 Writes docs/results/findings.md; ``python docs/update_tables.py`` puts its tables into the pages.
 """
@@ -33,12 +35,11 @@ def main() -> None:
         section("Changes together", search("second")),
     ]
     parts.append(section("Points of AP50 that mending each kind of error would bring", errors()))
-    parts.append(section("The same weights on larger images", sizes(STUDY_SIZES)))
+    parts.append(section("The same weights on larger images", study_sizes()))
     parts.append(section("An hour on two cores: the two-stage detector", hour()))
     parts.append(section("An hour on two cores: each class", hour_classes()))
-    parts.append(
-        section("An hour on two cores: the same weights on larger images", sizes(HOUR_SIZES))
-    )
+    parts.append(section("An hour on two cores: evaluated at several sizes", hour_sizes()))
+    parts.append(section("Steps of four images and of two", batch_sizes()))
     parts.append(section("Strong augmentation at two image sizes", two_sizes()))
     parts.append(section("A hundred photographs: weight of the class loss", hundred()))
     parts.append(section("Minutes of one core for an epoch of the 677 photographs", epoch_cost()))
@@ -234,56 +235,73 @@ ERRORS = {
 
 
 def errors() -> list[list[str]]:
-    """TIDE's shares (arXiv 2008.08115), of both two-stage detectors."""
+    """TIDE's shares (arXiv 2008.08115), of the two-stage detectors."""
     table = [["", *ERRORS.values()]]
     for title, file in (
         ("the study, epoch 18", TWO_STAGE / "analysis.json"),
         ("class weight 2, epoch 11", HOUR / "first/analysis-epoch-11.json"),
-        ("class weight 5, epoch 19", HOUR / "heavier/analysis.json"),
+        ("class weight 5 late, epoch 19", HOUR / "heavier/analysis.json"),
+        ("class weight 5, epoch 20", HOUR / "whole/analysis.json"),
+        ("larger at the end, epoch 18", HOUR / "larger/analysis.json"),
     ):
         cost = json.loads(file.read_text())["tide"]["cost"]
         table.append([title, *(points(cost[key]) for key in ERRORS)])
     return table
 
 
-def sizes(files: dict[str, Path]) -> list[list[str]]:
-    """The same weights evaluated at several sizes: title -> metrics."""
+def study_sizes() -> list[list[str]]:
+    """The study's two-stage detector, evaluated as trained and at another size."""
+    files = {"416 px, as trained": "metrics.json", "512 px": "metrics-512px.json"}
     table = [["evaluated at", *NUMBERS.values()]]
-    return table + [
-        [title, *numbers(json.loads(file.read_text()))] for title, file in files.items()
-    ]
+    for title, file in files.items():
+        table.append([title, *numbers(json.loads((TWO_STAGE / file).read_text()))])
+    return table
 
 
-STUDY_SIZES = {
-    "416 px, as trained": TWO_STAGE / "metrics.json",
-    "512 px": TWO_STAGE / "metrics-512px.json",
-}
-HOUR_SIZES = {
-    "416 px": HOUR / "heavier/metrics-416px.json",
-    "512 px, as trained": HOUR / "heavier/metrics-512px.json",
-    "640 px": HOUR / "heavier/metrics-640px.json",
-}
-HEAVIER_FROM = 13
-"""The epoch whose weights the training with a heavier class loss began with."""
+# The trainings of an hour on two cores: title, folder, and the epochs that came before it.
+HOURS = (
+    ("class weight 2", "first", 0),
+    ("class weight 5 late", "heavier", 13),
+    ("class weight 5", "whole", 0),
+    ("larger at the end", "larger", 10),
+)
 
 
 def hour() -> list[list[str]]:
-    """Both parts of the run: the class loss as published, and from epoch 13 on heavier."""
-    table = [["weight of the class loss", "epoch", *NUMBERS.values()]]
-    for epoch, row in curve(HOUR / "first/metrics.csv").items():
-        if epoch in (2, 4, 7, 10, 13, 14, 15, 16, 18, 20):
-            table.append(["2", str(epoch), *numbers(row)])
-    for epoch, row in curve(HOUR / "heavier/metrics.csv").items():
-        table.append(["5", str(HEAVIER_FROM + epoch), *numbers(row)])
+    """How each of the trainings went, some epochs of them."""
+    shown = (2, 4, 7, 10, 11, 13, 15, 16, 18, 19, 20)
+    table = [["training", "epoch", *NUMBERS.values()]]
+    for title, folder, before in HOURS:
+        for epoch, row in curve(HOUR / folder / "metrics.csv").items():
+            if before + epoch in shown:
+                table.append([title, str(before + epoch), *numbers(row)])
+    return table
+
+
+def hour_sizes() -> list[list[str]]:
+    """The end of each of the trainings, evaluated at several sizes."""
+    table = [["training", "evaluated at", *NUMBERS.values()]]
+    for title, folder, _ in HOURS:
+        for size in (416, 512, 640, 768):
+            file = HOUR / f"{folder}/metrics-{size}px.json"
+            if file.exists():
+                row = numbers(json.loads(file.read_text()))
+                table.append([title, f"{size} px", *row])
     return table
 
 
 def hour_classes() -> list[list[str]]:
-    """AP of each class, of the study's detector and of this one."""
-    then = json.loads((TWO_STAGE / "metrics.json").read_text())["per_class"]
-    now = json.loads((HOUR / "heavier/metrics-512px.json").read_text())["per_class"]
-    table = [["", *now], ["in the study", *(points(then[name]) for name in now)]]
-    return [*table, ["after an hour", *map(points, now.values())]]
+    """AP of each class, of the study's detector and of these."""
+    files = {
+        "in the study": TWO_STAGE / "metrics.json",
+        "class weight 5 late": HOUR / "heavier/metrics-512px.json",
+        "class weight 5": HOUR / "whole/metrics-512px.json",
+        "larger at the end": HOUR / "larger/metrics-640px.json",
+    }
+    found = {title: json.loads(file.read_text())["per_class"] for title, file in files.items()}
+    names = found["in the study"]
+    table = [["", *names]]
+    return table + [[title, *(points(row[name]) for name in names)] for title, row in found.items()]
 
 
 def two_sizes() -> list[list[str]]:
@@ -294,6 +312,15 @@ def two_sizes() -> list[list[str]]:
         row = run["at_common_epoch"]
         values = [points(row[key]) for key in ("ap", "ap50", "ap_small")]
         table.append([name.replace("-", " "), *values, f"{row['seconds'] / 60:.0f}"])
+    return table
+
+
+def batch_sizes() -> list[list[str]]:
+    """The recipe with its steps of four images, and with twice as many steps of two."""
+    report = json.loads((RESULTS / "recipe-search/fourth.json").read_text())
+    table = [["images a step", *(f"AP, epoch {each + 1}" for each in range(report["epoch"]))]]
+    for name, run in report["runs"].items():
+        table.append([name, *map(points, run["curve"][: report["epoch"]])])
     return table
 
 
