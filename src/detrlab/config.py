@@ -186,6 +186,15 @@ class DataConfig(Record):
             )
         return self
 
+    def resized(self, image_size: int) -> Self:
+        """The same at another size; the bound of the long side keeps its proportion.
+
+        Raises:
+            UserError: the size is too small.
+        """
+        proportion = self.max_size / self.image_size
+        return self.change(image_size=image_size, max_size=round(image_size * proportion))
+
 
 class LearningRateGroup(Record):
     """Parameters whose name matches ``pattern`` (a regular expression, searched) learn slower."""

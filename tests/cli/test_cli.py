@@ -140,6 +140,30 @@ def test_predict_draws_and_keeps_what_was_there(checkpoint, tmp_path, capsys):
     assert json.loads(printed.splitlines()[-1]) == records
 
 
+def test_predict_and_explain_at_another_size(checkpoint, tmp_path, capsys):
+    picture = tmp_path / "a.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(picture)
+    common = [str(picture), "--model", str(checkpoint)]
+    predict = ["predict", *common, "--conf", "0.0", "--json"]
+    found = []
+    for size in ([], ["--imgsz", "64"]):
+        assert main([*predict, *size]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert found[0] != found[1]
+    assert found[1] == [
+        {**record, "image_id": str(picture)}
+        for record in detrlab.load(checkpoint).at_size(64).predict(picture).to_coco()
+    ]
+    assert "image_size" in fails(capsys, *predict, "--imgsz", "8")
+    explained = []
+    for size in ([], ["--imgsz", "64"]):
+        output = tmp_path / f"explained{len(explained)}"
+        assert main(["explain", *common, *size, "--output", str(output)]) == 0
+        explained.append((output / "explanation.json").read_text())
+    assert explained[0] != explained[1]
+
+
 def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_path, capsys):
     output = tmp_path / "judged"
     common = ["eval", "--data", "shapes", "--json"]

@@ -50,8 +50,7 @@ def run(options: Options) -> int:
 
     config = DataConfig()
     if options.imgsz is not None:
-        largest = round(options.imgsz * config.max_size / config.image_size)
-        config = config.change(image_size=options.imgsz, max_size=largest)
+        config = config.resized(options.imgsz)
     if options.fix is not None:
         return _fix(options, config)
     if options.output is not None and not options.json:

@@ -12,6 +12,8 @@ from detrlab.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from detrlab.api import Detector
+
 
 def say(line: str) -> None:
     """A line for people; results for machines go to standard output, this does not."""
@@ -71,6 +73,18 @@ def pick_device(name: str) -> torch.device:
             f"--device {name} cannot be used here ({reason}): try --device cpu"
         ) from None
     return device
+
+
+def open_detector(source: str, device: str, image_size: int | None) -> Detector:
+    """The detector that flags name, on its device, at the image size asked for.
+
+    Raises:
+        UserError: no such detector or device, or an impossible size.
+    """
+    from detrlab.api import load
+
+    detector = load(source).to(pick_device(device))
+    return detector if image_size is None else detector.at_size(image_size)
 
 
 def fresh_folder(path: str | Path) -> Path:

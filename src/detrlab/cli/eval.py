@@ -50,8 +50,7 @@ class Options:
 def run(options: Options) -> int:
     """Evaluate; returns the exit code."""
     from detrlab import files
-    from detrlab.api import load
-    from detrlab.cli.common import fresh_folder, pick_device, print_metrics, say
+    from detrlab.cli.common import fresh_folder, open_detector, print_metrics, say
     from detrlab.data import open_data, open_whole
     from detrlab.evaluation.coco import Evaluator
     from detrlab.evaluation.folder import write_analysis
@@ -74,7 +73,7 @@ def run(options: Options) -> int:
         evaluator = _read(options, table)
     else:
         assert options.model is not None
-        detector = load(options.model).to(pick_device(options.device))
+        detector = open_detector(options.model, options.device, options.imgsz)
         table = _in_words_of(detector, table, options)
         layers = _infer(detector, options, table)
         evaluator = layers[-1] if layers else Evaluator(table)
@@ -127,8 +126,5 @@ def _infer(detector: Detector, options: Options, table: Table) -> list[Evaluator
     from detrlab.evaluation.coco import evaluate_layers
 
     config = detector.preprocessing
-    if options.imgsz is not None:
-        scale = options.imgsz / config.image_size
-        config = config.change(image_size=options.imgsz, max_size=round(config.max_size * scale))
     stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=options.workers)
     return evaluate_layers(detector.network, detector.scoring, stream, table)

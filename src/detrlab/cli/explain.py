@@ -28,6 +28,8 @@ class Options:
     """Also draw where each query puts its boxes over the validation images of --data."""
     conf: float | None = None
     """Score from which a detection counts; by default the checkpoint's suggestion, or 0.3."""
+    imgsz: int | None = None
+    """Another image size than the checkpoint was trained with: a larger one for small objects."""
     output: str = "runs/explain"
     """Folder for the pictures and explanation.json; nothing in it is overwritten."""
     format: str = "png"
@@ -38,13 +40,12 @@ class Options:
 
 def run(options: Options) -> int:
     """Explain one picture; returns the exit code."""
-    from detrlab.api import load
-    from detrlab.cli.common import fresh_folder, pick_device
+    from detrlab.cli.common import fresh_folder, open_detector
     from detrlab.data import open_data
     from detrlab.explain.inquiry import explain_file, read_point
 
     points = [read_point(text) for text in options.point]
-    detector = load(options.model).to(pick_device(options.device))
+    detector = open_detector(options.model, options.device, options.imgsz)
     threshold = next(t for t in (options.conf, detector.threshold, 0.3) if t is not None)
     answer = explain_file(
         detector,

@@ -23,6 +23,8 @@ class Options:
     """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
     conf: float | None = None
     """Leave out detections that score less; by default the checkpoint's own suggestion, or 0.3."""
+    imgsz: int | None = None
+    """Another image size than the checkpoint was trained with: a larger one for small objects."""
     output: str = "runs/predict"
     """Folder for the pictures and predictions.json; nothing in it is overwritten."""
     device: str = "auto"
@@ -33,11 +35,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict; returns the exit code."""
-    from detrlab.api import load
-    from detrlab.cli.common import fresh_folder, pick_device
+    from detrlab.cli.common import fresh_folder, open_detector
 
     paths = list(find_images(options.images))
-    detector = load(options.model).to(pick_device(options.device))
+    detector = open_detector(options.model, options.device, options.imgsz)
     threshold = next(t for t in (options.conf, detector.threshold, 0.3) if t is not None)
     folder = None if options.json else fresh_folder(options.output)
     records: list[dict] = []

@@ -57,7 +57,7 @@ class RecipeOptions:
         if self.epochs is not None:
             recipe = recipe.over(self.epochs)
         if self.imgsz is not None:
-            recipe = resize(recipe, self.imgsz)
+            recipe = recipe.change(data=recipe.data.resized(self.imgsz).model_dump())
         flags = {
             "data.data": self.data,
             "data.workers": self.workers,
@@ -87,13 +87,6 @@ def read_recipe(name: str) -> Recipe:
     if name.endswith((".yaml", ".yml")):
         return Recipe.load(name)
     return named_recipe(name)
-
-
-def resize(recipe: Recipe, image_size: int) -> Recipe:
-    """The recipe at another image size; the bound of the long side keeps its proportion."""
-    proportion = recipe.data.max_size / recipe.data.image_size
-    data = recipe.data.change(image_size=image_size, max_size=round(image_size * proportion))
-    return recipe.change(data=data.model_dump())
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
