@@ -75,6 +75,18 @@ def test_the_terminal_shows_brackets_as_they_are():
     assert "[red]x[/]" in console.file.getvalue()
 
 
+def test_a_narrow_terminal_shows_numbers_whole():
+    from rich.console import Console
+
+    names = ("detr", "detr-dc5", "deformable-detr", "deformable-detr-refine")
+    rows = table(*(result(name, ap=0.2) for name in (*names, "deformable-detr-two-stage")))
+    grid = tables.original_grid(rows)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(grid.terminal())
+    shown = console.file.getvalue()
+    assert all(shown.count(cell) >= row.count(cell) for row in grid.cells for cell in row)
+
+
 def test_csv_has_one_line_a_run_at_full_precision():
     text = tables.csv_text(table(result("a", 0, ap=1 / 3), result("a", 1), result("=b", 0)))
     lines = list(csv.DictReader(io.StringIO(text)))

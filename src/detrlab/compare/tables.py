@@ -79,8 +79,13 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
-            # Text, not markup: a class may be called "[red]".
-            table.add_column(Text(header), justify="right" if c else "left", no_wrap=True)
+            # Text, not markup: a class may be called "[red]". Where the terminal is too narrow a
+            # header takes several lines, so that the numbers stay whole.
+            table.add_column(
+                Text(header, overflow="fold"),
+                justify="right" if c else "left",
+                min_width=max((len(row[c]) for row in self.cells), default=0),
+            )
         for r, row in enumerate(self.cells):
             table.add_row(
                 *(
