@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def at(named, size):
-    return named.change(data=named.data.change(image_size=size, max_size=size).model_dump())
+    return named.change(data=named.data.resized(size).model_dump())
 
 
 def measure(name, named, data, steps):

@@ -121,8 +121,8 @@ def seeds() -> list[list[str]]:
     """The two detectors with several seeds, along the way and at the end."""
     table = [["model", "seed", "AP, epoch 2", "AP, epoch 10", *NUMBERS.values()]]
     for name in TWO:
-        for folder in (run_of(name), *sorted(MORE_SEEDS.glob(f"runs/{name}-seed*"))):
-            seed = int(json.loads((folder / "run.json").read_text())["seed"])
+        for seed in (42, 0, 1):
+            folder = run_of(name, seed)
             rows = curve(folder / "metrics.csv")
             early = [points(rows[epoch]["ap"]) for epoch in (2, 10)]
             result = json.loads((folder / "result.json").read_text())["metrics"]
@@ -134,17 +134,11 @@ TWO = ("deformable-detr-refine", "deformable-detr-two-stage")
 MORE_SEEDS = RESULTS / "facemask-seeds"
 
 
-def run_of(name: str) -> Path:
-    """The study's own run."""
-    (folder,) = STUDY.glob(f"runs/{name}-seed42-*")
+def run_of(name: str, seed: int) -> Path:
+    """A run that came to its end: of seed 42 in the study, of the others on a CPU."""
+    where = STUDY if seed == 42 else MORE_SEEDS
+    (folder,) = where.glob(f"runs/{name}-seed{seed}-*")
     return folder
-
-
-def epochs_of(name: str, seed: int) -> Path:
-    """The epochs of a run on the CPU, finished or not."""
-    ways = (f"runs/{name}-seed{seed}-*/metrics.csv", f"unfinished/{name}-seed{seed}.csv")
-    (file,) = (file for way in ways for file in MORE_SEEDS.glob(way))
-    return file
 
 
 def lead() -> list[list[str]]:
@@ -152,11 +146,11 @@ def lead() -> list[list[str]]:
     epochs = (2, 4, 6, 8, 10, 12, 14, 16, 18)
     table = [["seed, trained on", *(f"epoch {epoch}" for epoch in epochs)]]
     for title, find in {
-        "42, GPU": lambda name: run_of(name) / "metrics.csv",
+        "42, GPU": lambda name: run_of(name, 42) / "metrics.csv",
         "0, GPU": lambda name: STUDY / f"unfinished/{name}-seed0.csv",
         "1, GPU": lambda name: STUDY / f"unfinished/{name}-seed1.csv",
-        "0, CPU": lambda name: epochs_of(name, 0),
-        "1, CPU": lambda name: epochs_of(name, 1),
+        "0, CPU": lambda name: run_of(name, 0) / "metrics.csv",
+        "1, CPU": lambda name: run_of(name, 1) / "metrics.csv",
     }.items():
         refined, two_stage = (curve(find(name)) for name in TWO)
         both = refined.keys() & two_stage.keys()
@@ -174,7 +168,7 @@ def pieces() -> list[list[str]]:
     for name in TWO:
         for seed in (0, 1):
             whole = curve(STUDY / f"unfinished/{name}-seed{seed}.csv")
-            pieced = curve(epochs_of(name, seed))
+            pieced = curve(run_of(name, seed) / "metrics.csv")
             for epoch in (2, 4, 6, 8, 10):
                 if epoch in whole and epoch in pieced:
                     values = [points(rows[epoch]["ap"]) for rows in (whole, pieced)]
@@ -282,11 +276,9 @@ def hour_sizes() -> list[list[str]]:
     """The end of each of the trainings, evaluated at several sizes."""
     table = [["training", "evaluated at", *NUMBERS.values()]]
     for title, folder, _ in HOURS:
-        for size in (416, 512, 640, 768):
-            file = HOUR / f"{folder}/metrics-{size}px.json"
-            if file.exists():
-                row = numbers(json.loads(file.read_text()))
-                table.append([title, f"{size} px", *row])
+        for file in sorted(HOUR.glob(f"{folder}/metrics-*px.json")):
+            size = file.stem.removeprefix("metrics-").removesuffix("px")
+            table.append([title, f"{size} px", *numbers(json.loads(file.read_text()))])
     return table
 
 

@@ -67,6 +67,7 @@ class Grid:
     def terminal(self) -> RichTable:
         """A ``rich`` table."""
         from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
@@ -84,7 +85,7 @@ class Grid:
             table.add_column(
                 Text(header, overflow="fold"),
                 justify="right" if c else "left",
-                min_width=max((len(row[c]) for row in self.cells), default=0),
+                min_width=max((cell_len(row[c]) for row in self.cells), default=0),
             )
         for r, row in enumerate(self.cells):
             table.add_row(

@@ -139,7 +139,6 @@ def join(device: str | torch.device | None = None) -> Processes:
     on_cpu = device is not None and torch.device(device).type == "cpu"
     with _telling_who_is_gone():
         state = PartialState(cpu=on_cpu, timeout=PATIENCE)
-    atexit.unregister(_leave)  # once, however often this process joins
     atexit.register(_leave)
     return Processes(state.device, state.process_index, state.num_processes)
 
