@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.compare.cost import gflops
-from detrlab.models.build import build_network
-from detrlab.presets import FIVE, RECIPES, model_config
+from detrlab.presets import build_network
+from detrlab.presets import FIVE, model_config
+from detrlab.recipes import RECIPES
 from detrlab.structures import ImageBatch, References
 
 TITLE = "Estimated, not measured; one GPU, recipe `cppe5`"

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from detrlab.data import batches, num_batches, open_data
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.models.prepare import prepare
-from detrlab.presets import FIVE, recipe
+from detrlab.presets import FIVE
+from detrlab.recipes import recipe
 from detrlab.training import loop
 from detrlab.training.processes import join
 

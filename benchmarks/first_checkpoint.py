@@ -16,7 +16,7 @@ from detrlab.checkpoints import native
 from detrlab.data import DataSet, batches, open_data
 from detrlab.data.table import Table
 from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate
-from detrlab.presets import recipe
+from detrlab.recipes import recipe
 from detrlab.training.folder import RunConfig
 from detrlab.training.loop import Options, Outcome, plan, train
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.models.prepare import prepare
 from detrlab.ops import cuda, deformable
 from detrlab.ops.benchmark import compare_backends, table, to_dict
 from detrlab.presets import FIVE, PRESETS, model_config
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion
+from detrlab.losses.criterion import Criterion
 from detrlab.training.engine import autocast
-from detrlab.training.matcher import Weights
+from REMOVED import Weights  # TODO
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 AGREEMENT = (320, 416)
@@ -106,7 +106,7 @@ def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = False
     network = prepare(build_network(config)).eval()
     strengthen(network)
-    scoring = build_scoring(config)
+    scoring = config.scoring
     criterion = Criterion(scoring, Weights(scoring.class_weight))
     images, targets = pictures(AGREEMENT, 2)
     images.padding[1, -64:] = True
@@ -143,7 +143,7 @@ def steps(
     """Training steps: seconds (median), memory, and whether all gradients were finite."""
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's own defaults
     network = prepare(build_network(config)).to(device).train()
-    scoring, train = build_scoring(config), TrainConfig(precision=precision)
+    scoring, train = config.scoring, TrainConfig(precision=precision)
     criterion = Criterion(scoring, Weights(scoring.class_weight))
     optimizer = build_optimizer(parameter_groups(network, train), train)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16")

@@ -18,9 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 from detrlab import files
 from detrlab.benchmark import subjects
 from detrlab.benchmark.report import provenance
-from detrlab.models.build import build_scoring
 from detrlab.presets import FIVE, model_config
-from detrlab.training.matcher import Weights, match_sets
+from REMOVED import Weights, match_sets  # TODO
 
 # The first line whose words begin an operator's name (without "aten::") says what it is.
 KINDS = {

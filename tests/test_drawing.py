@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from detrlab.drawing import _luminance, colour_of, draw_boxes, draw_detections, text_colour_on
-from detrlab.structures import Detections
+from detrlab.detections import Detections
 
 
 def detections(boxes, scores=None, labels=None, classes=("a", "b")):

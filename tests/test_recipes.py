@@ -12,7 +12,8 @@ import pytest
 from detrlab.checkpoints.catalogue import published
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.entrants import changes
-from detrlab.presets import FIVE, RECIPES, model_config, recipe
+from detrlab.presets import FIVE, model_config
+from detrlab.recipes import RECIPES, recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPPE5_IMAGES = 1000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detrlab.api import Detector, build, load
+    from detrlab.detections import Detections
     from detrlab.errors import UserError
-    from detrlab.structures import Detections
 
 __version__ = version("detrlab")
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Detector": "detrlab.api",
     "build": "detrlab.api",
     "load": "detrlab.api",
-    "Detections": "detrlab.structures",
+    "Detections": "detrlab.detections",
     "UserError": "detrlab.errors",
 }
 __all__ = ["Detections", "Detector", "UserError", "__version__", "build", "load"]

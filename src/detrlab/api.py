@@ -1,4 +1,4 @@
-"""``Detector``: a network, its classes and its preprocessing. What people hold in their hands."""
+"""The public inference API: ``Detector``, ``build`` and ``load``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from detrlab.config import DataConfig, ModelConfig
+from detrlab.detections import DEFAULT_THRESHOLD, Detections
 from detrlab.errors import UserError
-from detrlab.models.build import build_network, build_scoring
 from detrlab.models.network import Network
 from detrlab.models.prepare import prepare
-from detrlab.presets import model_config
-from detrlab.structures import Detections, ImageBatch
+from detrlab.presets import build_network, model_config
+from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """A detector that is ready to be asked.
+    """A network with its classes and preprocessing, ready for inference.
 
     Args:
         network: the network; it stays on its device.
@@ -56,11 +56,16 @@ class Detector:
             )
         self.network = network
         self.config = config
-        self.scoring = build_scoring(config)
+        self.scoring = config.scoring
         self.classes = tuple(classes)
         self.category_ids = tuple(range(len(classes)) if category_ids is None else category_ids)
         self.preprocessing = preprocessing or DataConfig()
         self.threshold = threshold
+
+    def __repr__(self) -> str:
+        size = f"{self.preprocessing.image_size} px"
+        known = f"{len(self.classes)} classes"
+        return f"Detector({self.config.preset}, {known}, {size}, on {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +103,7 @@ class Detector:
         self,
         images: Picture,
         *,
-        threshold: float = ...,
+        threshold: float | None = ...,
         limit: int = ...,
         keep_image: bool = ...,
     ) -> Detections: ...
@@ -107,7 +112,7 @@ class Detector:
         self,
         images: list[Picture] | tuple[Picture, ...],
         *,
-        threshold: float = ...,
+        threshold: float | None = ...,
         limit: int = ...,
         keep_image: bool = ...,
     ) -> list[Detections]: ...
@@ -115,18 +120,19 @@ class Detector:
         self,
         images: Picture | list[Picture] | tuple[Picture, ...],
         *,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         limit: int = 100,
         keep_image: bool = True,
     ) -> Detections | list[Detections]:
         """Find the objects in one image, or in each of several.
 
-        Every image is looked at by itself: padding would change what is found.
+        Images are processed one by one: padding them to one size would change the result.
 
         Args:
             images: a path, a PIL image, a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor,
                 RGB; or a sequence of these.
-            threshold: leave out detections that score less.
+            threshold: leave out detections that score less. None returns all of them;
+                ``plot`` and ``save`` then draw those above the checkpoint's own threshold.
             limit: at most so many detections an image.
             keep_image: keep the picture in the result, for ``Detections.plot``.
 
@@ -148,7 +154,7 @@ class Detector:
         self,
         images: Iterable[Picture],
         *,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         limit: int = 100,
         keep_image: bool = True,
     ) -> Iterator[Detections]:
@@ -156,7 +162,7 @@ class Detector:
         for image in images:
             pixels = as_pixels(image)
             found = self._predict_one(pixels, limit, keep_image)
-            yield found.above(threshold) if threshold > 0 else found
+            yield found if threshold is None else found.above(threshold)
 
     def prepare(self, pixels: Tensor) -> ImageBatch:
         """A (3, H, W) uint8 picture as the network wants it: a batch of one, unpadded."""
@@ -174,15 +180,19 @@ class Detector:
         was_training = self.network.training
         self.network.eval()
         try:
-            final = self.network.detect(self.prepare(pixels))
+            final = self.network(self.prepare(pixels)).final
         finally:
             self.network.train(was_training)
         decoded = decode(final, self.scoring, [size], limit)
         found = detections(decoded, 0, self.classes, self.category_ids, size)
-        return replace(found, image=_as_picture(pixels)) if keep_image else found
+        return replace(
+            found,
+            image=_as_picture(pixels) if keep_image else None,
+            threshold=DEFAULT_THRESHOLD if self.threshold is None else self.threshold,
+        )
 
     def explain(self, image: Picture, target: Target | None = None) -> Explanation:
-        """See where the detector looks in one image, and how its boxes move.
+        """Show where the detector attends in one image, and how its boxes change by layer.
 
         Args:
             image: as in ``predict``.
@@ -208,13 +218,13 @@ class Detector:
 
 
 def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any) -> Detector:
-    """A detector with the originals' initial values, nothing learnt.
+    """An untrained detector with the originals' initial values.
 
     Args:
         preset: such as ``"deformable-detr-two-stage"``; see ``detrlab models``.
         classes: the name of each class.
         seed: of the initial values.
-        **changes: fields of ``ModelConfig`` that should differ from the preset.
+        **changes: settings that should differ from the preset's.
 
     Raises:
         UserError: unknown preset or field, or an impossible architecture.
@@ -232,7 +242,7 @@ def load(
     backbone: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Detector:
-    """A trained detector: nothing of it is random.
+    """Load a trained detector; no weight is initialised at random.
 
     Args:
         source: a file that ``Detector.save`` or ``detrlab train`` wrote, an official or

@@ -1,13 +1,13 @@
-"""Configuration: small frozen records, validated where they are made, round-trip to YAML.
+"""Configuration: small frozen records, validated when they are made, round-trip to YAML.
 
-The classes of the model never see these; ``models.build`` turns them into plain numbers and
-parts. No torch is imported here, so that the command line can read a recipe instantly.
+The model's classes never see these: a preset turns them into plain numbers and parts. No torch
+is imported here, so that the command line reads a recipe quickly.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -20,6 +20,13 @@ from pydantic import (
 )
 
 from detrlab.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from detrlab.losses.criterion import Criterion
+    from detrlab.models.network import Network
+    from detrlab.scoring import Scoring
 
 
 class Record(BaseModel):
@@ -79,87 +86,47 @@ def _explain(error: ValidationError, record: type[Record], where: str) -> str:
 
 
 class ModelConfig(Record):
-    """The architecture of one detector. Every row of ``presets.PRESETS`` is one of these."""
+    """The settings of one detector. A preset is a subclass that also builds the detector.
 
-    preset: str = "custom"
-    """The row this came from. Shown to people; nothing branches on it."""
+    See ``detrlab.presets``; ``docs/adding-a-variant.md`` shows a preset of one's own.
+    """
+
+    preset: str
+    """Name of the preset."""
     num_classes: int = Field(ge=1)
+    num_queries: int = Field(100, ge=1)
 
     backbone: str = "resnet50"
     """Any timm model that gives feature maps."""
     dilation: bool = False
     """Dilate the last stage instead of striding it (DC5)."""
     backbone_norms: Literal["frozen", "trained"] = "frozen"
-    """Frozen batch norm needs pretrained statistics; from nothing, train the norms."""
+    """Frozen batch norm needs pretrained statistics; without them, train the norms."""
     backbone_trains: Literal["late", "all", "none"] = "late"
     """``late``: all but the stem and the first stage, as the originals."""
 
-    neck: Literal["projection", "pyramid"] = "projection"
-    """``projection``: one 1x1 convolution. ``pyramid``: levels with GroupNorm and embedding."""
-    levels: int = Field(1, ge=1, le=6)
-    position_offset: float = 0.0
-    """Added to the cell counts of the sine embedding: 0 in DETR, -0.5 in Deformable DETR."""
-
-    attention: Literal["dense", "deformable"] = "dense"
-    width: int = Field(256, ge=8)
-    num_heads: int = Field(8, ge=1)
-    ffn_width: int = Field(2048, ge=1)
-    encoder_layers: int = Field(6, ge=0)
-    decoder_layers: int = Field(6, ge=1)
-    points: int = Field(4, ge=1)
-    """Sampling points per head and level (deformable attention only)."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-
-    queries: Literal["positions", "points", "proposals"] = "positions"
-    """``positions``: DETR's; ``points``: with a learned reference; ``proposals``: two-stage."""
-    num_queries: int = Field(100, ge=1)
-    decoder_norm: bool = True
-    """Normalise the decoder states before the heads (DETR)."""
-    refine: bool = False
-    """Iterative bounding-box refinement: each layer starts from the boxes of the one before."""
-    scoring: Literal["softmax", "sigmoid"] = "softmax"
-
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by num_heads {self.num_heads}: "
-                f"choose a multiple, such as {self.num_heads * (self.width // self.num_heads + 1)}"
-            )
-        if self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4 (sine embedding)")
-        if self.neck == "pyramid" and self.width % 32:
-            raise ValueError(
-                f"width {self.width} must be a multiple of 32: "
-                "the pyramid's GroupNorm has 32 groups"
-            )
-        if self.neck == "projection" and self.levels != 1:
-            raise ValueError(
-                f"neck 'projection' gives one level, not {self.levels}: use neck 'pyramid'"
-            )
-        if self.attention == "dense" and self.queries != "positions":
-            raise ValueError(
-                f"queries {self.queries!r} need attention 'deformable': dense attention "
-                "has no reference to look from"
-            )
-        if self.attention == "deformable" and self.queries == "positions":
-            raise ValueError(
-                "attention 'deformable' needs queries 'points' or 'proposals': "
-                "it samples around a reference, and 'positions' have none"
-            )
-        if self.refine and self.attention == "dense":
-            raise ValueError("refine needs attention 'deformable': there is no box to refine")
-        if self.queries == "proposals" and not self.refine:
-            raise ValueError(
-                "queries 'proposals' (two-stage) need refine: there is no such detector"
-            )
-        if self.queries == "proposals" and self.scoring != "sigmoid":
-            raise ValueError(
-                "queries 'proposals' need scoring 'sigmoid': logit 0 is the objectness"
-            )
+    def _norms_can_train(self) -> Self:
         if self.backbone_norms == "trained" and self.backbone_trains == "none":
             raise ValueError("backbone_norms 'trained' contradicts backbone_trains 'none'")
         return self
+
+    @property
+    def scoring(self) -> Scoring:
+        """How class logits are read."""
+        raise NotImplementedError
+
+    def build_backbone(self, *, pretrained: bool) -> nn.Module:
+        """The backbone, with ImageNet weights if asked for."""
+        raise NotImplementedError
+
+    def build(self, backbone: nn.Module) -> Network:
+        """The network around a backbone, with initial values drawn from torch's generator."""
+        raise NotImplementedError
+
+    def criterion(self, train: TrainConfig) -> Criterion:
+        """The losses and the matching that the detector is trained with."""
+        raise NotImplementedError
 
 
 class DataConfig(Record):
@@ -245,9 +212,13 @@ class TrainConfig(Record):
     """Compute the layers' insides again in the backward pass: less memory, more time."""
     auxiliary_losses: bool = True
     class_weight: float | None = Field(None, gt=0)
-    """Weight of the class loss; None takes the scoring's own (softmax 1, sigmoid 2)."""
+    """Weight of the class loss; None takes the preset's own (softmax 1, sigmoid 2)."""
     box_weight: float = Field(5.0, ge=0)
     giou_weight: float = Field(2.0, ge=0)
+    class_cost: float | None = Field(None, ge=0)
+    """Weight of the class term in the matching; None takes the loss's, as the originals."""
+    box_cost: float | None = Field(None, ge=0)
+    giou_cost: float | None = Field(None, ge=0)
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], BeforeValidator(_written_out)
     ] = "float32"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from detrlab.structures import Detections
+    from detrlab.detections import Detections
 
 Colour = tuple[int, int, int]
 

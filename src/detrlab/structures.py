@@ -4,23 +4,17 @@ Each type has one box format, so that no transform ever changes it silently:
 
 * ``Sample``: xyxy in pixels of the image as it is now.
 * ``Target`` and ``Predictions``: cxcywh as fractions of the *unpadded* image.
-* ``Detections``: xyxy in pixels of the original image.
+* ``detections.Detections``: xyxy in pixels of the original image.
 
 Axes: B images, Q queries, K classes, N objects, D width, L levels, S tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from PIL import Image
 
 LevelShapes = tuple[tuple[int, int], ...]
 """(height, width) of each feature level, as plain ints."""
@@ -98,18 +92,50 @@ class References(NamedTuple):
     sizes: Tensor | None = None
 
 
+class Pairs(NamedTuple):
+    """Which query should predict which object, over a whole batch.
+
+    Attributes:
+        queries: (P,) int64 indices into the batch's queries, image after image (``b * Q + q``).
+        objects: (P,) int64 indices into the batch's objects, image after image.
+    """
+
+    queries: Tensor
+    objects: Tensor
+
+
+class Denoising(NamedTuple):
+    """The leading queries of a batch that are made from noisy ground truth (DN-DETR, DINO).
+
+    Attributes:
+        count: how many queries of each image they are; the other queries follow them.
+        pairs: the object each was made from, as indices into the (B, count) denoising queries.
+            A query without a pair should predict no object.
+        groups: how often each object is repeated; their losses are divided by it.
+    """
+
+    count: int
+    pairs: Pairs
+    groups: int
+
+
 class Queries(NamedTuple):
-    """Object queries on their way into the decoder.
+    """Object queries on their way through the decoder.
 
     Attributes:
         content: (B, Q, D), what the decoder layers transform.
         position: (B, Q, D), added to the content wherever attention compares.
-        references: where the queries look first; None when they have no place (DETR).
+        references: where the queries look; None when they have no place (DETR).
+        blocked: (Q, Q) bool, True where the row's query must not attend to the column's;
+            None when all queries see one another.
+        denoising: the leading denoising queries; None without them.
     """
 
     content: Tensor
     position: Tensor
     references: References | None
+    blocked: Tensor | None = None
+    denoising: Denoising | None = None
 
 
 class Predictions(NamedTuple):
@@ -118,122 +144,107 @@ class Predictions(NamedTuple):
     Attributes:
         logits: (B, Q, K) or, with a no-object class, (B, Q, K + 1).
         boxes: (B, Q, 4), cxcywh as fractions of the unpadded image.
+        details: other tensors (B, Q, ...) of this set by name, for losses that need more than
+            logits and boxes (such as a distribution over box edges).
     """
 
     logits: Tensor
     boxes: Tensor
+    details: Mapping[str, Tensor] = {}
+
+    def part(self, start: int | None, stop: int | None) -> Predictions:
+        """The predictions of queries ``start`` to ``stop``."""
+        return Predictions(
+            self.logits[:, start:stop],
+            self.boxes[:, start:stop],
+            {name: value[:, start:stop] for name, value in self.details.items()},
+        )
+
+
+class SupervisedSet(NamedTuple):
+    """Predictions that are trained, and how.
+
+    Attributes:
+        name: in logs; the last decoder layer's set is called ``FINAL``.
+        predictions: the set itself.
+        pairs: which query should predict which object; None lets the criterion match them.
+        class_agnostic: every object counts as class 0: the set only tells objects from
+            background (the first stage of two-stage Deformable DETR).
+        repeats: how often each object occurs in ``pairs``; losses are divided by it.
+        weight: multiplies all losses of the set.
+        auxiliary: an earlier layer's set, left out when auxiliary losses are switched off.
+    """
+
+    name: str
+    predictions: Predictions
+    pairs: Pairs | None = None
+    class_agnostic: bool = False
+    repeats: int = 1
+    weight: float = 1.0
+    auxiliary: bool = False
+
+
+FINAL = "final"
+"""Name of the supervised set of the last decoder layer."""
 
 
 class ModelOutput(NamedTuple):
-    """Everything a detector says about a batch.
+    """What a detector predicts for a batch.
 
     Attributes:
-        layers: predictions of each decoder layer; the last are the detector's, the earlier
-            ones are what auxiliary losses are taken on.
-        proposals: predictions of the first stage over all S tokens; None without one.
+        layers: predictions of each decoder layer, without denoising queries; the last one is
+            the detector's answer.
+        sets: everything the criterion trains: the layers and, where targets were given to the
+            forward pass, what else the variant supervises (proposals, denoising queries).
     """
 
     layers: tuple[Predictions, ...]
-    proposals: Predictions | None
+    sets: tuple[SupervisedSet, ...]
 
     @property
     def final(self) -> Predictions:
         """The last decoder layer's predictions."""
         return self.layers[-1]
 
-
-@dataclass(frozen=True)
-class Detections:
-    """What a person gets from ``predict``: the objects found in one image, best first.
-
-    Attributes:
-        boxes: (N, 4) float32, xyxy in pixels of the original image.
-        scores: (N,) float32 in [0, 1].
-        labels: (N,) int64 class indices.
-        classes: name of every class, by class index.
-        category_ids: the data set's id of every class, by class index.
-        size: (height, width) of the original image.
-        image_id: the data set's id of the image, if it has one.
-        image: the picture itself, kept for ``plot``; None when it was not kept.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    size: tuple[int, int]
-    image_id: int | str | None = None
-    image: Image.Image | None = field(default=None, repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
     @property
-    def names(self) -> list[str]:
-        """The class name of each detection."""
-        return [self.classes[label] for label in self.labels.tolist()]
+    def proposals(self) -> Predictions | None:
+        """Predictions of the first stage over all S tokens; None without targets or without one."""
+        return next((each.predictions for each in self.sets if each.name == PROPOSALS), None)
 
-    def above(self, threshold: float) -> Detections:
-        """The detections that score at least ``threshold``."""
-        return self._select(self.scores >= threshold)
 
-    def _select(self, keep: Tensor) -> Detections:
-        return Detections(
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            classes=self.classes,
-            category_ids=self.category_ids,
-            size=self.size,
-            image_id=self.image_id,
-            image=self.image,
+PROPOSALS = "proposal"
+"""Name of the supervised set of a first stage."""
+
+
+def supervise(
+    layers: Sequence[Predictions],
+    denoising: Denoising | None,
+    others: Sequence[SupervisedSet] = (),
+) -> ModelOutput:
+    """Turn the predictions of all decoder layers into a model's output.
+
+    Args:
+        layers: predictions of every layer, denoising queries included.
+        denoising: which of the queries are denoising queries.
+        others: further sets that the queries' source supervises.
+    """
+    names = [*(f"layer{index}" for index in range(len(layers) - 1)), FINAL]
+    if denoising is None:
+        own, given = tuple(layers), ()
+    else:
+        own = tuple(each.part(denoising.count, None) for each in layers)
+        given = tuple(
+            SupervisedSet(
+                f"denoising_{name}",
+                each.part(None, denoising.count),
+                denoising.pairs,
+                repeats=denoising.groups,
+                auxiliary=name != FINAL,
+            )
+            for name, each in zip(names, layers, strict=True)
         )
-
-    def to_coco(self) -> list[dict[str, Any]]:
-        """COCO result records: ``image_id``, ``category_id``, ``bbox`` (xywh), ``score``."""
-        corners = self.boxes.double()
-        xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
-        rows = zip(xywh.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
-        return [
-            {
-                "image_id": self.image_id,
-                "category_id": self.category_ids[label],
-                "bbox": box,
-                "score": score,
-            }
-            for box, score, label in rows
-        ]
-
-    def to_supervision(self) -> Any:
-        """The same detections as ``supervision.Detections`` (needs ``supervision``)."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision() needs the package supervision: pip install supervision"
-            ) from error
-        import numpy as np
-
-        return supervision.Detections(
-            xyxy=self.boxes.numpy(),
-            confidence=self.scores.numpy(),
-            class_id=self.labels.numpy(),
-            data={"class_name": np.array(self.names)},
-        )
-
-    def plot(self, threshold: float = 0.3) -> Image.Image:
-        """The picture with the boxes that score at least ``threshold`` drawn on it.
-
-        Raises:
-            ValueError: the detections were made without keeping their picture.
-        """
-        from detrlab.drawing import draw_detections
-
-        if self.image is None:
-            raise ValueError("these detections carry no picture: predict with keep_image=True")
-        return draw_detections(self.image, self.above(threshold))
-
-    def save(self, path: str | Path, threshold: float = 0.3) -> None:
-        """Write ``plot(threshold)`` to an image file; the ending chooses the format."""
-        self.plot(threshold).save(path)
+    sets = [
+        SupervisedSet(name, each, auxiliary=name != FINAL)
+        for name, each in zip(names, own, strict=True)
+    ]
+    return ModelOutput(own, (*sets, *others, *given))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.models.position import box_sine_features
-from detrlab.models.queries import QuerySource
+from detrlab.models.queries.learned import QuerySource
 from detrlab.structures import Memory, Queries, References
 
 

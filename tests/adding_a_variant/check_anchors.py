@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detrlab.boxes import inverse_sigmoid
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 
@@ -36,7 +36,7 @@ def test_every_query_follows_its_own_anchor():
     moved = torch.tensor([0.3, 0.4, 0.5, 0.2])
     with torch.no_grad():
         network.queries.boxes[3] = inverse_sigmoid(moved)
-    queries, _ = network.queries(network.neck(network.backbone(images().pixels), images().padding))
+    queries, _ = network.queries(network.encoder.neck(network.backbone(images().pixels), images().padding))
     torch.testing.assert_close(queries.references.centers[:, 3], moved[:2].expand(2, -1))
     torch.testing.assert_close(queries.references.sizes[:, 3], moved[2:].expand(2, -1))
     after = network(images()).layers[0]

@@ -94,7 +94,7 @@ FORGET = """
 import sys
 from detrlab.presets import model_config
 import torch
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 try:
     with torch.device("meta"):
         build_network(model_config(sys.argv[1], 3))
@@ -171,7 +171,7 @@ import torch
 from PIL import Image
 import detrlab
 from detrlab.checkpoints import native
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 
 path, picture = sys.argv[1:]
 checkpoint = native.load(path)

@@ -11,7 +11,7 @@ from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.rules import export
 from detrlab.config import DataConfig
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from tiny_detectors import tiny_config
 
 FIVE_CLASSES = ("ant", "bee", "cat", "dog", "eel")

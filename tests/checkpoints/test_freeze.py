@@ -5,7 +5,7 @@ import torch
 
 from detrlab.checkpoints.freeze import freeze
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

@@ -8,7 +8,7 @@ import torch
 from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout, clean, export, translate, translate_strictly
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config

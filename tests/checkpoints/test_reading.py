@@ -19,7 +19,7 @@ from detrlab.checkpoints.recognise import is_original, preset_of, recognise
 from detrlab.checkpoints.rules import export
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.presets import ORIGINALS, PRESETS, model_config
 from tiny_detectors import tiny_config
 

@@ -7,7 +7,7 @@ from checkpoint_cases import FIVE_CLASSES, imported
 from detrlab.checkpoints import coco
 from detrlab.checkpoints.start import start_from
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from tiny_detectors import tiny_config
 
 PRIOR = -4.59512

@@ -7,7 +7,7 @@ from detrlab.compare import cost
 from detrlab.config import DataConfig
 from detrlab.data.shapes import shapes
 from detrlab.models.attention import DeformableAttention, DenseAttention, SelfAttention
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.presets import FIVE, model_config
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from detrlab.compare import entrants
 from detrlab.errors import UserError
-from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS, RECIPES, recipe
+from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS
+from detrlab.recipes import RECIPES, recipe
 
 
 def test_without_names_the_five_take_part():

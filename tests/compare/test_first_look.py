@@ -4,7 +4,7 @@ from PIL import Image
 from detrlab.compare.first_look import COLUMNS, SIDE, write_first_look
 from detrlab.data import DataSet
 from detrlab.data.shapes import shapes
-from detrlab.presets import RECIPES
+from detrlab.recipes import RECIPES
 
 
 def test_the_sheet_shows_the_images_of_the_first_batches(tmp_path):

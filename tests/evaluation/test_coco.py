@@ -11,7 +11,8 @@ from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, Metrics, evaluate, evaluate_layers, gather
 from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
 from detrlab.scoring import SigmoidScoring
-from detrlab.structures import Detections, ImageBatch, ModelOutput, Predictions
+from detrlab.detections import Detections
+from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
 
 def assert_equal(metrics, expected):

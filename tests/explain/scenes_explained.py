@@ -3,7 +3,7 @@
 import torch
 
 from detrlab.explain import explain
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.presets import FIVE
 from detrlab.structures import ImageBatch, Target
 from tiny_detectors import tiny_config
@@ -22,7 +22,7 @@ def make_network(preset, seed=0):
             if name.startswith(("encoder", "decoder", "queries")) and "norm" not in name:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * (0.5 if "sampling_offsets.bias" in name else 0.15))
-    return network, build_scoring(config)
+    return network, config.scoring
 
 
 def make_images():

@@ -11,7 +11,7 @@ from detrlab.data.sources import DataSet
 from detrlab.errors import UserError
 from detrlab.explain.inquiry import explain_file, find_target, read_point
 from detrlab.explain.queries import query_use_over
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from tiny_detectors import tiny_config
 
 

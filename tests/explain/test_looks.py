@@ -150,7 +150,7 @@ def test_the_weights_of_a_head_sum_to_one(preset):
 
 def test_points_lie_around_their_reference_at_first():
     """With the originals' initial values head 0 looks right, by whole cells of each level."""
-    from detrlab.models.build import build_network
+    from detrlab.presets import build_network
     from tiny_detectors import tiny_config
 
     network = build_network(tiny_config("deformable-detr", 3))

@@ -13,7 +13,7 @@ import torch
 from detrlab.config import Recipe
 from detrlab.data.transforms import resized_size
 from detrlab.explain.capture import record
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.presets import FIVE, model_config
 from detrlab.structures import ImageBatch
 

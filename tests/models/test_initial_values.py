@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detrlab.models.attention import DeformableAttention, _MultiheadAttention
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.presets import ORIGINALS, PRESETS
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
@@ -142,21 +142,21 @@ def test_transformer(preset):
 @pytest.mark.parametrize("preset", DEFORMABLE)
 def test_pyramid(preset):
     network, config = built(preset)
-    assert abs(network.neck.position.level_embedding.std().item() - 1) < 0.3
-    for convolution, norm in network.neck.projections:
+    assert abs(network.encoder.neck.position.level_embedding.std().item() - 1) < 0.3
+    for convolution, norm in network.encoder.neck.projections:
         assert not convolution.bias.any()
         fan = sum(convolution.weight.shape[:2]) * convolution.weight[0, 0].numel()
         bound = math.sqrt(6 / fan)
         assert bound * 0.9 < convolution.weight.abs().max() <= bound
         assert norm.eps == 1e-5
         assert norm.num_groups == 32
-    assert len(network.neck.projections) == config.levels
+    assert len(network.encoder.neck.projections) == config.levels
 
 
 @pytest.mark.parametrize("preset", DENSE)
 def test_projection_keeps_pytorchs_default(preset):
     network, _ = built(preset)
-    ((convolution,),) = network.neck.projections
+    ((convolution,),) = network.encoder.neck.projections
     bound = 1 / math.sqrt(convolution.in_channels)
     assert 0 < convolution.bias.abs().max() <= bound
     assert convolution.weight.abs().max() <= bound

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from detrlab.models.build import build_network
-from detrlab.models.neck import resize_padding, valid_ratio
+from detrlab.presets import build_network
+from detrlab.models.encoders.transformer import resize_padding, valid_ratio
 from detrlab.presets import PRESETS
 from detrlab.structures import ImageBatch, Memory
 from tiny_detectors import tiny_config
@@ -49,7 +49,7 @@ def memory_of(network, config, sizes, padded, garbage):
         features[:, :, :h, :w] = torch.randn(1, config.width, h, w, generator=draw)
         tokens.append(features)
         paddings.append(resize_padding(padding, features.shape[-2:]))
-    position = network.neck.position(paddings, torch.float32)
+    position = network.encoder.neck.position(paddings, torch.float32)
     return Memory(
         tokens=torch.cat([each.flatten(2).transpose(1, 2) for each in tokens], 1),
         position=torch.cat(position, 1),
@@ -142,4 +142,4 @@ def test_other_numbers_of_points_and_levels(points):
             )
         assert output.final.boxes.shape == (1, 24, 4)
         assert torch.isfinite(output.final.boxes).all()
-        assert len(network.neck.projections) == levels
+        assert len(network.encoder.neck.projections) == levels

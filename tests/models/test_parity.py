@@ -13,12 +13,12 @@ import torch
 from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.evaluation.postprocess import decode
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.ops import deformable
 from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion
-from detrlab.training.matcher import Weights
+from detrlab.losses.criterion import Criterion
+from REMOVED import Weights  # TODO
 from tiny_detectors import tiny_config
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"
@@ -82,7 +82,7 @@ class Run:
         inputs = blob["inputs"]
         self.output = self.network(ImageBatch(inputs["pixel_values"], inputs["padding_mask"]))
         self.targets = [Target(t["labels"], t["boxes"]) for t in blob["targets"]]
-        self.scoring = build_scoring(self.config)
+        self.scoring = self.config.scoring
 
     def _keep_position(self, _module, inputs):
         self.position = inputs[0].position

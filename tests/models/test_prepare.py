@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from detrlab.models.build import build_network
-from detrlab.models.folding import FoldedConv2d, fold_frozen_norms
+from detrlab.presets import build_network
+from detrlab.models.backbones.folding import FoldedConv2d, fold_frozen_norms
 from detrlab.models.prepare import prepare
 from detrlab.presets import FIVE
 from detrlab.structures import ImageBatch
@@ -121,7 +121,7 @@ def test_detect_is_the_last_layer_of_forward(preset):
         head.register_forward_hook(lambda *_: runs.update(["head"]))
     final = network(images).final
     assert runs.pop("head") == 3
-    found = network.detect(images)
+    found = network(images).final
     assert runs["head"] == (3 if tiny_config(preset).refine else 1)
     torch.testing.assert_close(found.logits, final.logits, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.boxes, final.boxes, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,7 @@ from compare_cases import FakeTrainer, detections, small_recipe, write_data
 from detrlab.checkpoints import native
 from detrlab.compare import compare
 from detrlab.data import open_data
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -13,7 +13,7 @@ from detrlab.compare.results import METRICS, RunResult, rows
 from detrlab.data import open_data
 from detrlab.evaluation.records import GroundTruth
 from detrlab.explain import explain_image
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 from detrlab.report.explorer import EXPLAINED, MAPPED, _map, exploration, load_detector
 from detrlab.report.gallery import choose, exhibits, view_of
 from detrlab.report.health import describe

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrlab.scoring import Counts, SigmoidScoring, SoftmaxScoring
+from detrlab.losses.pairs import Counts
+from detrlab.scoring import SigmoidScoring, SoftmaxScoring
 from detrlab.structures import ModelOutput, Predictions, Target
-from detrlab.training.criterion import Criterion, tally, total_counts
-from detrlab.training.matcher import Weights, match
+from detrlab.losses.criterion import Criterion
+from detrlab.losses.pairs import tally, total_counts
+from REMOVED import Weights, match  # TODO
 
 CLASSES = 3
 SOFTMAX, SIGMOID = SoftmaxScoring(), SigmoidScoring()

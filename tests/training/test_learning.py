@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from detrlab.config import TrainConfig
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.presets import FIVE, PRESETS, model_config
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion
-from detrlab.training.matcher import Weights
+from detrlab.losses.criterion import Criterion
+from REMOVED import Weights  # TODO
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 SMALL = {
@@ -30,7 +30,7 @@ STEPS = 240
 
 def parts_of(preset, **changes):
     config = model_config(preset, 2, **{**SMALL, **changes})
-    scoring = build_scoring(config)
+    scoring = config.scoring
     return build_network(config), Criterion(scoring, Weights(scoring.class_weight))
 
 

@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 
 from detrlab.scoring import SigmoidScoring, SoftmaxScoring
 from detrlab.structures import Predictions, Target
-from detrlab.training.matcher import Weights, match, match_sets
+from REMOVED import Weights, match, match_sets  # TODO
 
 SOFTMAX = (SoftmaxScoring(), Weights(1.0))
 SIGMOID = (SigmoidScoring(), Weights(2.0))

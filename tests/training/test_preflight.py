@@ -4,7 +4,7 @@ from torch import nn
 
 from detrlab.data import batches
 from detrlab.errors import UserError
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.training import preflight
 from detrlab.training.folder import RunConfig
 from detrlab.training.loop import Options, build_criterion, build_engine, train
@@ -54,7 +54,7 @@ def test_a_batch_that_cannot_be_learnt_is_told(tiny_config, tiny_data):
 def test_memory_chooses_the_micro_batch(tiny_config, monkeypatch, room, expected):
     config = tiny_config()
     network = build_network(config.model)
-    criterion = build_criterion(config.train, build_scoring(config.model))
+    criterion = build_criterion(config.train, config.model.scoring)
     worst = WorstCase(64, 96, objects=3)
     one = preflight.kept_bytes(network, criterion, worst)
     assert one > 64 * 96 * 3 * 4  # it keeps at least the image

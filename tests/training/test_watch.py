@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detrlab.errors import UserError
-from detrlab.models.build import build_network, build_scoring
+from detrlab.presets import build_network
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.loop import Options, build_criterion, train
 from detrlab.training.watch import Trouble, find_trouble, replay, signs
@@ -20,7 +20,7 @@ def parts(tiny_config):
         torch.randn(2, 3, 64, 64, generator=draw), torch.zeros(2, 64, 64, dtype=torch.bool)
     )
     targets = [Target(torch.tensor([0]), torch.tensor([[0.4, 0.5, 0.2, 0.3]]))] * 2
-    return network, build_criterion(config.train, build_scoring(config.model)), images, targets
+    return network, build_criterion(config.train, config.model.scoring), images, targets
 
 
 def test_a_healthy_step_shows_no_trouble_and_leaves_no_trace(parts):
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_is_skipped_named_and_reproduced(
     assert str(folder) in line
     assert json.loads((folder / "about.json").read_text())["step"] == 1
     network = build_network(config.model)
-    criterion = build_criterion(config.train, build_scoring(config.model))
+    criterion = build_criterion(config.train, config.model.scoring)
     assert isinstance(replay(folder, network, criterion), Trouble)
     for name, value in network.state_dict().items():
         if value.is_floating_point():

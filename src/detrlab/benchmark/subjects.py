@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.errors import UserError
-from detrlab.models.backbone import frozen_parameters
-from detrlab.models.build import build_network, build_scoring
+from detrlab.models.backbones.timm import frozen_parameters
 from detrlab.models.prepare import prepare
+from detrlab.presets import build_network
+from detrlab.presets.deformable import DeformableDetr, DeformableDetrTwoStage
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion
-from detrlab.training.matcher import Weights
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 OBJECTS = 7
@@ -62,19 +61,19 @@ def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
     """Detrlab's detector."""
     network = prepare(build_network(config))
     images, targets = pictures(size, batch)
-    scoring, train = build_scoring(config), TrainConfig()
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    train = TrainConfig()
+    criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
 
     def infer() -> Any:
         network.eval()
         with torch.no_grad():
-            return network.detect(images)
+            return network(images).final
 
     def learn() -> None:
         network.train()
         optimizer.zero_grad(set_to_none=True)
-        criterion(network(images), targets).total.backward()
+        criterion(network(images, targets), targets).total.backward()
         clip_gradients(optimizer, train.clip)
         optimizer.step()
 
@@ -95,7 +94,7 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
             "--against transformers needs the package transformers: pip install transformers"
         ) from None
     cells = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in _strides(config))
-    if config.queries == "proposals" and cells < config.num_queries:
+    if isinstance(config, DeformableDetrTwoStage) and cells < config.num_queries:
         raise UserError(
             f"transformers' two-stage detector needs as many cells as queries: a {size[1]} x "
             f"{size[0]} picture has {cells}, not {config.num_queries}: enlarge --imgsz, or --set "
@@ -104,7 +103,7 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
     # Every decoder layer is judged, as ours are.
     values["auxiliary_loss"] = True
-    kind = "DeformableDetr" if config.attention == "deformable" else "Detr"
+    kind = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
     model = getattr(transformers, f"{kind}ForObjectDetection")(
         getattr(transformers, f"{kind}Config")(**values)
     )

@@ -226,7 +226,7 @@ def models() -> list[ModelRow]:
 def _row(preset: str, entry: Published | None) -> ModelRow:
     import torch
 
-    from detrlab.models.build import build_network
+    from detrlab.presets import build_network
 
     config = entry.config if entry else model_config(preset, COCO_ROWS)
     with torch.device("meta"):

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from detrlab.checkpoints.official import rows_for
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
+from detrlab.presets.detr import Detr
+from detrlab.presets.parts import TransformerConfig
 
 
 class Spelling(NamedTuple):
@@ -47,20 +50,17 @@ def layout(config: ModelConfig, spelling: Spelling) -> Layout:
 
     The first of several aliases is the one that transformers keeps on disk.
     """
+    heads = rows_for(
+        config, "transformers", _DETR_HEADS, _PLAIN_HEADS, _REFINE_HEADS, _TWO_STAGE_HEADS
+    )
+    assert isinstance(config, TransformerConfig)
     fallbacks: tuple[Row, ...] = ()
-    if config.attention == "dense":
-        name, head_rows = "transformers DETR", _DETR_HEADS
-    elif config.queries == "proposals":
-        name, head_rows = "transformers Deformable DETR", _TWO_STAGE_HEADS
-    elif config.refine:
-        name, head_rows = "transformers Deformable DETR", _REFINE_HEADS
+    if heads is _REFINE_HEADS:
         # Built by transformers 5 from a configuration, the class heads are tied to the first.
         fallbacks = (("decoder.heads.{i}.classes.{rest}", ("class_embed.0.{rest}",)),)
-    else:
-        name, head_rows = "transformers Deformable DETR", _PLAIN_HEADS
     return Layout(
-        name,
-        (*_backbone_rows(spelling), *_transformer_rows(config, spelling), *head_rows),
+        "transformers DETR" if isinstance(config, Detr) else "transformers Deformable DETR",
+        (*_backbone_rows(spelling), *_transformer_rows(config, spelling), *heads),
         config.decoder_layers,
         needs_all_aliases=False,
         fallbacks=fallbacks,
@@ -100,13 +100,13 @@ def _transformer_rows(config: ModelConfig, spelling: Spelling) -> list[Row]:
             (f"{ours}.ffn_norm.{{rest}}", (f"{theirs}.final_layer_norm.{{rest}}",)),
         ]
     ours, theirs = "encoder.layers.{i}.attention", "model.encoder.layers.{i}.self_attn"
-    rows += _attention_rows(ours, theirs, spelling, dense=config.attention == "dense")
+    rows += _attention_rows(ours, theirs, spelling, dense=isinstance(config, Detr))
     rows.append((f"{ours}_norm.{{rest}}", (f"{theirs}_layer_norm.{{rest}}",)))
     ours, theirs = "decoder.layers.{i}.self_attention", "model.decoder.layers.{i}.self_attn"
     rows += _attention_rows(ours, theirs, spelling, dense=True)
     rows.append((f"{ours}_norm.{{rest}}", (f"{theirs}_layer_norm.{{rest}}",)))
     ours, theirs = "decoder.layers.{i}.cross_attention", "model.decoder.layers.{i}.encoder_attn"
-    rows += _attention_rows(ours, theirs, spelling, dense=config.attention == "dense")
+    rows += _attention_rows(ours, theirs, spelling, dense=isinstance(config, Detr))
     rows.append((f"{ours}_norm.{{rest}}", (f"{theirs}_layer_norm.{{rest}}",)))
     return rows
 
@@ -122,7 +122,7 @@ def _attention_rows(ours: str, theirs: str, spelling: Spelling, *, dense: bool) 
 
 
 _DETR_HEADS: tuple[Row, ...] = (
-    ("neck.projections.0.0.{rest}", ("model.input_projection.{rest}",)),
+    ("encoder.neck.projections.0.0.{rest}", ("model.input_projection.{rest}",)),
     ("queries.position", ("model.query_position_embeddings.weight",)),
     ("decoder.norm.{rest}", ("model.decoder.layernorm.{rest}",)),
     ("decoder.heads.0.classes.{rest}", ("class_labels_classifier.{rest}",)),
@@ -130,8 +130,8 @@ _DETR_HEADS: tuple[Row, ...] = (
 )
 
 _PYRAMID: tuple[Row, ...] = (
-    ("neck.projections.{l}.{j}.{rest}", ("model.input_proj.{l}.{j}.{rest}",)),
-    ("neck.position.level_embedding", ("model.level_embed",)),
+    ("encoder.neck.projections.{l}.{j}.{rest}", ("model.input_proj.{l}.{j}.{rest}",)),
+    ("encoder.neck.position.level_embedding", ("model.level_embed",)),
 )
 
 _POINTS: tuple[Row, ...] = (

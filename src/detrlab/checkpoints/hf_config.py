@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detrlab.checkpoints.recognise import RESNETS, is_original, preset_of
+from detrlab.checkpoints.recognise import RESNETS, variant_of
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import model_config
+from detrlab.presets import ORIGINALS, model_config
+from detrlab.presets.deformable import (
+    DeformableDetr,
+    DeformableDetrRefine,
+    DeformableDetrTwoStage,
+)
+from detrlab.presets.parts import TransformerConfig
 
 _ARCHITECTURES = {
     "detr": "DetrForObjectDetection",
@@ -81,8 +87,8 @@ def from_transformers(
     else:
         changes["num_queries"] = values.get("num_queries", 100)
         preset = "detr"
-    config = model_config(preset, len(names), **changes)
-    return Described(config.change(preset=preset_of(config)), names)
+    variant = variant_of(preset, dilation=changes["dilation"], levels=changes.get("levels", 1))
+    return Described(model_config(variant, len(names), **changes), names)
 
 
 def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, Any]:
@@ -98,12 +104,13 @@ def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, An
             f"transformers' DETR models do not compute what detrlab's do with backbone "
             f"{config.backbone!r}, only with ResNets: such a detector cannot be exported there"
         )
-    if not is_original(config):
+    if config.preset not in ORIGINALS:
         raise UserError(
             "transformers has DETR and Deformable DETR as they were published; this "
             f"architecture ({config.preset}) differs from them"
         )
-    deformable = config.attention == "deformable"
+    assert isinstance(config, TransformerConfig)
+    deformable = isinstance(config, DeformableDetr)
     kind = "deformable_detr" if deformable else "detr"
     labels = {str(index): name for index, name in enumerate(classes)}
     values: dict[str, Any] = {
@@ -137,13 +144,13 @@ def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, An
         "id2label": labels,
         "label2id": {name: int(index) for index, name in labels.items()},
     }
-    if deformable:
+    if isinstance(config, DeformableDetr):
         values |= {
             "num_feature_levels": config.levels,
             "encoder_n_points": config.points,
             "decoder_n_points": config.points,
-            "with_box_refine": config.refine,
-            "two_stage": config.queries == "proposals",
+            "with_box_refine": isinstance(config, DeformableDetrRefine),
+            "two_stage": isinstance(config, DeformableDetrTwoStage),
             "two_stage_num_proposals": config.num_queries,
             "focal_alpha": 0.25,
         }
@@ -170,7 +177,7 @@ def preprocessing_from_transformers(values: Mapping[str, Any]) -> DataConfig:
 
 def preprocessing_to_transformers(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
     """The contents of a ``preprocessor_config.json``."""
-    name = "DeformableDetr" if config.attention == "deformable" else "Detr"
+    name = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
     return {
         "image_processor_type": f"{name}ImageProcessor",
         "do_resize": True,

@@ -21,6 +21,7 @@ from detrlab import files
 from detrlab.checkpoints.rules import listed
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
+from detrlab.presets import build_network, parse_config
 
 if TYPE_CHECKING:
     from detrlab.models.network import Network
@@ -66,8 +67,6 @@ class Checkpoint:
         Raises:
             UserError: the tensors do not fit the architecture the file describes.
         """
-        from detrlab.models.build import build_network
-
         network = build_network(self.config)
         fill(network, self.state, where="the checkpoint")
         return network
@@ -141,8 +140,8 @@ def load(path: str | Path) -> Checkpoint:
     described = describe(path)
     try:
         checkpoint = Checkpoint(
-            state=read_tensors(path),
-            config=ModelConfig.parse(described["architecture"], where=str(path)),
+            state=_current_names(read_tensors(path)),
+            config=parse_config(described["architecture"], where=str(path)),
             classes=tuple(described["classes"]),
             category_ids=tuple(described["category_ids"]),
             preprocessing=DataConfig.parse(described["preprocessing"], where=str(path)),
@@ -161,6 +160,14 @@ def load(path: str | Path) -> Checkpoint:
             f"{checkpoint.config.num_classes}"
         )
     return checkpoint
+
+
+def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as they are now: until 0.1 the neck stood beside the encoder."""
+    return {
+        f"encoder.{name}" if name.startswith("neck.") else name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def describe(path: str | Path) -> dict[str, Any]:

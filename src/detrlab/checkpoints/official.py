@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
+from detrlab.errors import UserError
+from detrlab.presets.deformable import (
+    DeformableDetr,
+    DeformableDetrRefine,
+    DeformableDetrTwoStage,
+)
+from detrlab.presets.detr import Detr
+from detrlab.presets.parts import TransformerConfig
 
 _SHARED: tuple[Row, ...] = (
     ("backbone.body.{rest}", ("backbone.0.body.{rest}",)),
@@ -21,7 +29,7 @@ _SHARED: tuple[Row, ...] = (
 
 DETR: tuple[Row, ...] = (
     *_SHARED,
-    ("neck.projections.0.0.{rest}", ("input_proj.{rest}",)),
+    ("encoder.neck.projections.0.0.{rest}", ("input_proj.{rest}",)),
     (
         "decoder.layers.{i}.self_attention_norm.{rest}",
         ("transformer.decoder.layers.{i}.norm1.{rest}",),
@@ -43,8 +51,8 @@ DETR: tuple[Row, ...] = (
 # The norms are numbered by age, not by order: norm1 follows the cross-attention.
 _DEFORMABLE: tuple[Row, ...] = (
     *_SHARED,
-    ("neck.projections.{l}.{j}.{rest}", ("input_proj.{l}.{j}.{rest}",)),
-    ("neck.position.level_embedding", ("transformer.level_embed",)),
+    ("encoder.neck.projections.{l}.{j}.{rest}", ("input_proj.{l}.{j}.{rest}",)),
+    ("encoder.neck.position.level_embedding", ("transformer.level_embed",)),
     (
         "decoder.layers.{i}.self_attention_norm.{rest}",
         ("transformer.decoder.layers.{i}.norm2.{rest}",),
@@ -106,9 +114,36 @@ TWO_STAGE: tuple[Row, ...] = (
 
 
 def layout(config: ModelConfig) -> Layout:
-    """How the original repositories name the tensors of this architecture."""
-    if config.attention == "dense":
-        return Layout("official DETR", DETR, config.decoder_layers)
-    refined = TWO_STAGE if config.queries == "proposals" else REFINE
-    rows = refined if config.refine else PLAIN
-    return Layout("official Deformable DETR", rows, config.decoder_layers)
+    """How the original repositories name the tensors of this architecture.
+
+    Raises:
+        UserError: they have no such detector.
+    """
+    rows = rows_for(config, "the original repositories", DETR, PLAIN, REFINE, TWO_STAGE)
+    name = "official DETR" if isinstance(config, Detr) else "official Deformable DETR"
+    assert isinstance(config, TransformerConfig)
+    return Layout(name, rows, config.decoder_layers)
+
+
+def rows_for(
+    config: ModelConfig,
+    whose: str,
+    detr: tuple[Row, ...],
+    plain: tuple[Row, ...],
+    refine: tuple[Row, ...],
+    two_stage: tuple[Row, ...],
+) -> tuple[Row, ...]:
+    """The rows of the kind of detector that a configuration is.
+
+    Raises:
+        UserError: it is none of the four.
+    """
+    for kind, rows in (
+        (DeformableDetrTwoStage, two_stage),
+        (DeformableDetrRefine, refine),
+        (DeformableDetr, plain),
+        (Detr, detr),
+    ):
+        if isinstance(config, kind):
+            return rows
+    raise UserError(f"{whose} have no detector like {config.preset!r}")

@@ -20,7 +20,7 @@ from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HF_INDEX = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import ORIGINALS, PRESETS, model_config
+from detrlab.presets import model_config
 
 RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((2, 2, 2, 2), "basic"): "resnet18",
@@ -22,17 +22,6 @@ RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((3, 8, 36, 3), "bottleneck"): "resnet152",
 }
 """Blocks of each stage and their kind -> timm's name."""
-
-# What makes a detector one of the presets, whatever its sizes.
-_STRUCTURE = (
-    "neck",
-    "position_offset",
-    "attention",
-    "queries",
-    "decoder_norm",
-    "refine",
-    "scoring",
-)
 
 # What no name or shape tells, or not always, and what it nearly always is.
 _UNSEEN: dict[str, Any] = {
@@ -53,19 +42,13 @@ _OTHERS = {
 }
 
 
-def preset_of(config: ModelConfig) -> str:
-    """The preset that an architecture is a size of; ``custom`` when it is none."""
-    for fields in ((*_STRUCTURE, "levels", "dilation"), _STRUCTURE):
-        for preset in PRESETS:
-            row = model_config(preset, config.num_classes)
-            if all(getattr(row, name) == getattr(config, name) for name in fields):
-                return preset
-    return "custom"
-
-
-def is_original(config: ModelConfig) -> bool:
-    """Whether the original repositories could build this architecture, at some size."""
-    return preset_of(config) in ORIGINALS
+def variant_of(preset: str, *, dilation: bool, levels: int = 4) -> str:
+    """The preset with the same parts whose dilation and number of levels these are."""
+    if preset == "detr":
+        return "detr-dc5" if dilation else "detr"
+    if preset == "deformable-detr" and levels == 1:
+        return "deformable-detr-single-scale" + ("-dc5" if dilation else "")
+    return preset
 
 
 class Recognised(NamedTuple):
@@ -116,14 +99,14 @@ def recognise(
     if preset == "detr":
         sizes["num_queries"] = seen.rows("queries.position")
     else:
-        sizes["levels"] = seen.rows("neck.position.level_embedding")
+        sizes["levels"] = seen.rows("encoder.neck.position.level_embedding")
         samples = seen.rows("decoder.layers.0.cross_attention.attention_weights.weight")
         sizes["points"] = max(1, samples // (hints["num_heads"] * sizes["levels"]))
         if preset != "deformable-detr-two-stage":
             sizes["num_queries"] = seen.rows("queries.embedding")
     unseen = {name: value for name, value in hints.items() if name in _UNSEEN.keys() - sizes.keys()}
-    config = model_config(preset, **{**unseen, **sizes})
-    config = config.change(preset=preset_of(config))
+    variant = variant_of(preset, dilation=unseen["dilation"], levels=sizes.get("levels", 1))
+    config = model_config(variant, **{**unseen, **sizes})
     # Dropout does not change what a detector computes once it is trained.
     known = {*told, "dropout"}
     assumed = {name: value for name, value in unseen.items() if name not in known}

@@ -19,7 +19,7 @@ from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.rules import BOOKKEEPING, listed
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
-from detrlab.models.build import build_network
+from detrlab.presets import build_network
 
 if TYPE_CHECKING:
     from detrlab.models.network import Network
@@ -35,7 +35,7 @@ ClassRows = Literal["auto", "keep", "seed", "new"]
 
 _QUERIES = ("queries.position", "queries.embedding")
 _OBJECTNESS = "queries.head.classes."
-# Settings that no shape shows and without which the numbers mean nothing.
+# What no shape shows and without which the weights are meaningless.
 _MUST_AGREE = ("num_heads", "position_offset")
 
 
@@ -217,7 +217,7 @@ class _Filling:
 
     def _require_comparable(self) -> None:
         for name in _MUST_AGREE:
-            had, wanted = getattr(self.old.config, name), getattr(self.config, name)
+            had, wanted = getattr(self.old.config, name, None), getattr(self.config, name, None)
             if had != wanted:
                 raise UserError(
                     f"{self.imported.where} holds a {self.old.config.preset} with {name} {had!r}; "
@@ -227,11 +227,12 @@ class _Filling:
 
     def _refusal(self) -> UserError:
         had, wanted = self.old.config, self.config
+        theirs = had.to_dict()
         differing = [
-            f"{field} {getattr(had, field)!r} instead of {getattr(wanted, field)!r}"
-            for field in type(wanted).model_fields
-            if field not in ("preset", "num_classes", "num_queries", "dropout", "backbone_trains")
-            and getattr(had, field) != getattr(wanted, field)
+            f"{name} {theirs[name]!r} instead of {value!r}"
+            for name, value in wanted.to_dict().items()
+            if name not in ("num_classes", "num_queries", "dropout", "backbone_trains")
+            and theirs.get(name, value) != value
         ]
         because = f" ({', '.join(differing)})" if differing else ""
         modules = list(dict.fromkeys(_module(name) for name in self.problems))
@@ -286,8 +287,8 @@ def _plan_classes(
     same_scoring = old_config.scoring == new_config.scoring
     if class_rows in ("keep", "seed") and not same_scoring:
         raise UserError(
-            f"the class rows of {old_config.scoring} scoring mean nothing to {new_config.scoring} "
-            "scoring: they can only start anew"
+            f"the class rows of {old_config.preset} (another scoring) cannot serve "
+            f"{new_config.preset}: they can only start anew"
         )
     if class_rows == "keep" and len(old) != len(new):
         raise UserError(
@@ -295,7 +296,8 @@ def _plan_classes(
             "all be kept"
         )
     # "No object" is the last row of softmax scoring.
-    last = [(len(new), len(old))] if new_config.scoring == "softmax" and same_scoring else []
+    extra = new_config.scoring.num_logits(len(new)) > len(new)
+    last = [(len(new), len(old))] if extra and same_scoring else []
     if class_rows == "keep" or (class_rows == "auto" and same_scoring and old == new):
         return _ClassPlan([(row, row) for row in range(len(new))] + last, "")
     place = {name: row for row, name in enumerate(old)}

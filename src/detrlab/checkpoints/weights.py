@@ -14,8 +14,7 @@ from detrlab.checkpoints.reading import HF_INDEX, HF_WEIGHTS, Imported, read, sh
 from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.models.build import build_network
-from detrlab.presets import PRESETS
+from detrlab.presets import PRESETS, build_network
 
 if TYPE_CHECKING:
     from detrlab.models.network import Network
@@ -133,7 +132,7 @@ def load_detector(
         weights,
         name,
         backbone,
-        told={"dilation": PRESETS[name].get("dilation", False)},
+        told={"dilation": PRESETS[name].model_fields["dilation"].default},
         likely={"backbone": backbone},
         progress=progress,
     )

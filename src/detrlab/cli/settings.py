@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.config import DataConfig, Recipe, TrainConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.presets import recipe as named_recipe
+from detrlab.recipes import recipe as named_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,14 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def known_settings() -> Iterable[str]:
     """Every name that ``--set`` accepts."""
-    for part, record in (("model", ModelConfig), ("train", TrainConfig), ("data", DataConfig)):
-        for field in record.model_fields:
-            if f"{part}.{field}" not in ("model.preset", "model.num_classes"):
-                yield f"{part}.{field}"
+    from detrlab.presets import settings
+
+    for part, names in (
+        ("model", settings()),
+        ("train", TrainConfig.model_fields),
+        ("data", DataConfig.model_fields),
+    ):
+        yield from (f"{part}.{name}" for name in names)
 
 
 def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

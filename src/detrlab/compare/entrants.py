@@ -12,7 +12,8 @@ import yaml
 
 from detrlab.config import DataConfig, ModelConfig, Recipe, Record, TrainConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS, RECIPES, model_config
+from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS, model_config
+from detrlab.recipes import RECIPES
 
 _FIXED = ("model.preset", "model.num_classes", "data.data", "train.seed")
 _PARTS: dict[str, type[Record]] = {"model": ModelConfig, "train": TrainConfig, "data": DataConfig}

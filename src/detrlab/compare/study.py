@@ -31,7 +31,7 @@ from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.errors import UserError
 from detrlab.presets import PRESETS
-from detrlab.presets import recipe as named_recipe
+from detrlab.recipes import recipe as named_recipe
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet

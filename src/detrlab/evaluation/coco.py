@@ -31,8 +31,9 @@ from detrlab.structures import ImageBatch
 if TYPE_CHECKING:
     from detrlab.data.batching import Batch
     from detrlab.data.table import Table
+    from detrlab.detections import Detections
     from detrlab.scoring import Scoring
-    from detrlab.structures import Detections, ModelOutput, Predictions
+    from detrlab.structures import ModelOutput, Predictions
 
 TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
 """Six kinds of error, and the two sums over false positives and over missed objects."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from detrlab.boxes import cxcywh_to_xyxy
+from detrlab.detections import Detections
 from detrlab.scoring import Scoring
-from detrlab.structures import Detections, Predictions
+from detrlab.structures import Predictions
 
 
 class Decoded(NamedTuple):

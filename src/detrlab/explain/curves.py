@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from REMOVED import Weights, match_sets  # TODO
 from torch import Tensor
 
 from detrlab import files
 from detrlab.errors import UserError
+from detrlab.losses.matching import Match
 from detrlab.scoring import Scoring
 from detrlab.structures import ImageBatch, ModelOutput, Target
-from detrlab.training.matcher import Match, Weights, match_sets
 from detrlab.training.processes import pick_device
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from REMOVED import Weights  # TODO
 from torch import Tensor
 
 from detrlab.errors import UserError
@@ -21,7 +22,6 @@ from detrlab.models.attention import DeformableAttention
 from detrlab.models.network import Network
 from detrlab.scoring import Scoring
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.matcher import Weights
 
 if TYPE_CHECKING:
     from PIL import Image

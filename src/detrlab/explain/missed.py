@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from REMOVED import Weights, match  # TODO
 from torch import Tensor
 
 from detrlab.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from detrlab.scoring import Scoring
 from detrlab.structures import ModelOutput, Predictions, Target
-from detrlab.training.matcher import Weights, match
 
 OVERLAP = 0.5
 """IoU from which a detection finds an object, as in AP50."""

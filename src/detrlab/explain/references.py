@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detrlab.explain.attention import level_of
 from detrlab.explain.capture import Recording
-from detrlab.models.proposals import anchor_logits
+from detrlab.models.queries.proposals import anchor_logits
 from detrlab.scoring import Scoring
 from detrlab.structures import References
 

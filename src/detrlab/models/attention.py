@@ -6,10 +6,13 @@ that dense and deformable attention share the encoder and decoder layers.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detrlab.models.layers import xavier_matrices
 from detrlab.ops import dense
 from detrlab.ops.deformable import attend
 from detrlab.structures import Memory, References
@@ -39,6 +42,12 @@ class _MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
+    def reset_parameters(self) -> None:
+        """Xavier for the matrices, zero for the biases, as ``nn.MultiheadAttention``."""
+        xavier_matrices(self)
+        nn.init.zeros_(self.in_proj_bias)
+        nn.init.zeros_(self.out_proj.bias)
+
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
         """Attend; (B, Q, D), (B, S, D), (B, S, D), bool broadcastable to (B, M, Q, S)."""
         weights = self.in_proj_weight.chunk(3)
@@ -58,10 +67,19 @@ class SelfAttention(_MultiheadAttention):
     Source: arXiv 2005.12872, section 3.2.
     """
 
-    def forward(self, content: Tensor, position: Tensor) -> Tensor:
-        """(B, Q, D), (B, Q, D) -> (B, Q, D); position counts for comparing, not for mixing."""
+    def forward(self, content: Tensor, position: Tensor, blocked: Tensor | None = None) -> Tensor:
+        """Mix the queries' content; the position is added for comparing only.
+
+        Args:
+            content: (B, Q, D).
+            position: (B, Q, D).
+            blocked: (Q, Q) bool, True where the row must not attend to the column.
+
+        Returns:
+            (B, Q, D).
+        """
         query = content + position
-        return self._mix(query, query, content, None)
+        return self._mix(query, query, content, None if blocked is None else ~blocked)
 
 
 class DenseAttention(_MultiheadAttention):
@@ -101,6 +119,20 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform weights; head m looks along its own direction, point p at p + 1 cells.
+
+        Source: arXiv 2010.04159, appendix A.4, as ``MSDeformAttn._reset_parameters`` does it.
+        """
+        xavier_matrices(self)
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+        for linear in (self.attention_weights, self.value_proj, self.output_proj):
+            nn.init.zeros_(linear.bias)
+        directions = offset_directions(self.num_heads, self.levels, self.points)
+        self.sampling_offsets.bias.copy_(directions.flatten())
+
     def forward(self, query: Tensor, references: References, memory: Memory) -> Tensor:
         """(B, Q, D) -> (B, Q, D)."""
         # Zeroed after the projection, so that its bias does not leak in from the padding.
@@ -117,3 +149,16 @@ class DeformableAttention(nn.Module):
             self.attention_weights(query).unflatten(-1, (self.num_heads, -1)),
         )
         return self.output_proj(mixed)
+
+
+def offset_directions(num_heads: int, levels: int, points: int) -> Tensor:
+    """Initial sampling offsets in cells, (M, L, P, 2), (x, y).
+
+    The directions lie on the unit square: (1, 0), (1, 1), (0, 1), ... for 8 heads.
+    """
+    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+    steps = torch.arange(1, points + 1, dtype=torch.float32)
+    offsets = directions[:, None, None, :] * steps[None, None, :, None]
+    return offsets.expand(-1, levels, -1, -1)

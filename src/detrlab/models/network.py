@@ -1,52 +1,46 @@
-"""The forward pass of every detector in the family."""
+"""The forward pass of every detector of the DETR line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from detrlab.models.queries import QuerySource
-from detrlab.models.transformer import Decoder
-from detrlab.structures import ImageBatch, ModelOutput, Predictions
+from detrlab.structures import ImageBatch, ModelOutput, Target, supervise
 
 
 class Network(nn.Module):
-    """Pixels to predictions; knows nothing of files, classes or pictures.
+    """Pixels to predictions; independent of files, class names and configuration.
 
-    The parts are built by ``models.build`` and handed in; what distinguishes the detectors is
-    which parts they are.
+    The parts are built by a preset (``detrlab.presets``) or by you, and handed in. Detectors
+    differ in their parts only.
 
     Args:
         backbone: pixels (B, 3, H, W) -> feature maps, finest first.
-        neck: feature maps, padding -> ``Memory``.
-        encoder: ``Memory`` -> ``Memory``.
-        queries: ``Memory`` -> (``Queries``, proposals or None).
+        encoder: feature maps, padding (B, H, W) -> ``Memory``.
+        queries: ``Memory``, targets or None -> (``Queries``, further supervised sets).
         decoder: ``Queries``, ``Memory`` -> one ``Predictions`` per layer.
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        encoder: nn.Module,
-        queries: QuerySource,
-        decoder: Decoder,
+        self, backbone: nn.Module, encoder: nn.Module, queries: nn.Module, decoder: nn.Module
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.neck = neck
         self.encoder = encoder
         self.queries = queries
         self.decoder = decoder
 
-    def forward(self, images: ImageBatch) -> ModelOutput:
-        """Detect objects in a padded batch."""
-        features = self.backbone(images.pixels)
-        memory = self.encoder(self.neck(features, images.padding))
-        queries, proposals = self.queries(memory)
-        return ModelOutput(self.decoder(queries, memory), proposals)
+    def forward(self, images: ImageBatch, targets: Sequence[Target] | None = None) -> ModelOutput:
+        """Detect objects in a padded batch.
 
-    def detect(self, images: ImageBatch) -> Predictions:
-        """``forward(images).final`` without the predictions that nobody asked for."""
+        Args:
+            images: B images.
+            targets: what they show, for training: variants with denoising queries make them
+                from the targets, and a first stage predicts all proposals only for its loss.
+                The predictions of the decoder layers do not depend on it otherwise.
+        """
         features = self.backbone(images.pixels)
-        memory = self.encoder(self.neck(features, images.padding))
-        return self.decoder.final(self.queries.choose(memory), memory)
+        memory = self.encoder(features, images.padding)
+        queries, others = self.queries(memory, targets)
+        return supervise(self.decoder(queries, memory), queries.denoising, others)

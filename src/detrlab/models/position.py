@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-TEMPERATURE = 10000.0  # 20 belongs to later detectors (DAB-DETR, DINO)
+TEMPERATURE = 10000.0
 
 
 def sine_features(angles: Tensor, num_features: int) -> Tensor:
@@ -59,7 +59,7 @@ class SinePosition(nn.Module):
 
     def _embed(self, padding: Tensor, dtype: torch.dtype) -> Tensor:
         # Never in half precision: in fully padded columns the quotient is about -3e6, which
-        # overflows float16 and turns into NaN; masked NaN still poisons gradients.
+        # overflows float16 and becomes NaN; a masked NaN still makes gradients NaN.
         valid = (~padding).to(torch.promote_types(dtype, torch.float32))
         axes = []
         for axis in (1, 2):  # y, then x
@@ -80,6 +80,7 @@ class LevelPosition(nn.Module):
         super().__init__()
         self.sine = sine
         self.level_embedding = nn.Parameter(torch.empty(levels, sine.width))
+        nn.init.normal_(self.level_embedding)
 
     def forward(self, paddings: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """As ``SinePosition``, with the level's embedding added."""

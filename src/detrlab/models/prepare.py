@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrlab.models.folding import fold_frozen_norms
+from detrlab.models.backbones.folding import fold_frozen_norms
 from detrlab.models.network import Network
 
 

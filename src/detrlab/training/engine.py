@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detrlab.config import TrainConfig
 from detrlab.errors import UserError
-from detrlab.scoring import Counts
+from detrlab.losses.criterion import Criterion, Losses
+from detrlab.losses.pairs import Counts, tally, total_counts
 from detrlab.structures import ImageBatch, ModelOutput, Target
-from detrlab.training.criterion import Criterion, Losses, tally, total_counts
 from detrlab.training.optim import Schedule, WeightAverage, clip_gradients, set_rate
 from detrlab.training.processes import Processes
 
@@ -141,7 +141,7 @@ class Engine:
         """The network's output for some images, and their targets, on its device."""
         images, targets = to_device(piece, self.processes.device)
         with autocast(self.processes.device, self.config.precision):
-            return self._shared(images), targets
+            return self._shared(images, targets), targets
 
     def _accumulate(self, pieces: list[Batch], step: int, counts: Counts) -> list[Losses]:
         """The gradient of all pieces; the graph of each is gone before the next is built."""

@@ -15,23 +15,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import yaml
+from pydantic import BeforeValidator, SerializeAsAny
 
 from detrlab import files
 from detrlab.config import DataConfig, ModelConfig, Record, TrainConfig
 from detrlab.errors import UserError
+from detrlab.presets import parse_config
 
 
 class InUseError(UserError):
     """Another process is writing to this run's folder."""
 
 
+def _as_preset(values: Any) -> Any:
+    """Plain values as the settings of the preset they name."""
+    return parse_config(values) if isinstance(values, dict) else values
+
+
 class RunConfig(Record):
     """Everything that decides the result of a run."""
 
-    model: ModelConfig
+    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_as_preset)]
     train: TrainConfig
     data: DataConfig
 

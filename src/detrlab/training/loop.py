@@ -26,12 +26,10 @@ from detrlab.errors import UserError
 from detrlab.evaluation.analysis import suggest_thresholds
 from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
 from detrlab.evaluation.matching import match
-from detrlab.models.build import build_network, build_scoring
 from detrlab.models.prepare import prepare
 from detrlab.ops import deformable
-from detrlab.presets import model_config
+from detrlab.presets import build_network, model_config
 from detrlab.training import preflight, state, watch
-from detrlab.training.criterion import Criterion
 from detrlab.training.engine import (
     Engine,
     StepReport,
@@ -41,7 +39,6 @@ from detrlab.training.engine import (
     to_device,
 )
 from detrlab.training.folder import RunConfig, RunFolder, environment, locked
-from detrlab.training.matcher import Weights
 from detrlab.training.memory import recompute
 from detrlab.training.optim import Schedule, WeightAverage, build_optimizer, parameter_groups
 from detrlab.training.processes import Processes, join
@@ -51,7 +48,6 @@ from detrlab.training.trackers import Tracker, numbers, open_trackers
 if TYPE_CHECKING:
     from detrlab.data import Batch, DataSet
     from detrlab.models.network import Network
-    from detrlab.scoring import Scoring
 
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED = 25
@@ -127,7 +123,7 @@ def plan(preset: str, recipe: Recipe, data: DataSet) -> RunConfig:
         UserError: unknown preset, or impossible settings.
     """
     train = recipe.train_for(preset)
-    model = model_config(preset, len(data.train.classes), **recipe.model)
+    model = model_config(preset, len(data.train.classes), shared=recipe.model)
     return RunConfig(model=suited_to(model, train.weights), train=train, data=recipe.data)
 
 
@@ -262,7 +258,7 @@ class _Run:
         self.processes = processes
         self.request = request
         self.progress = state.Progress()
-        self.scoring = build_scoring(config.model)
+        self.scoring = config.model.scoring
         self.truth = as_ground_truth(data.val)
         self.saved_at = (0, 0)
         _check_data(config.model, data)
@@ -352,7 +348,7 @@ class _Run:
         """Let memory decide how many images a pass sees; all processes take the smallest."""
         train = self.config.train
         share = max(1, min(train.batch, len(self.data.train)) // self.processes.world)
-        criterion = build_criterion(train, self.scoring)
+        criterion = self.config.model.criterion(train)
         own = preflight.largest_micro_batch(
             network, criterion, self._worst_case(), train.precision, share
         )
@@ -771,13 +767,6 @@ def _check_data(model: ModelConfig, data: DataSet) -> None:
         )
 
 
-def build_criterion(config: TrainConfig, scoring: Scoring) -> Criterion:
-    """The loss that the settings describe."""
-    weight = scoring.class_weight if config.class_weight is None else config.class_weight
-    weights = Weights(weight, config.box_weight, config.giou_weight)
-    return Criterion(scoring, weights, auxiliary=config.auxiliary_losses)
-
-
 def build_engine(
     network: Network, config: RunConfig, steps_per_epoch: int, processes: Processes
 ) -> Engine:
@@ -785,7 +774,7 @@ def build_engine(
     settings = config.train
     return Engine(
         network=network,
-        criterion=build_criterion(settings, build_scoring(config.model)),
+        criterion=config.model.criterion(settings),
         optimizer=build_optimizer(parameter_groups(network, settings), settings),
         schedule=Schedule(settings, steps_per_epoch),
         config=settings,

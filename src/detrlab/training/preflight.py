@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.errors import UserError
+from detrlab.losses.criterion import Criterion
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion
 from detrlab.training.engine import Engine, autocast, micro_batches, seed_step, to_device
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
@@ -80,7 +80,7 @@ def one_pass(
 ) -> Tensor:
     """Forward and backward once; the loss."""
     with autocast(images.pixels.device, precision):
-        output = network(images)
+        output = network(images, targets)
     losses = criterion(output, targets)
     losses.total.backward()
     return losses.total.detach()

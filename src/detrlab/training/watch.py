@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from detrlab import files
 from detrlab.errors import UserError
+from detrlab.losses.criterion import Criterion, Losses
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion, Losses
 from detrlab.training.engine import autocast, running_statistics, seed_step
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _rerun(
     ]
     try:
         with autocast(images.pixels.device, precision):
-            output = network(images)
+            output = network(images, targets)
     finally:
         for handle in handles:
             handle.remove()
@@ -148,11 +148,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _bad_term(losses: Losses) -> str:
-    for index, terms in enumerate(losses.layers):
-        for name, value in zip(terms._fields, terms, strict=True):
+    for name, terms in losses.terms.items():
+        for term, value in terms.items():
             if not torch.isfinite(value):
-                return f"the {name} loss of decoder layer {index}"
-    return "the loss of the proposals"
+                return f"the {term} loss of set {name}"
+    return "the sum of the losses"
 
 
 # --- a reproduction on disk ---------------------------------------------------------------

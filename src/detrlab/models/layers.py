@@ -1,14 +1,43 @@
-"""Encoder and decoder: the same layers for dense and deformable attention (post-norm)."""
+"""Transformer layers: the same for dense and deformable attention (post-norm).
+
+Layers, attention and feed-forward networks draw their initial values in ``reset_parameters``,
+which ``stack`` calls: the matrices of each layer are drawn anew, while biases and norms of all
+layers start equal.
+
+Source: ``Transformer._reset_parameters`` and ``_get_clones`` of both original repositories.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from detrlab.models.references import Advance, decode_boxes, keep_references
 from detrlab.ops.dropout import add_dropout, relu_dropout
-from detrlab.structures import Memory, Predictions, Queries, References
+from detrlab.structures import Memory, Queries, References
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def stack(layer: Layer, count: int) -> list[Layer]:
+    """``count`` copies of one layer, each with initial values of its own."""
+    copies: list[Any] = [copy.deepcopy(layer) for _ in range(count)]
+    for each in copies:
+        each.reset_parameters()
+    return copies
+
+
+def _reset(*parts: Any) -> None:
+    for part in parts:
+        part.reset_parameters()
+
+
+def xavier_matrices(module: nn.Module) -> None:
+    """Draw all weight matrices of a module from Xavier's uniform distribution."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
 
 
 class ReluDropout(nn.Module):
@@ -44,6 +73,10 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(ffn_width, width)
         self.activation = ReluDropout(dropout)
 
+    def reset_parameters(self) -> None:
+        """Xavier for the matrices; biases keep PyTorch's default."""
+        xavier_matrices(self)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         return self.linear2(self.activation(self.linear1(tokens)))
@@ -69,6 +102,10 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(width)
         self.add = AddDropout(dropout)
 
+    def reset_parameters(self) -> None:
+        """Initial values of the parts."""
+        _reset(self.attention, self.ffn)
+
     def forward(self, memory: Memory, references: References | None) -> Memory:
         """Transform the tokens of the memory."""
         tokens = memory.tokens
@@ -78,36 +115,11 @@ class EncoderLayer(nn.Module):
         return memory._replace(tokens=tokens)
 
 
-class Encoder(nn.Module):
-    """A stack of encoder layers; no final norm.
-
-    Args:
-        layers: the stack.
-        references: memory -> where each of its cells looks from; made once for all layers.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[EncoderLayer],
-        references: Callable[[Memory], References | None],
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.references = references
-
-    def forward(self, memory: Memory) -> Memory:
-        """Transform the tokens of the memory, layer after layer."""
-        references = self.references(memory)
-        for layer in self.layers:
-            memory = layer(memory, references)
-        return memory
-
-
 class DecoderLayer(nn.Module):
     """Attention among the queries, then to the memory, then a feed-forward network.
 
     Args:
-        self_attention: ``(content, position) -> tensor``.
+        self_attention: ``(content, position, blocked) -> tensor``.
         cross_attention: follows the protocol ``(query, references, memory) -> tensor``.
         ffn: the feed-forward network.
         width: D.
@@ -131,67 +143,16 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(width)
         self.add = AddDropout(dropout)
 
+    def reset_parameters(self) -> None:
+        """Initial values of the parts."""
+        _reset(self.self_attention, self.cross_attention, self.ffn)
+
     def forward(self, queries: Queries, memory: Memory) -> Queries:
         """Transform the content of the queries."""
-        content, position, references = queries
-        mixed = self.self_attention(content, position)
+        content, position, references = queries.content, queries.position, queries.references
+        mixed = self.self_attention(content, position, queries.blocked)
         content = self.self_attention_norm(self.add(content, mixed))
         attended = self.cross_attention(content + position, references, memory)
         content = self.cross_attention_norm(self.add(content, attended))
         content = self.ffn_norm(self.add(content, self.ffn(content)))
         return queries._replace(content=content)
-
-
-class Decoder(nn.Module):
-    """A stack of decoder layers that predicts after each.
-
-    Args:
-        layers: the stack.
-        heads: one for each layer, or a single one that all layers share.
-        norm: applied to the states the heads read, not to those the next layer reads.
-        advance: how a layer's boxes change where the next one looks.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[DecoderLayer],
-        heads: Sequence[nn.Module],
-        norm: nn.Module,
-        advance: Advance,
-    ) -> None:
-        super().__init__()
-        assert len(heads) in (1, len(layers)), (len(heads), len(layers))
-        self.layers = nn.ModuleList(layers)
-        self.heads = nn.ModuleList(heads)
-        self.norm = norm
-        self.advance = advance
-
-    def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
-        """Predictions of every layer, the first first."""
-        predictions = []
-        for index, layer in enumerate(self.layers):
-            queries = layer(queries, memory)
-            predictions.append(self._predict(index, queries))
-            queries = self._advance(queries, predictions[-1].boxes)
-        return tuple(predictions)
-
-    def final(self, queries: Queries, memory: Memory) -> Predictions:
-        """Only the last layer's predictions: what ``forward(...)[-1]`` is.
-
-        Earlier heads run only where their boxes decide where the next layer looks.
-        """
-        *earlier, last = self.layers
-        for index, layer in enumerate(earlier):
-            queries = layer(queries, memory)
-            if self.advance is not keep_references:
-                queries = self._advance(queries, self._predict(index, queries).boxes)
-        return self._predict(len(earlier), last(queries, memory))
-
-    def _predict(self, index: int, queries: Queries) -> Predictions:
-        """What the head of a layer says about the queries that leave it."""
-        head = self.heads[index % len(self.heads)]
-        logits, deltas = head(self.norm(queries.content))
-        return Predictions(logits, decode_boxes(deltas, queries.references))
-
-    def _advance(self, queries: Queries, boxes: Tensor) -> Queries:
-        return queries._replace(references=self.advance(queries.references, boxes))

@@ -1,78 +1,11 @@
-"""The detectors as rows that show only what differs, and the recipes."""
+"""The recipes: full sets of settings for training, by name."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.config import DataConfig, Recipe, TrainConfig
 from detrlab.errors import UserError, did_you_mean
-
-# DETR is what ModelConfig's defaults say: dense attention on C5, learned positions, softmax.
-_DETR: dict[str, Any] = {}
-_DEFORMABLE: dict[str, Any] = {
-    "neck": "pyramid",
-    "levels": 4,
-    "position_offset": -0.5,
-    "attention": "deformable",
-    "ffn_width": 1024,
-    "queries": "points",
-    "num_queries": 300,
-    "decoder_norm": False,
-    "scoring": "sigmoid",
-}
-_SINGLE_SCALE = {**_DEFORMABLE, "levels": 1}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "detr": _DETR,
-    "detr-dc5": {**_DETR, "dilation": True},
-    "deformable-detr": _DEFORMABLE,
-    "deformable-detr-refine": {**_DEFORMABLE, "refine": True},
-    "deformable-detr-two-stage": {**_DEFORMABLE, "refine": True, "queries": "proposals"},
-    "deformable-detr-single-scale": _SINGLE_SCALE,
-    "deformable-detr-single-scale-dc5": {**_SINGLE_SCALE, "dilation": True},
-    # A rung of the ladder, not a published detector: DETR with Deformable DETR's loss and queries.
-    "detr-sigmoid": {**_DETR, "scoring": "sigmoid", "num_queries": 300},
-}
-
-FIVE = tuple(PRESETS)[:5]
-"""The detectors of the original experiment, in the order of its table."""
-
-ORIGINALS = (*FIVE, "deformable-detr-single-scale", "deformable-detr-single-scale-dc5")
-"""The detectors that the original repositories can build, and published weights of."""
-
-LADDER = (
-    "detr",
-    "detr-sigmoid",
-    "deformable-detr-single-scale",
-    "deformable-detr",
-    "deformable-detr-refine",
-    "deformable-detr-two-stage",
-)
-"""From DETR to two-stage Deformable DETR, one idea at a time."""
-
-BESIDE_THE_LADDER = {
-    "detr-dc5": "detr",
-    "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
-}
-"""Variants of a rung that no other rung builds on, and the rung they are compared with."""
-
-
-def model_config(preset: str, num_classes: int, **changes: Any) -> ModelConfig:
-    """The architecture of a named detector.
-
-    Args:
-        preset: a row of ``PRESETS``.
-        num_classes: K, the classes of the data.
-        **changes: fields of ``ModelConfig`` that should differ from the row.
-
-    Raises:
-        UserError: unknown preset or field (the closest match is named), impossible values.
-    """
-    if preset not in PRESETS:
-        raise UserError(f"unknown model {preset!r}{did_you_mean(preset, PRESETS)}")
-    row = {"preset": preset, "num_classes": num_classes, **PRESETS[preset], **changes}
-    return ModelConfig.parse(row, where=f"model {preset!r}")
-
 
 # 500 epochs are the published checkpoints' schedule; the repository's default is 300 and 200.
 _PAPER_DETR: dict[str, Any] = {

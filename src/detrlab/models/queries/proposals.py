@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from detrlab.models.encoders.transformer import cell_centers
 from detrlab.models.heads import PredictionHead
 from detrlab.models.position import box_sine_features
-from detrlab.models.queries import QuerySource
-from detrlab.models.references import cell_centers
-from detrlab.structures import Memory, Predictions, Queries, References
+from detrlab.structures import (
+    PROPOSALS,
+    Memory,
+    Predictions,
+    Queries,
+    References,
+    SupervisedSet,
+    Target,
+)
 
 BASE_SIZE = 0.05  # of a proposal on the finest level; doubled on each coarser one
 
 
-class ProposalQueries(QuerySource):
+class ProposalQueries(nn.Module):
     """Scores every cell of the memory as a proposal and turns the best into queries.
 
     Logit 0 of its head is the objectness: it is trained with all labels set to class 0.
@@ -25,7 +34,7 @@ class ProposalQueries(QuerySource):
         head: predicts logits and box deltas of every cell.
 
     Source: arXiv 2010.04159, section 4.2 ("Two-Stage Deformable DETR") and appendix A.4, with
-    the original code's sizes (0.05, 0.1, 0.2, 0.4) and choice by logit 0.
+    the original code's sizes (0.05, 0.1, 0.2, 0.4), choice by logit 0 and Xavier matrices.
     """
 
     def __init__(self, num_queries: int, width: int, head: PredictionHead) -> None:
@@ -37,27 +46,27 @@ class ProposalQueries(QuerySource):
         self.head = head
         self.embedding_proj = nn.Linear(2 * width, 2 * width)
         self.embedding_norm = nn.LayerNorm(2 * width)
+        nn.init.xavier_uniform_(self.memory_proj.weight)
+        nn.init.xavier_uniform_(self.embedding_proj.weight)
 
-    def forward(self, memory: Memory) -> tuple[Queries, Predictions]:
-        """Queries (B, min(Q, S), D) and the predictions of all S cells."""
-        anchors, tokens = self._candidates(memory)
-        logits, deltas = self.head(tokens)
-        unactivated = deltas + anchors  # stays inf where no proposal can be: a box of (1, 1, 1, 1)
-        chosen = _rows(unactivated, self._best(logits))
-        return self._queries(chosen), Predictions(logits, unactivated.sigmoid())
+    def forward(
+        self, memory: Memory, targets: Sequence[Target] | None = None
+    ) -> tuple[Queries, tuple[SupervisedSet, ...]]:
+        """Queries (B, min(Q, S), D) and, to be trained, the predictions of all S cells.
 
-    def choose(self, memory: Memory) -> Queries:
-        """The queries alone: only the chosen cells need boxes."""
-        anchors, tokens = self._candidates(memory)
-        best = self._best(self.head.classes(tokens))
-        deltas: Tensor = self.head.boxes(_rows(tokens, best))
-        return self._queries(deltas + _rows(anchors, best))
-
-    def _candidates(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """The box each cell starts from, (B, S, 4) in logit space, and what the head reads."""
+        Without targets only the chosen cells get boxes.
+        """
         anchors, usable = anchor_logits(memory)
         tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
-        return anchors, self.memory_norm(self.memory_proj(tokens))
+        tokens = self.memory_norm(self.memory_proj(tokens))
+        logits = self.head.classes(tokens)
+        best = self._best(logits)
+        if targets is None:
+            return self._queries(self.head.boxes(_rows(tokens, best)) + _rows(anchors, best)), ()
+        unactivated = self.head.boxes(tokens) + anchors  # inf where no proposal: a box of ones
+        proposals = Predictions(logits, unactivated.sigmoid())
+        first_stage = SupervisedSet(PROPOSALS, proposals, class_agnostic=True)
+        return self._queries(_rows(unactivated, best)), (first_stage,)
 
     def _best(self, logits: Tensor) -> Tensor:
         """(B, S, K') -> (B, min(Q, S)), the cells most likely to show an object."""

@@ -1,0 +1,139 @@
+"""The named detectors: one class each, which holds the settings and builds the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from detrlab.config import ModelConfig
+from detrlab.errors import UserError, did_you_mean
+from detrlab.models.network import Network
+from detrlab.presets import saved
+from detrlab.presets.deformable import (
+    DeformableDetr,
+    DeformableDetrRefine,
+    DeformableDetrSingleScale,
+    DeformableDetrSingleScaleDC5,
+    DeformableDetrTwoStage,
+)
+from detrlab.presets.detr import Detr, DetrDC5, DetrSigmoid
+
+PRESETS: dict[str, type[ModelConfig]] = {
+    "detr": Detr,
+    "detr-dc5": DetrDC5,
+    "deformable-detr": DeformableDetr,
+    "deformable-detr-refine": DeformableDetrRefine,
+    "deformable-detr-two-stage": DeformableDetrTwoStage,
+    "deformable-detr-single-scale": DeformableDetrSingleScale,
+    "deformable-detr-single-scale-dc5": DeformableDetrSingleScaleDC5,
+    "detr-sigmoid": DetrSigmoid,
+}
+
+FIVE = tuple(PRESETS)[:5]
+"""The detectors of the original experiment, in the order of its table."""
+
+ORIGINALS = (*FIVE, "deformable-detr-single-scale", "deformable-detr-single-scale-dc5")
+"""The detectors that the original repositories can build, and published weights of."""
+
+LADDER = (
+    "detr",
+    "detr-sigmoid",
+    "deformable-detr-single-scale",
+    "deformable-detr",
+    "deformable-detr-refine",
+    "deformable-detr-two-stage",
+)
+"""From DETR to two-stage Deformable DETR, one change at a time."""
+
+BESIDE_THE_LADDER = {
+    "detr-dc5": "detr",
+    "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
+}
+"""Variants of a rung that no other rung builds on, and the rung they are compared with."""
+
+
+def preset(name: str) -> type[ModelConfig]:
+    """The preset of that name: one of ``PRESETS``, or a subclass of ``ModelConfig`` of your own.
+
+    A preset of your own is known once its module has been imported.
+
+    Raises:
+        UserError: unknown name; the closest match is named.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    for each in _subclasses(ModelConfig):
+        if each.model_fields["preset"].default == name:
+            return each
+    raise UserError(f"unknown model {name!r}{did_you_mean(name, PRESETS)}")
+
+
+def _subclasses(kind: type[ModelConfig]) -> Iterator[type[ModelConfig]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def model_config(
+    name: str, num_classes: int, *, shared: Mapping[str, Any] | None = None, **changes: Any
+) -> ModelConfig:
+    """The settings of a named detector.
+
+    Args:
+        name: of the preset.
+        num_classes: K, the classes of the data.
+        shared: changes meant for several detectors; settings that this one lacks but another
+            preset has are skipped.
+        **changes: settings that should differ from the preset's.
+
+    Raises:
+        UserError: unknown preset or setting (the closest match is named), impossible values.
+    """
+    kind = preset(name)
+    skipped = set(settings()) - set(kind.model_fields)
+    both = {key: value for key, value in (shared or {}).items() if key not in skipped} | changes
+    saved.refuse_removed(both, kind.model_fields, where=f"model {name!r}")
+    values = {**both, "preset": name, "num_classes": num_classes}
+    return kind.parse(values, where=f"model {name!r}")
+
+
+def settings() -> tuple[str, ...]:
+    """Every setting that some preset has, without the preset's name and the classes."""
+    names = dict.fromkeys(name for kind in PRESETS.values() for name in kind.model_fields)
+    return tuple(name for name in names if name not in ("preset", "num_classes"))
+
+
+def parse_config(values: Mapping[str, Any], where: str = "") -> ModelConfig:
+    """Settings as ``ModelConfig.to_dict`` gave them, also those of earlier versions.
+
+    Raises:
+        UserError: unknown preset or setting, impossible values.
+    """
+    current = saved.to_current(values, where)
+    name = current.get("preset")
+    if not isinstance(name, str):
+        raise UserError(f"{where}: the model's preset should be a name, not {name!r}")
+    return preset(name).parse(current, where=where)
+
+
+def build_network(
+    config: ModelConfig, *, pretrained_backbone: bool = False, seed: int = 0
+) -> Network:
+    """A detector with the originals' initial values.
+
+    Args:
+        config: its settings.
+        pretrained_backbone: start the backbone from ImageNet weights.
+        seed: of the initial values. Two detectors built with the same seed and backbone start
+            with the same backbone weights, whatever else differs.
+
+    Raises:
+        UserError: the backbone is unknown, does not fit, or has no weights to be found.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = config.build_backbone(pretrained=pretrained_backbone)
+        torch.manual_seed(seed)  # the rest starts the same whatever the backbone drew
+        return config.build(backbone)
