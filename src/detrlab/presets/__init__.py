@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -31,6 +35,9 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "detr-sigmoid": DetrSigmoid,
 }
 
+OWN_PRESETS = "DETRLAB_PRESETS"
+"""Environment variable: modules of your own that define presets."""
+
 FIVE = tuple(PRESETS)[:5]
 """The detectors of the original experiment, in the order of its table."""
 
@@ -57,17 +64,38 @@ BESIDE_THE_LADDER = {
 def preset(name: str) -> type[ModelConfig]:
     """The preset of that name: one of ``PRESETS``, or a subclass of ``ModelConfig`` of your own.
 
-    A preset of your own is known once its module has been imported.
+    A preset of your own is known once its module has been imported. Modules that the environment
+    variable ``DETRLAB_PRESETS`` names (``my_module,other_module``) are imported first.
 
     Raises:
         UserError: unknown name; the closest match is named.
     """
     if name in PRESETS:
         return PRESETS[name]
+    _import_own()
     for each in _subclasses(ModelConfig):
         if each.model_fields["preset"].default == name:
             return each
     raise UserError(f"unknown model {name!r}{did_you_mean(name, PRESETS)}")
+
+
+def _import_own() -> None:
+    """Import the user's modules; the current folder is searched as well."""
+    for module in filter(None, os.environ.get(OWN_PRESETS, "").split(",")):
+        try:
+            with _current_folder_searched():
+                import_module(module.strip())
+        except ImportError as error:
+            raise UserError(f"{OWN_PRESETS}: {module!r} cannot be imported: {error}") from None
+
+
+@contextmanager
+def _current_folder_searched() -> Iterator[None]:
+    sys.path.append("")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def _subclasses(kind: type[ModelConfig]) -> Iterator[type[ModelConfig]]:

@@ -4,14 +4,15 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from detrlab.config import TrainConfig
+from detrlab.presets.parts import focal_criterion, softmax_criterion
 from detrlab.scoring import SigmoidScoring, SoftmaxScoring
 from detrlab.structures import Predictions, Target
-from REMOVED import Weights, match, match_sets  # TODO
 
-SOFTMAX = (SoftmaxScoring(), Weights(1.0))
-SIGMOID = (SigmoidScoring(), Weights(2.0))
+SOFTMAX = (SoftmaxScoring(), softmax_criterion(TrainConfig()).matcher)
+SIGMOID = (SigmoidScoring(), focal_criterion(TrainConfig()).matcher)
 FAMILIES = pytest.mark.parametrize(
-    ("scoring", "weights"), [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"]
+    ("scoring", "matcher"), [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"]
 )
 CLASSES = 3
 
@@ -33,7 +34,7 @@ def targets_of(*sizes, seed=1):
     ]
 
 
-def naive_cost(scoring, weights, logits, box, label, target):
+def naive_cost(scoring, logits, box, label, target):
     """Section 3.1 of DETR and appendix A.4 of Deformable DETR, number by number."""
     if isinstance(scoring, SoftmaxScoring):
         exponents = [math.exp(value) for value in logits]
@@ -50,17 +51,18 @@ def naive_cost(scoring, weights, logits, box, label, target):
     union = aw * ah + bw * bh - both
     hull = (max(right) - min(left)) * (max(bottom) - min(top))
     giou = both / union - (hull - union) / hull
-    return weights.boxes * distance + weights.classes * classes - weights.giou * giou
+    class_weight = 1 if isinstance(scoring, SoftmaxScoring) else 2
+    return 5 * distance + class_weight * classes - 2 * giou
 
 
 @FAMILIES
-def test_pairs_equal_a_naive_search_over_padded_batches(scoring, weights):
+def test_pairs_equal_a_naive_search_over_padded_batches(scoring, matcher):
     predictions, targets = predictions_of(scoring, 3, 6), targets_of(4, 1, 3)
-    matches = match(predictions, targets, scoring, weights)
-    for image, (logits, boxes, target) in enumerate(zip(*predictions, targets, strict=True)):
+    matches = matcher([predictions], targets).sets[0]
+    for image, (logits, boxes, target) in enumerate(zip(*predictions[:2], targets, strict=True)):
         cost = [
             [
-                naive_cost(scoring, weights, logits[q].tolist(), boxes[q].tolist(), label, box)
+                naive_cost(scoring, logits[q].tolist(), boxes[q].tolist(), label, box)
                 for label, box in zip(target.labels.tolist(), target.boxes.tolist(), strict=True)
             ]
             for q in range(6)
@@ -72,12 +74,12 @@ def test_pairs_equal_a_naive_search_over_padded_batches(scoring, weights):
 
 
 @FAMILIES
-def test_several_sets_at_once_equal_each_alone(scoring, weights):
+def test_several_sets_at_once_equal_each_alone(scoring, matcher):
     sets = [predictions_of(scoring, 2, 5, seed) for seed in range(3)]
     targets = targets_of(2, 3)
-    together = match_sets(sets, targets, scoring, weights).sets
+    together = matcher(sets, targets).sets
     for predictions, matches in zip(sets, together, strict=True):
-        alone = match(predictions, targets, scoring, weights)
+        alone = matcher([predictions], targets).sets[0]
         for a, b in zip(matches, alone, strict=True):
             assert torch.equal(a.queries, b.queries)
             assert torch.equal(a.objects, b.objects)
@@ -85,8 +87,8 @@ def test_several_sets_at_once_equal_each_alone(scoring, weights):
 
 @FAMILIES
 @pytest.mark.parametrize("sizes", [(0, 2), (0, 0), (9, 1), (9, 0)])
-def test_empty_images_and_more_objects_than_queries(scoring, weights, sizes):
-    matches = match(predictions_of(scoring, 2, 5), targets_of(*sizes), scoring, weights)
+def test_empty_images_and_more_objects_than_queries(scoring, matcher, sizes):
+    matches = matcher([predictions_of(scoring, 2, 5)], targets_of(*sizes)).sets[0]
     assert [len(each.queries) for each in matches] == [min(5, size) for size in sizes]
     for each, size in zip(matches, sizes, strict=True):
         assert each.queries.dtype == each.objects.dtype == torch.int64
@@ -96,32 +98,32 @@ def test_empty_images_and_more_objects_than_queries(scoring, weights, sizes):
 
 
 @FAMILIES
-def test_permuting_objects_permutes_the_pairs(scoring, weights):
+def test_permuting_objects_permutes_the_pairs(scoring, matcher):
     predictions, (target,) = predictions_of(scoring, 1, 6), targets_of(4)
     order = torch.tensor([2, 0, 3, 1])
-    (plain,) = match(predictions, [target], scoring, weights)
+    (plain,) = matcher([predictions], [target]).sets[0]
     moved = Target(target.labels[order], target.boxes[order])
-    (permuted,) = match(predictions, [moved], scoring, weights)
+    (permuted,) = matcher([predictions], [moved]).sets[0]
     assert torch.equal(plain.queries, permuted.queries)
     assert torch.equal(plain.objects, order[permuted.objects])
 
 
 @FAMILIES
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_broken_query_is_matched_last_and_counted(scoring, weights, bad):
+def test_a_broken_query_is_matched_last_and_counted(scoring, matcher, bad):
     predictions, targets = predictions_of(scoring, 2, 4), targets_of(3, 2)
     predictions.boxes[0, 1] = bad
-    matching = match_sets([predictions], targets, scoring, weights)
+    matching = matcher([predictions], targets)
     assert matching.invalid == 3
     assert matching.sets[0][0].queries.tolist() == [0, 2, 3]
-    assert match_sets([predictions], targets_of(0, 2), scoring, weights).invalid == 0
+    assert matcher([predictions], targets_of(0, 2)).invalid == 0
 
 
 def test_half_precision_is_matched_in_float32():
-    scoring, weights = SIGMOID
+    scoring, matcher = SIGMOID
     predictions, targets = predictions_of(scoring, 1, 6), targets_of(3)
     half = Predictions(predictions.logits.half(), predictions.boxes.half())
-    (coarse,) = match(half, targets, scoring, weights)
+    (coarse,) = matcher([half], targets).sets[0]
     rounded = Predictions(half.logits.float(), half.boxes.float())
-    (expected,) = match(rounded, targets, scoring, weights)
+    (expected,) = matcher([rounded], targets).sets[0]
     assert torch.equal(coarse.objects, expected.objects)

@@ -4,12 +4,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrlab.losses.pairs import Counts
+from detrlab.config import TrainConfig
+from detrlab.losses.pairs import Counts, tally, total_counts
+from detrlab.presets.parts import focal_criterion, softmax_criterion
 from detrlab.scoring import SigmoidScoring, SoftmaxScoring
-from detrlab.structures import ModelOutput, Predictions, Target
-from detrlab.losses.criterion import Criterion
-from detrlab.losses.pairs import tally, total_counts
-from REMOVED import Weights, match  # TODO
+from detrlab.structures import (
+    PROPOSALS,
+    Denoising,
+    Pairs,
+    Predictions,
+    SupervisedSet,
+    Target,
+    supervise,
+)
 
 CLASSES = 3
 SOFTMAX, SIGMOID = SoftmaxScoring(), SigmoidScoring()
@@ -20,7 +27,13 @@ ORACLE = sorted(
 
 
 def criterion_of(scoring, **changes):
-    return Criterion(scoring, Weights(scoring.class_weight), **changes)
+    build = softmax_criterion if scoring == SOFTMAX else focal_criterion
+    return build(TrainConfig(**changes))
+
+
+def output_of(*layers, proposals=None, denoising=None):
+    stage = [SupervisedSet(PROPOSALS, proposals, class_agnostic=True)] if proposals else []
+    return supervise(layers, denoising, stage)
 
 
 def predictions_of(scoring, batch, queries, seed=0):
@@ -63,9 +76,9 @@ def naive_class_loss(scoring, logits, wanted, objects):
 @FAMILIES
 def test_terms_equal_a_naive_loop(scoring):
     predictions, targets = predictions_of(scoring, 3, 5), targets_of(2, 0, 7)
-    losses = criterion_of(scoring)(ModelOutput((predictions,), None), targets)
+    losses = criterion_of(scoring)(output_of(predictions), targets)
     rows, wanted, l1, hits = [], [], 0.0, []
-    for image, pairs in enumerate(losses.matches[-1]):
+    for image, pairs in enumerate(losses.matches["final"]):
         labels = [None] * 5
         for q, n in zip(pairs.queries.tolist(), pairs.objects.tolist(), strict=True):
             labels[q] = targets[image].labels[n].item()
@@ -73,9 +86,9 @@ def test_terms_equal_a_naive_loop(scoring):
             hits.append(predictions.logits[image, q].argmax().item() == labels[q])
         rows += predictions.logits[image].tolist()
         wanted += labels
-    assert losses.final.boxes.item() == pytest.approx(l1 / 9, rel=1e-5)
+    assert losses.final["box"].item() == pytest.approx(l1 / 9, rel=1e-5)
     expected = naive_class_loss(scoring, rows, wanted, objects=9)
-    assert losses.final.classes.item() == pytest.approx(expected, rel=1e-5)
+    assert losses.final["class"].item() == pytest.approx(expected, rel=1e-5)
     assert losses.class_error.item() == pytest.approx(100 - 100 * sum(hits) / len(hits))
 
 
@@ -84,18 +97,18 @@ def test_perfect_boxes_cost_nothing(scoring):
     targets = targets_of(2, 2)
     boxes = torch.stack([target.boxes for target in targets])
     predictions = Predictions(torch.zeros(2, 2, scoring.num_logits(CLASSES)), boxes)
-    losses = criterion_of(scoring)(ModelOutput((predictions,), None), targets)
-    assert losses.final.boxes.item() == pytest.approx(0, abs=1e-6)
-    assert losses.final.giou.item() == pytest.approx(0, abs=1e-6)
+    losses = criterion_of(scoring)(output_of(predictions), targets)
+    assert losses.final["box"].item() == pytest.approx(0, abs=1e-6)
+    assert losses.final["giou"].item() == pytest.approx(0, abs=1e-6)
 
 
 @FAMILIES
 def test_a_batch_without_objects_has_gradients_but_no_box_loss(scoring):
     predictions, targets = predictions_of(scoring, 2, 4), targets_of(0, 0)
-    losses = criterion_of(scoring)(ModelOutput((predictions,), None), targets)
+    losses = criterion_of(scoring)(output_of(predictions), targets)
     losses.total.backward()
-    assert losses.final.boxes.item() == losses.final.giou.item() == 0
-    assert losses.final.classes.item() > 0
+    assert losses.final["box"].item() == losses.final["giou"].item() == 0
+    assert losses.final["class"].item() > 0
     assert losses.class_error.item() == 100
     assert predictions.boxes.grad.abs().sum() == 0
     assert predictions.logits.grad.abs().sum() > 0
@@ -105,13 +118,13 @@ def test_a_batch_without_objects_has_gradients_but_no_box_loss(scoring):
 def test_micro_batches_with_the_steps_counts_add_up_to_the_whole(scoring):
     predictions, targets = predictions_of(scoring, 4, 5), targets_of(2, 0, 7, 1)
     criterion = criterion_of(scoring)
-    whole = criterion(ModelOutput((predictions,), None), targets).total
+    whole = criterion(output_of(predictions), targets).total
     parts = [(0, 1), (1, 4)]
     counts = total_counts([tally(targets[a:b], 5) for a, b in parts])
     assert counts == Counts(10, 8, 20)
     split = sum(
         criterion(
-            ModelOutput((Predictions(*(each[a:b] for each in predictions)),), None),
+            output_of(Predictions(predictions.logits[a:b], predictions.boxes[a:b])),
             targets[a:b],
             counts,
         ).total
@@ -124,17 +137,48 @@ def test_auxiliary_losses_can_be_off_but_the_proposals_keep_theirs():
     layers = tuple(predictions_of(SIGMOID, 2, 5, seed) for seed in range(3))
     proposals = predictions_of(SIGMOID, 2, 30, seed=9)
     targets = targets_of(3, 2)
-    output = ModelOutput(layers, proposals)
+    output = output_of(*layers, proposals=proposals)
     full = criterion_of(SIGMOID)(output, targets)
-    bare = criterion_of(SIGMOID, auxiliary=False)(output, targets)
-    assert (len(full.layers), len(bare.layers)) == (3, 1)
+    bare = criterion_of(SIGMOID, auxiliary_losses=False)(output, targets)
+    assert list(full.terms) == ["layer0", "layer1", "final", "proposal"]
+    assert list(bare.terms) == ["final", "proposal"]
     bare.total.backward()
     assert proposals.logits.grad.abs().sum() > 0
     assert layers[0].logits.grad is None
-    weights = Weights(2.0)
-    assert bare.total.item() == pytest.approx(
-        (bare.final.weighted(weights) + bare.proposals.weighted(weights)).item(), rel=1e-6
+    weights = {"class": 2.0, "box": 5.0, "giou": 2.0}
+    expected = sum(
+        weight * bare.terms[name][term] for name in bare.terms for term, weight in weights.items()
     )
+    assert bare.total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_given_pairs_are_not_matched_and_repeats_divide_the_losses():
+    """Denoising queries lead, bring their own pairs, and stay out of the detections."""
+    targets = targets_of(2, 1)  # two groups of at most two objects: four denoising queries
+    pairs = Pairs(torch.tensor([0, 1, 2, 3, 4, 6]), torch.tensor([0, 1, 0, 1, 2, 2]))
+    layers = [predictions_of(SIGMOID, 2, 4 + 5, seed) for seed in range(2)]
+    output = output_of(*layers, denoising=Denoising(4, pairs, groups=2))
+    assert all(torch.equal(a.boxes, b.boxes[:, 4:]) for a, b in zip(output.layers, layers))
+    losses = criterion_of(SIGMOID)(output, targets)
+    assert list(losses.terms) == ["layer0", "final", "denoising_layer0", "denoising_final"]
+    assert {"loss_class", "loss_denoising_class"} <= set(losses.measures())
+    boxes = torch.cat([each.boxes for each in targets])[pairs.objects]
+    found = layers[1].boxes[:, :4].flatten(0, 1)[pairs.queries]
+    expected = (found - boxes).abs().sum() / (3 * 2)
+    assert losses.terms["denoising_final"]["box"].item() == pytest.approx(expected.item())
+
+
+def test_costs_have_weights_of_their_own():
+    predictions, targets = predictions_of(SIGMOID, 1, 6), targets_of(2)
+    same = criterion_of(SIGMOID, class_cost=2.0, box_cost=5.0, giou_cost=2.0)
+    assert same.matcher.costs == criterion_of(SIGMOID).matcher.costs
+    by_class = criterion_of(SIGMOID, box_cost=0.0, giou_cost=0.0)
+    changed = by_class.matcher([predictions], targets).sets[0][0]
+    best = predictions.logits[0][:, targets[0].labels].argmax(0)
+    assert set(changed.queries.tolist()) == set(best.tolist())
+    a, b = (each(output_of(predictions), targets) for each in (same, by_class))
+    assert torch.equal(a.final["class"], a.final["class"])
+    assert not torch.equal(a.final["box"], b.final["box"])
 
 
 def test_proposals_learn_objectness_in_the_first_logit_only():
@@ -142,10 +186,10 @@ def test_proposals_learn_objectness_in_the_first_logit_only():
     layer = predictions_of(SIGMOID, 1, 5, seed=2)
     named = [Target(torch.full_like(targets[0].labels, 2), targets[0].boxes)]
     criterion = criterion_of(SIGMOID)
-    a = criterion(ModelOutput((layer,), proposals), targets).proposals
-    b = criterion(ModelOutput((layer,), proposals), named).proposals
-    assert torch.equal(a.classes, b.classes)
-    a.classes.backward()
+    a = criterion(output_of(layer, proposals=proposals), targets).terms[PROPOSALS]
+    b = criterion(output_of(layer, proposals=proposals), named).terms[PROPOSALS]
+    assert torch.equal(a["class"], b["class"])
+    a["class"].backward()
     assert (proposals.logits.grad[..., 0] < 0).sum() == 4
     assert (proposals.logits.grad[..., 1:] > 0).all()
 
@@ -156,7 +200,7 @@ def test_proposals_at_invalid_cells_give_finite_losses_and_gradients():
     offset = torch.zeros(1, 3, 4, requires_grad=True)
     proposals = Predictions(logits, (offset + raw).sigmoid())  # (1, 1, 1, 1)
     layer = predictions_of(SIGMOID, 1, 5)
-    losses = criterion_of(SIGMOID)(ModelOutput((layer,), proposals), targets_of(2))
+    losses = criterion_of(SIGMOID)(output_of(layer, proposals=proposals), targets_of(2))
     losses.total.backward()
     assert losses.invalid_costs == 0
     assert torch.isfinite(losses.total)
@@ -168,9 +212,9 @@ def test_losses_are_float32_under_autocast_and_for_half_outputs(scoring):
     predictions, targets = predictions_of(scoring, 2, 5), targets_of(2, 1)
     half = Predictions(predictions.logits.bfloat16(), predictions.boxes.bfloat16())
     rounded = Predictions(half.logits.float(), half.boxes.float())
-    expected = criterion_of(scoring)(ModelOutput((rounded,), None), targets)
+    expected = criterion_of(scoring)(output_of(rounded), targets)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = criterion_of(scoring)(ModelOutput((half,), None), targets)
+        losses = criterion_of(scoring)(output_of(half), targets)
     assert losses.total.dtype == torch.float32
     assert torch.equal(losses.total, expected.total)
 
@@ -178,7 +222,7 @@ def test_losses_are_float32_under_autocast_and_for_half_outputs(scoring):
 def test_cardinality_counts_queries_that_claim_an_object():
     logits = torch.tensor([[[9.0, 0, 0, 0], [0, 0, 0, 9.0], [0, 9.0, 0, 0]]])
     boxes = torch.full((1, 3, 4), 0.5)
-    losses = criterion_of(SOFTMAX)(ModelOutput((Predictions(logits, boxes),), None), targets_of(1))
+    losses = criterion_of(SOFTMAX)(output_of(Predictions(logits, boxes)), targets_of(1))
     assert losses.cardinality_error.item() == 1  # two claims, one object
 
 
@@ -195,32 +239,27 @@ def test_losses_and_pairs_equal_the_originals(path):
 
     proposals = read(outputs["enc_outputs"]) if "enc_outputs" in outputs else None
     layers = (*map(read, outputs["aux_outputs"]), read(outputs))
+    criterion = criterion_of(scoring)
     weights = oracle["arch"]["loss_weights"]
-    criterion = Criterion(scoring, Weights(weights["ce"], weights["bbox"], weights["giou"]))
-    losses = criterion(ModelOutput(layers, proposals), targets)
-
-    named = {f"_{i}": terms for i, terms in enumerate(losses.layers[:-1])}
-    named[""] = losses.final
-    if losses.proposals is not None:
-        named["_enc"] = losses.proposals
+    assert [weight for _, weight, _ in criterion.terms] == [
+        weights["ce"],
+        weights["bbox"],
+        weights["giou"],
+    ]
+    losses = criterion(output_of(*layers, proposals=proposals), targets)
+    suffixes = {f"layer{i}": f"_{i}" for i in range(len(layers) - 1)}
+    suffixes |= {"final": "", PROPOSALS: "_enc"}
+    names = {"class": "ce", "box": "bbox", "giou": "giou"}
     found = {
-        f"loss_{key}{suffix}": value.item()
-        for suffix, terms in named.items()
-        for key, value in zip(("ce", "bbox", "giou"), terms, strict=True)
+        f"loss_{names[term]}{suffixes[name]}": value.item()
+        for name, terms in losses.terms.items()
+        for term, value in terms.items()
     }
     expected = {key: float(value) for key, value in oracle["losses"].items()}
     assert found == pytest.approx(expected, rel=1e-5)
     assert losses.total.item() == pytest.approx(float(oracle["total_loss"]), rel=1e-5)
-
-    indices = [oracle["indices"][f"_{i}"] for i in range(len(layers) - 1)]
-    indices.append(oracle["indices"]["last"])
-    for matches, images in zip(losses.matches, indices, strict=True):
+    for name, matches in losses.matches.items():
+        images = oracle["indices"][suffixes[name] or "last"]
         for pairs, (queries, objects) in zip(matches, images, strict=True):
-            assert torch.equal(pairs.queries, queries)
-            assert torch.equal(pairs.objects, objects)
-    if proposals is not None:
-        unnamed = [Target(torch.zeros_like(each.labels), each.boxes) for each in targets]
-        matches = match(proposals, unnamed, scoring, criterion.weights)
-        for pairs, (queries, objects) in zip(matches, oracle["indices"]["_enc"], strict=True):
             assert torch.equal(pairs.queries, queries)
             assert torch.equal(pairs.objects, objects)
