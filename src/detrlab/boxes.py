@@ -34,14 +34,14 @@ def box_area(boxes: Tensor) -> Tensor:
     return sizes[..., 0] * sizes[..., 1]
 
 
-def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _overlap(a: Tensor, b: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     """Intersection over union, and the union, of broadcastable corner boxes."""
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
     sides = (high - low).clamp(min=0)
     intersection = sides[..., 0] * sides[..., 1]
     union = box_area(a) + box_area(b) - intersection
-    return intersection / union, union
+    return intersection / (union + eps if eps else union), union
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -49,24 +49,25 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return _overlap(a, b)[0]
 
 
-def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
+def generalized_box_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     """Generalised IoU of broadcastable corner boxes: ``IoU - (hull - union) / hull``.
 
-    Like the originals it has no epsilon: two boxes that are both empty give NaN.
+    Without epsilon, as in DETR and Deformable DETR, two boxes that are both empty give NaN.
 
     Args:
         a: (..., 4) corners.
         b: (..., 4) corners; give ``a[:, None]`` and ``b[None]`` for all pairs.
+        eps: added to both denominators; 1e-6 in DINO.
 
     Returns:
         (...) in (-1, 1].
 
     Source: arXiv 1902.09630, section 3.
     """
-    iou, union = _overlap(a, b)
+    iou, union = _overlap(a, b, eps)
     hull_sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull = hull_sides[..., 0] * hull_sides[..., 1]
-    return iou - (hull - union) / hull
+    return iou - (hull - union) / (hull + eps if eps else hull)
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:

@@ -11,6 +11,7 @@ from detrlab.presets.deformable import (
     DeformableDetrTwoStage,
 )
 from detrlab.presets.detr import Detr
+from detrlab.presets.dino import DabDeformableDetr, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
 
 _SHARED: tuple[Row, ...] = (
@@ -113,15 +114,49 @@ TWO_STAGE: tuple[Row, ...] = (
 )
 
 
+_DINO_HEADS: tuple[Row, ...] = (
+    *_DEFORMABLE,
+    ("decoder.norm.{rest}", ("transformer.decoder.norm.{rest}",)),
+    ("decoder.position.linear1.{rest}", ("transformer.decoder.ref_point_head.layers.0.{rest}",)),
+    ("decoder.position.linear2.{rest}", ("transformer.decoder.ref_point_head.layers.1.{rest}",)),
+    (
+        "decoder.heads.0.classes.{rest}",
+        ("class_embed.{every}.{rest}", "transformer.decoder.class_embed.{every}.{rest}"),
+    ),
+    (
+        "decoder.heads.0.boxes.{rest}",
+        ("bbox_embed.{every}.{rest}", "transformer.decoder.bbox_embed.{every}.{rest}"),
+    ),
+)
+
+_DINO_PROPOSALS: tuple[Row, ...] = (
+    ("queries{s}.head.classes.{rest}", ("transformer.enc_out_class_embed.{rest}",)),
+    ("queries{s}.head.boxes.{rest}", ("transformer.enc_out_bbox_embed.{rest}",)),
+    ("queries{s}.memory_proj.{rest}", ("transformer.enc_output.{rest}",)),
+    ("queries{s}.memory_norm.{rest}", ("transformer.enc_output_norm.{rest}",)),
+    ("queries{s}.content", ("transformer.tgt_embed.weight",)),
+    ("queries.labels", ("label_enc.weight",)),
+)
+
+
+def _dino(source: str) -> tuple[Row, ...]:
+    """DINO's rows; ``source`` is where the proposals lie behind denoising queries."""
+    rows = ((ours.replace("{s}", source), theirs) for ours, theirs in _DINO_PROPOSALS)
+    return (*_DINO_HEADS, *rows)
+
+
 def layout(config: ModelConfig) -> Layout:
     """How the original repositories name the tensors of this architecture.
 
     Raises:
         UserError: they have no such detector.
     """
+    assert isinstance(config, TransformerConfig)
+    if isinstance(config, DabDeformableDetr):
+        source = ".source" if isinstance(config, DnDeformableDetr) else ""
+        return Layout("official DINO", _dino(source), config.decoder_layers)
     rows = rows_for(config, "the original repositories", DETR, PLAIN, REFINE, TWO_STAGE)
     name = "official DETR" if isinstance(config, Detr) else "official Deformable DETR"
-    assert isinstance(config, TransformerConfig)
     return Layout(name, rows, config.decoder_layers)
 
 

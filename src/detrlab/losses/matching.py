@@ -49,9 +49,20 @@ def l1_cost(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> T
     return torch.cdist(boxes, objects, p=1)
 
 
-def giou_cost(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:  # noqa: ARG001
-    """Minus the generalised IoU of the boxes."""
-    return -generalized_box_iou(cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(objects)[:, None])
+@dataclass(frozen=True)
+class GIoUCost:
+    """Minus the generalised IoU of the boxes.
+
+    Args:
+        eps: see ``boxes.generalized_box_iou``.
+    """
+
+    eps: float = 0.0
+
+    def __call__(self, logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:  # noqa: ARG002
+        """(B, Q, K), (B, Q, 4), (B, N), (B, N, 4) -> (B, Q, N)."""
+        all_boxes, all_objects = cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(objects)[:, None]
+        return -generalized_box_iou(all_boxes, all_objects, self.eps)
 
 
 def _columns(scores: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detrlab.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from detrlab.boxes import box_iou, cxcywh_to_xyxy
 from detrlab.structures import Predictions, Target
 
 UNMATCHED = -1
@@ -94,11 +94,6 @@ class MatchedPairs:
     def iou(self) -> Tensor:
         """(P,), the IoU of each pair's boxes."""
         return box_iou(cxcywh_to_xyxy(self.found), cxcywh_to_xyxy(self.boxes))
-
-    @cached_property
-    def giou(self) -> Tensor:
-        """(P,), the generalised IoU of each pair's boxes."""
-        return generalized_box_iou(cxcywh_to_xyxy(self.found), cxcywh_to_xyxy(self.boxes))
 
     @cached_property
     def all_labels(self) -> Tensor:

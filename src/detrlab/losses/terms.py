@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detrlab.boxes import cxcywh_to_xyxy, generalized_box_iou
 from detrlab.losses.pairs import UNMATCHED, MatchedPairs
 
 
@@ -72,9 +73,19 @@ def box_l1(pairs: MatchedPairs) -> Tensor:
     return (pairs.found - pairs.boxes).abs().sum() / pairs.counts.objects
 
 
-def box_giou(pairs: MatchedPairs) -> Tensor:
+@dataclass(frozen=True)
+class GIoU:
     """One minus the generalised IoU of the matched boxes, divided by the number of objects.
+
+    Args:
+        eps: see ``boxes.generalized_box_iou``.
 
     Source: arXiv 2005.12872, section 3.1, "bounding box loss".
     """
-    return (1 - pairs.giou).sum() / pairs.counts.objects
+
+    eps: float = 0.0
+
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
+        """The sum over pairs, divided by the number of objects."""
+        found, wanted = cxcywh_to_xyxy(pairs.found), cxcywh_to_xyxy(pairs.boxes)
+        return (1 - generalized_box_iou(found, wanted, self.eps)).sum() / pairs.counts.objects

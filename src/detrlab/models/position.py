@@ -10,21 +10,22 @@ from torch import Tensor, nn
 TEMPERATURE = 10000.0
 
 
-def sine_features(angles: Tensor, num_features: int) -> Tensor:
+def sine_features(angles: Tensor, num_features: int, temperature: float = TEMPERATURE) -> Tensor:
     """Interleaved sine and cosine of ``angles`` at geometrically falling frequencies.
 
     Args:
         angles: (...) in radians.
         num_features: F, even.
+        temperature: T, the longest period in units of 2 pi.
 
     Returns:
         (..., F): feature 2i is ``sin(angle / t)``, feature 2i + 1 is ``cos(angle / t)`` with
-        ``t = 10000 ** (2i / F)``.
+        ``t = T ** (2i / F)``.
 
     Source: arXiv 1706.03762, section 3.5.
     """
     steps = torch.arange(num_features // 2, dtype=angles.dtype, device=angles.device)
-    periods = TEMPERATURE ** (2 * steps / num_features)
+    periods = temperature ** (2 * steps / num_features)
     scaled = angles[..., None] / periods
     return torch.stack([scaled.sin(), scaled.cos()], dim=-1).flatten(-2)
 
@@ -36,14 +37,16 @@ class SinePosition(nn.Module):
         width: D of the embedding.
         offset: added to the 1-based cell count: 0 in DETR, -0.5 (the cell's center) in
             Deformable DETR. It is the only difference between the two.
+        temperature: of the sine features; 20 in DINO.
 
     Source: arXiv 2005.12872, appendix A.4; the originals' ``PositionEmbeddingSine``.
     """
 
-    def __init__(self, width: int, offset: float) -> None:
+    def __init__(self, width: int, offset: float, temperature: float = TEMPERATURE) -> None:
         super().__init__()
         self.width = width
         self.offset = offset
+        self.temperature = temperature
 
     def forward(self, paddings: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Embed each level's cells.
@@ -66,7 +69,7 @@ class SinePosition(nn.Module):
             counts = valid.cumsum(axis)
             last = counts.narrow(axis, counts.shape[axis] - 1, 1)
             angles = (counts + self.offset) / (last + 1e-6) * (2 * math.pi)
-            axes.append(sine_features(angles, self.width // 2))
+            axes.append(sine_features(angles, self.width // 2, self.temperature))
         return torch.cat(axes, dim=-1).to(dtype)  # (B, H, W, D)
 
 

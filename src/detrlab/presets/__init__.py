@@ -23,6 +23,14 @@ from detrlab.presets.deformable import (
     DeformableDetrTwoStage,
 )
 from detrlab.presets.detr import Detr, DetrDC5, DetrSigmoid
+from detrlab.presets.dino import (
+    CdnDeformableDetr,
+    DabDeformableDetr,
+    Dino,
+    Dino5Scale,
+    DnDeformableDetr,
+    MixedDeformableDetr,
+)
 
 PRESETS: dict[str, type[ModelConfig]] = {
     "detr": Detr,
@@ -33,6 +41,12 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "deformable-detr-single-scale": DeformableDetrSingleScale,
     "deformable-detr-single-scale-dc5": DeformableDetrSingleScaleDC5,
     "detr-sigmoid": DetrSigmoid,
+    "dab-deformable-detr": DabDeformableDetr,
+    "dn-deformable-detr": DnDeformableDetr,
+    "cdn-deformable-detr": CdnDeformableDetr,
+    "mixed-deformable-detr": MixedDeformableDetr,
+    "dino-4scale": Dino,
+    "dino-5scale": Dino5Scale,
 }
 
 OWN_PRESETS = "DETRLAB_PRESETS"
@@ -51,12 +65,18 @@ LADDER = (
     "deformable-detr",
     "deformable-detr-refine",
     "deformable-detr-two-stage",
+    "dab-deformable-detr",
+    "dn-deformable-detr",
+    "cdn-deformable-detr",
+    "mixed-deformable-detr",
+    "dino-4scale",
 )
-"""From DETR to two-stage Deformable DETR, one change at a time."""
+"""From DETR to DINO, one change at a time."""
 
 BESIDE_THE_LADDER = {
     "detr-dc5": "detr",
     "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
+    "dino-5scale": "dino-4scale",
 }
 """Variants of a rung that no other rung builds on, and the rung they are compared with."""
 

@@ -19,6 +19,7 @@ from detrlab.models.decoder import Decoder
 from detrlab.models.encoders.transformer import TransformerEncoder, cell_centers, pyramid_neck
 from detrlab.models.heads import PredictionHead
 from detrlab.models.network import Network
+from detrlab.models.position import SinePosition
 from detrlab.models.queries.learned import LearnedPoints
 from detrlab.models.queries.proposals import ProposalQueries
 from detrlab.presets.parts import TransformerConfig, focal_criterion, timm_backbone
@@ -27,9 +28,6 @@ from detrlab.scoring import Scoring, SigmoidScoring
 if TYPE_CHECKING:
     from detrlab.losses.criterion import Criterion
     from detrlab.models.box_policies import BoxPolicy
-
-BACKBONE_MAPS = 3
-"""Most feature maps read from the backbone (C3 to C5); further levels are strided projections."""
 
 INITIAL_SIZE_LOGIT = -2.0
 """Boxes around a point start 0.119 wide and high (the paper's text says 0.1)."""
@@ -45,6 +43,8 @@ class DeformableDetr(TransformerConfig):
     points: int = Field(4, ge=1)
     """Sampling points per head and level."""
     position_offset: ClassVar[float] = -0.5
+    backbone_maps: ClassVar[int] = 3
+    """Most feature maps read from the backbone (C3 to C5); further levels are strided projections."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
@@ -62,7 +62,7 @@ class DeformableDetr(TransformerConfig):
 
     def build_backbone(self, *, pretrained: bool) -> Backbone:
         """A timm backbone that gives C3 to C5, or C5 only for a single level."""
-        stages = min(self.levels, BACKBONE_MAPS)
+        stages = min(self.levels, self.backbone_maps)
         return timm_backbone(self, stages=stages, pretrained=pretrained)
 
     def build(self, backbone: nn.Module) -> Network:
@@ -77,8 +77,12 @@ class DeformableDetr(TransformerConfig):
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
         assert isinstance(backbone, Backbone)
-        neck = pyramid_neck(backbone.channels, self.width, self.levels, self.position_offset)
+        neck = pyramid_neck(backbone.channels, self.levels, self.sine_position())
         return TransformerEncoder(neck, self.encoder_stack(self.attention()), cell_centers)
+
+    def sine_position(self) -> SinePosition:
+        """Position of the memory's cells."""
+        return SinePosition(self.width, self.position_offset)
 
     def build_queries(self) -> nn.Module:
         """Memory, targets -> queries, further supervised sets."""

@@ -10,9 +10,9 @@ from torch import nn
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.errors import UserError
 from detrlab.losses.criterion import Criterion
-from detrlab.losses.matching import FocalCost, HungarianMatcher, giou_cost, l1_cost, softmax_cost
+from detrlab.losses.matching import FocalCost, GIoUCost, HungarianMatcher, l1_cost, softmax_cost
 from detrlab.losses.pairs import Weighted
-from detrlab.losses.terms import CrossEntropy, Focal, box_giou, box_l1
+from detrlab.losses.terms import CrossEntropy, Focal, GIoU, box_l1
 from detrlab.models.attention import SelfAttention
 from detrlab.models.backbones.timm import Backbone, build_backbone
 from detrlab.models.heads import PredictionHead
@@ -99,7 +99,7 @@ def softmax_criterion(train: TrainConfig) -> Criterion:
 
     Source: arXiv 2005.12872, section 3.1 and appendix A.4.
     """
-    return _set_criterion(train, SoftmaxScoring(), 1.0, CrossEntropy(), softmax_cost)
+    return set_criterion(train, SoftmaxScoring(), CrossEntropy(), softmax_cost, class_weight=1.0)
 
 
 def focal_criterion(train: TrainConfig) -> Criterion:
@@ -107,32 +107,49 @@ def focal_criterion(train: TrainConfig) -> Criterion:
 
     Source: arXiv 2010.04159, appendix A.4.
     """
-    return _set_criterion(train, SigmoidScoring(), 2.0, Focal(), FocalCost())
+    return set_criterion(train, SigmoidScoring(), Focal(), FocalCost(), class_weight=2.0)
 
 
-def _set_criterion(
+def set_criterion(
     train: TrainConfig,
     scoring: Scoring,
-    class_weight: float,
     class_loss: Callable[..., Tensor],
     class_cost: Callable[..., Tensor],
+    *,
+    class_weight: float,
+    class_cost_weight: float | None = None,
+    giou_eps: float = 0.0,
 ) -> Criterion:
+    """A class loss, L1 and GIoU, and a matching by the same three.
+
+    Args:
+        train: the weights that the user chose; a cost's weight is by default its loss's.
+        scoring: how logits are read.
+        class_loss: a loss term.
+        class_cost: a matching cost.
+        class_weight: of the class loss, where the user chose none.
+        class_cost_weight: of the class cost, likewise; None follows the loss.
+        giou_eps: see ``boxes.generalized_box_iou``.
+    """
     weight = class_weight if train.class_weight is None else train.class_weight
 
-    def cost(own: float | None, loss: float) -> float:
-        return loss if own is None else own
+    def cost(*choices: float | None) -> float:
+        return next(choice for choice in choices if choice is not None)
 
+    class_cost_weight = cost(train.class_cost, class_cost_weight, weight)
+    box_cost = cost(train.box_cost, train.box_weight)
+    giou_cost = cost(train.giou_cost, train.giou_weight)
     return Criterion(
         terms=(
             Weighted("class", weight, class_loss),
             Weighted("box", train.box_weight, box_l1),
-            Weighted("giou", train.giou_weight, box_giou),
+            Weighted("giou", train.giou_weight, GIoU(giou_eps)),
         ),
         matcher=HungarianMatcher(
             (
-                Weighted("box", cost(train.box_cost, train.box_weight), l1_cost),
-                Weighted("class", cost(train.class_cost, weight), class_cost),
-                Weighted("giou", cost(train.giou_cost, train.giou_weight), giou_cost),
+                Weighted("box", box_cost, l1_cost),
+                Weighted("class", class_cost_weight, class_cost),
+                Weighted("giou", giou_cost, GIoUCost(giou_eps)),
             )
         ),
         scoring=scoring,

@@ -120,20 +120,21 @@ def projection_neck(channels: Sequence[int], width: int, position_offset: float)
     return Neck([nn.Sequential(convolution)], SinePosition(width, position_offset))
 
 
-def pyramid_neck(channels: Sequence[int], width: int, levels: int, position_offset: float) -> Neck:
+def pyramid_neck(channels: Sequence[int], levels: int, sine: SinePosition) -> Neck:
     """Deformable DETR's neck: 1x1 on the backbone's maps, then strided 3x3, with GroupNorm.
 
     Convolutions start from Xavier's distribution with bias 0.
 
     Source: arXiv 2010.04159, appendix A.2; ``DeformableDETR.__init__`` of the original code.
     """
+    width = sine.width
     convolutions = [nn.Conv2d(each, width, kernel_size=1) for each in channels]
     source = channels[-1]  # the first extra level reads the raw C5
     for _ in range(levels - len(channels)):
         convolutions.append(nn.Conv2d(source, width, kernel_size=3, stride=2, padding=1))
         source = width
     projections = [nn.Sequential(each, nn.GroupNorm(32, width)) for each in convolutions]
-    position = LevelPosition(SinePosition(width, position_offset), levels)
+    position = LevelPosition(sine, levels)
     for convolution in convolutions:
         assert convolution.bias is not None
         nn.init.xavier_uniform_(convolution.weight)

@@ -62,11 +62,11 @@ class ProposalQueries(nn.Module):
         logits = self.head.classes(tokens)
         best = self._best(logits)
         if targets is None:
-            return self._queries(self.head.boxes(_rows(tokens, best)) + _rows(anchors, best)), ()
+            return self._queries(self.head.boxes(rows(tokens, best)) + rows(anchors, best)), ()
         unactivated = self.head.boxes(tokens) + anchors  # inf where no proposal: a box of ones
         proposals = Predictions(logits, unactivated.sigmoid())
         first_stage = SupervisedSet(PROPOSALS, proposals, class_agnostic=True)
-        return self._queries(_rows(unactivated, best)), (first_stage,)
+        return self._queries(rows(unactivated, best)), (first_stage,)
 
     def _best(self, logits: Tensor) -> Tensor:
         """(B, S, K') -> (B, min(Q, S)), the cells most likely to show an object."""
@@ -82,7 +82,7 @@ class ProposalQueries(nn.Module):
         return Queries(content, position, References(centers, sizes))
 
 
-def _rows(values: Tensor, indices: Tensor) -> Tensor:
+def rows(values: Tensor, indices: Tensor) -> Tensor:
     """(B, S, N) values, (B, Q) indices -> (B, Q, N)."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 

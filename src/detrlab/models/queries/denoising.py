@@ -1,0 +1,184 @@
+"""Denoising queries: noisy objects that the decoder learns to restore.
+
+Source: arXiv 2203.01305 (DN-DETR), section 4; arXiv 2203.03605 (DINO), section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.structures import (
+    Denoising,
+    Memory,
+    Pairs,
+    Queries,
+    References,
+    SupervisedSet,
+    Target,
+)
+
+EPS = 1e-3
+"""Of the inverse sigmoid, as in DINO's code (1e-5 elsewhere)."""
+
+
+class Noise(NamedTuple):
+    """What is drawn for R repeats of the N objects of a batch.
+
+    Attributes:
+        chosen: (R, N) uniform in [0, 1): the label is replaced where it is below half the ratio.
+        labels: (R, N) int64, the labels that replace others.
+        signs: (R, N, 4), each -1 or 1.
+        parts: (R, N, 4) uniform in [0, 1).
+    """
+
+    chosen: Tensor
+    labels: Tensor
+    signs: Tensor
+    parts: Tensor
+
+
+class DenoisingQueries(nn.Module):
+    """Adds denoising queries in front of the queries of another source, in training only.
+
+    Each group holds every object once with little noise, to be restored, and (contrastive) once
+    with more noise, to be rejected. Groups do not see one another, and the other queries do not
+    see them. The number of groups follows the image with the most objects.
+
+    All noise comes from torch's generator, which training seeds by (seed, step).
+
+    Args:
+        source: memory, targets -> queries, supervised sets.
+        num_classes: K.
+        width: D.
+        number: about how many denoising queries (of one kind) an image gets.
+        label_noise: twice the share of labels that are replaced.
+        box_noise: how far the corners of a box move, in halves of its size.
+        contrastive: with queries to be rejected (DINO) or without (DN).
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        num_classes: int,
+        width: int,
+        *,
+        number: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 0.4,
+        contrastive: bool = True,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.num_classes = num_classes
+        self.number = number
+        self.label_noise = label_noise
+        self.box_noise = box_noise
+        self.kinds = 2 if contrastive else 1
+        # One row more than classes, as in the original, which never reads it.
+        self.labels = nn.Parameter(torch.empty(num_classes + 1, width))
+        nn.init.normal_(self.labels)
+
+    def forward(
+        self, memory: Memory, targets: Sequence[Target] | None = None
+    ) -> tuple[Queries, tuple[SupervisedSet, ...]]:
+        """Queries of the source, with denoising queries first where there are objects."""
+        queries, sets = self.source(memory, targets)
+        if targets is None:
+            return queries, sets
+        most = max(len(each.labels) for each in targets)
+        if most == 0:
+            # Several processes must agree on which parameters have a gradient.
+            return queries._replace(content=queries.content + 0.0 * self.labels[0, 0]), sets
+        noise = self.draw(targets, self.num_groups(most))
+        return self.insert(queries, targets, noise), sets
+
+    def num_groups(self, most: int) -> int:
+        """How many groups there are when the largest image holds ``most`` objects.
+
+        Below 50, twice ``number`` is the number of groups, whatever ``most`` is: DINO's code
+        does so.
+        """
+        twice = 2 * self.number
+        return max(1, twice // (2 * most) if twice >= 100 else twice)
+
+    def draw(self, targets: Sequence[Target], groups: int) -> Noise:
+        """Draw the noise of all groups."""
+        boxes = torch.cat([each.boxes for each in targets])
+        shape = (groups * self.kinds, len(boxes))
+        device = boxes.device
+        return Noise(
+            chosen=torch.rand(shape, device=device),
+            labels=torch.randint(self.num_classes, shape, device=device),
+            signs=torch.randint(2, (*shape, 4), device=device) * 2.0 - 1.0,
+            parts=torch.rand((*shape, 4), device=device),
+        )
+
+    def insert(self, queries: Queries, targets: Sequence[Target], noise: Noise) -> Queries:
+        """Put denoising queries made with ``noise`` in front of ``queries``."""
+        assert queries.references is not None
+        assert queries.references.sizes is not None
+        repeats = noise.chosen.shape[0]
+        sizes = [len(each.labels) for each in targets]
+        most = max(sizes)
+        labels, boxes = self._disturb(targets, noise)
+        device = labels.device
+        # Where each object of the batch belongs: its image, and its place there.
+        image = torch.repeat_interleave(
+            torch.arange(len(sizes), device=device),
+            torch.tensor(sizes, device=device),
+            output_size=sum(sizes),
+        )
+        place = torch.cat([torch.arange(size, device=device) for size in sizes])
+        place = place + most * torch.arange(repeats, device=device)[:, None]  # (R, N)
+        count = repeats * most
+        # An empty place keeps content 0 and a centered box of half the image.
+        content = queries.content.new_zeros(len(sizes), count, queries.content.shape[2])
+        content[image.expand_as(place), place] = self.labels[labels].to(content.dtype)
+        logits = boxes.new_zeros(len(sizes), count, 4)
+        logits[image.expand_as(place), place] = inverse_sigmoid(boxes, EPS)
+        centers, extents = logits.sigmoid().split(2, dim=-1)
+        real = queries.references
+        return Queries(
+            content=torch.cat([content, queries.content], dim=1),
+            position=torch.cat([torch.zeros_like(content), queries.position], dim=1),
+            references=References(
+                torch.cat([centers, real.centers], dim=1), torch.cat([extents, real.sizes], dim=1)
+            ),
+            blocked=self._blocked(count, most * self.kinds, queries.content.shape[1], device),
+            denoising=Denoising(
+                count, self._pairs(image, place, count), groups=repeats // self.kinds
+            ),
+        )
+
+    def _disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
+        """Labels (R, N) and boxes (R, N, 4) with noise."""
+        labels = torch.cat([each.labels for each in targets])
+        boxes = torch.cat([each.boxes for each in targets])
+        labels = torch.where(noise.chosen < self.label_noise * 0.5, noise.labels, labels)
+        parts = noise.parts.to(boxes.dtype)
+        # The second of each pair of repeats is to be rejected: it moves by one to two.
+        further = torch.arange(len(parts), device=boxes.device) % self.kinds
+        parts = (parts + further[:, None, None]) * noise.signs.to(boxes.dtype)
+        reach = (boxes[:, 2:] / 2).repeat(1, 2) * self.box_noise
+        corners = (cxcywh_to_xyxy(boxes) + parts * reach).clamp(0, 1)
+        return labels, xyxy_to_cxcywh(corners)
+
+    def _pairs(self, image: Tensor, place: Tensor, count: int) -> Pairs:
+        """Queries to be restored and their objects, image by image as the loss reads them."""
+        queries = image * count + place[:: self.kinds]  # (groups, N)
+        objects = torch.arange(len(image), device=image.device).expand_as(queries)
+        return Pairs(queries.flatten(), objects.flatten())
+
+    @staticmethod
+    def _blocked(count: int, group: int, real: int, device: torch.device) -> Tensor:
+        """(P + Q, P + Q) bool, True where the row must not attend to the column."""
+        groups = torch.arange(count, device=device) // group
+        blocked = torch.zeros(count + real, count + real, dtype=torch.bool, device=device)
+        blocked[:count, :count] = groups[:, None] != groups
+        blocked[count:, :count] = True
+        return blocked
