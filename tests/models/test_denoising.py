@@ -1,0 +1,160 @@
+"""Denoising queries: what is inserted, what attends to what, and that detections stay equal."""
+
+import pytest
+import torch
+from torch import nn
+
+from detrlab.config import TrainConfig
+from detrlab.models.queries.denoising import DenoisingQueries, Noise
+from detrlab.presets import build_network
+from detrlab.structures import ImageBatch, Queries, References, Target
+from tiny_detectors import tiny_config
+
+pytestmark = pytest.mark.usefixtures("plain_ops")
+CLASSES, WIDTH, REAL = 5, 8, 3
+
+
+class Source(nn.Module):
+    """Three queries that are always the same."""
+
+    def forward(self, memory, targets=None):  # noqa: ARG002
+        content = torch.ones(2, REAL, WIDTH)
+        half = torch.full((2, REAL, 2), 0.5)
+        return Queries(content, torch.zeros_like(content), References(half, half)), ()
+
+
+def targets_of(*sizes):
+    draw = torch.Generator().manual_seed(0)
+    return [
+        Target(
+            torch.randint(CLASSES, (size,), generator=draw),
+            torch.rand(size, 4, generator=draw) * 0.3 + 0.3,
+        )
+        for size in sizes
+    ]
+
+
+def quiet(repeats, objects):
+    """No noise at all."""
+    return Noise(
+        torch.ones(repeats, objects),
+        torch.zeros(repeats, objects, dtype=torch.long),
+        torch.ones(repeats, objects, 4),
+        torch.zeros(repeats, objects, 4),
+    )
+
+
+def module(**options):
+    return DenoisingQueries(Source(), CLASSES, WIDTH, **options)
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "groups"), [(100, 4, 25), (100, 300, 1), (50, 1, 50), (6, 4, 12), (1, 9, 2)]
+)
+def test_the_number_of_groups_follows_the_largest_image(number, most, groups):
+    assert module(number=number).num_groups(most) == groups
+
+
+@pytest.mark.parametrize("contrastive", [False, True])
+def test_without_noise_the_objects_themselves_are_inserted(contrastive):
+    source = module(contrastive=contrastive)
+    kinds, targets = 1 + contrastive, targets_of(2, 1)
+    queries = source.insert(source(None)[0], targets, quiet(3 * kinds, 3))
+    count = 3 * kinds * 2
+    assert queries.content.shape == (2, count + REAL, WIDTH)
+    denoising = queries.denoising
+    assert (denoising.count, denoising.groups) == (count, 3)
+    assert len(denoising.pairs.queries) == 3 * 3
+    labels = torch.cat([each.labels for each in targets])[denoising.pairs.objects]
+    boxes = torch.cat([each.boxes for each in targets])[denoising.pairs.objects]
+    content = queries.content[:, :count].flatten(0, 1)[denoising.pairs.queries]
+    torch.testing.assert_close(content, source.labels[labels])
+    references = torch.cat([*queries.references], -1)[:, :count].flatten(0, 1)
+    torch.testing.assert_close(references[denoising.pairs.queries], boxes)
+    if contrastive:  # the second of each pair moved by half the box times the noise
+        rejected = references[denoising.pairs.queries + 2]
+        reach = boxes[:, 2:] / 2 * source.box_noise
+        torch.testing.assert_close(rejected[:, :2], boxes[:, :2] + reach)
+    empty = queries.content[1, 1]  # the second image has one object, its second place is empty
+    assert not empty.any()
+    torch.testing.assert_close(references.view(2, count, 4)[1, 1], torch.full((4,), 0.5))
+
+
+def test_noise_moves_corners_and_replaces_labels():
+    source, (target,) = module(label_noise=0.5, box_noise=0.4), targets_of(1)
+    noise = Noise(
+        torch.tensor([[0.1], [0.3]]),
+        torch.tensor([[4], [4]]),
+        torch.tensor([[[1.0, 1, -1, 1]], [[1, 1, 1, 1]]]),
+        torch.full((2, 1, 4), 0.5),
+    )
+    labels, boxes = source._disturb([target], noise)
+    assert labels.tolist() == [[4], target.labels.tolist()]  # 0.1 < 0.25 <= 0.3
+    x, y, w, h = target.boxes[0].tolist()
+    low_x, low_y = x - w / 2 + 0.1 * w, y - h / 2 + 0.1 * h
+    high_x, high_y = x + w / 2 - 0.1 * w, y + h / 2 + 0.1 * h
+    expected = [(low_x + high_x) / 2, (low_y + high_y) / 2, high_x - low_x, high_y - low_y]
+    assert boxes[0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_groups_do_not_see_one_another_and_are_not_seen():
+    source = module()
+    queries = source.insert(source(None)[0], targets_of(2, 1), quiet(4, 3))  # two groups of four
+    blocked = queries.blocked
+    for row in range(8 + REAL):
+        for column in range(8 + REAL):
+            expected = column < 8 if row >= 8 else column < 8 and row // 4 != column // 4
+            assert blocked[row, column] == expected, (row, column)
+
+
+def test_nothing_is_inserted_without_targets_or_objects():
+    source = module()
+    assert source(None)[0].denoising is None
+    queries, _ = source(None, targets_of(0, 0))
+    assert queries.denoising is None
+    queries.content.sum().backward()
+    assert source.labels.grad is not None  # several processes need a gradient everywhere
+    assert not source.labels.grad.any()
+
+
+@pytest.mark.parametrize("preset", ["dn-deformable-detr", "cdn-deformable-detr", "dino-4scale"])
+def test_detections_do_not_depend_on_denoising(preset):
+    network = build_network(tiny_config(preset, CLASSES, width=64))
+    draw = torch.Generator().manual_seed(1)
+    images = ImageBatch(
+        torch.randn(2, 3, 64, 96, generator=draw), torch.zeros(2, 64, 96, dtype=torch.bool)
+    )
+    targets = targets_of(3, 1)
+    with torch.no_grad():
+        plain = network(images)
+        torch.manual_seed(5)
+        first = network(images, targets)
+        torch.manual_seed(5)
+        again = network(images, targets)
+        other = network(images, targets)
+    for ours, expected in zip(first.layers, plain.layers, strict=True):
+        torch.testing.assert_close(ours.boxes, expected.boxes, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    sets = {each.name: each.predictions.boxes for each in first.sets}
+    same = {each.name: each.predictions.boxes for each in again.sets}
+    assert all(torch.equal(sets[name], same[name]) for name in sets)
+    differing = next(each for each in other.sets if each.name == "denoising_final")
+    assert not torch.equal(sets["denoising_final"], differing.predictions.boxes)
+
+
+def test_a_micro_batch_has_groups_of_its_own():
+    """Losses are divided by them, so that each object counts the same."""
+    config = tiny_config("dino-4scale", CLASSES, width=64, denoising=50)
+    network, criterion = build_network(config), config.criterion(TrainConfig())
+    images = ImageBatch(torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool))
+    targets = targets_of(1, 3)
+    counts = {}
+    for name, piece in {"whole": slice(0, 2), "first": slice(0, 1)}.items():
+        output = network(ImageBatch(*(part[piece] for part in images)), targets[piece])
+        found = next(each for each in output.sets if each.name == "denoising_final")
+        assert len(found.pairs.queries) == found.repeats * sum(
+            len(each.labels) for each in targets[piece]
+        )
+        counts[name] = found.repeats
+        assert criterion(output, targets[piece]).total.isfinite()
+    assert counts == {"whole": 16, "first": 50}
