@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detrlab.checkpoints.recognise import RESNETS, variant_of
+from detrlab.checkpoints.recognise import RESNETS, is_original, variant_of
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import ORIGINALS, model_config
+from detrlab.presets import model_config
 from detrlab.presets.deformable import (
     DeformableDetr,
     DeformableDetrRefine,
@@ -104,7 +104,7 @@ def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, An
             f"transformers' DETR models do not compute what detrlab's do with backbone "
             f"{config.backbone!r}, only with ResNets: such a detector cannot be exported there"
         )
-    if config.preset not in ORIGINALS:
+    if not is_original(config):
         raise UserError(
             "transformers has DETR and Deformable DETR as they were published; this "
             f"architecture ({config.preset}) differs from them"

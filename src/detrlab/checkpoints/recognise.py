@@ -12,7 +12,7 @@ from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import model_config
+from detrlab.presets import ORIGINALS, model_config
 
 RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((2, 2, 2, 2), "basic"): "resnet18",
@@ -27,9 +27,16 @@ RESNETS: dict[tuple[tuple[int, ...], str], str] = {
 _UNSEEN: dict[str, Any] = {
     "num_heads": 8,
     "dilation": False,
-    "num_queries": 300,  # of a two-stage model
+    "num_queries": 300,  # of proposals
     "backbone": None,
-    "dropout": 0.1,
+    "dropout": None,  # the preset's
+}
+
+# A tensor with one row for each query.
+_LEARNED_QUERIES = {
+    "deformable-detr": "queries.embedding",
+    "deformable-detr-refine": "queries.embedding",
+    "dino-4scale": "queries.source.content",
 }
 
 # Names that give another tool's model away.
@@ -48,7 +55,14 @@ def variant_of(preset: str, *, dilation: bool, levels: int = 4) -> str:
         return "detr-dc5" if dilation else "detr"
     if preset == "deformable-detr" and levels == 1:
         return "deformable-detr-single-scale" + ("-dc5" if dilation else "")
+    if preset == "dino-4scale" and levels == 5:
+        return "dino-5scale"
     return preset
+
+
+def is_original(config: ModelConfig) -> bool:
+    """Whether transformers has such a detector, at some size."""
+    return config.preset in ORIGINALS
 
 
 class Recognised(NamedTuple):
@@ -102,9 +116,14 @@ def recognise(
         sizes["levels"] = seen.rows("encoder.neck.position.level_embedding")
         samples = seen.rows("decoder.layers.0.cross_attention.attention_weights.weight")
         sizes["points"] = max(1, samples // (hints["num_heads"] * sizes["levels"]))
-        if preset != "deformable-detr-two-stage":
-            sizes["num_queries"] = seen.rows("queries.embedding")
-    unseen = {name: value for name, value in hints.items() if name in _UNSEEN.keys() - sizes.keys()}
+        learned = _LEARNED_QUERIES.get(preset)
+        if learned is not None:
+            sizes["num_queries"] = seen.rows(learned)
+    unseen = {
+        name: value
+        for name, value in hints.items()
+        if name in _UNSEEN.keys() - sizes.keys() and value is not None
+    }
     variant = variant_of(preset, dilation=unseen["dilation"], levels=sizes.get("levels", 1))
     config = model_config(variant, **{**unseen, **sizes})
     # Dropout does not change what a detector computes once it is trained.
@@ -150,6 +169,10 @@ def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
         )
     if f"{root}.level_embed" not in tensors:
         return "detr", root
+    if f"{root}.decoder.ref_point_head.layers.0.weight" in tensors:
+        # Look forward twice changes the training only: without it the names are the same.
+        mixed = f"{root}.tgt_embed.weight" in tensors
+        return ("dino-4scale" if mixed else "cdn-deformable-detr"), root
     if f"{root}.enc_output.weight" in tensors:
         return "deformable-detr-two-stage", root
     if any(name.startswith(f"{root}.decoder.bbox_embed.") for name in tensors):
