@@ -97,7 +97,7 @@ class ModelConfig(Record):
     num_queries: int = Field(100, ge=1)
 
     backbone: str = "resnet50"
-    """Any timm model that gives feature maps."""
+    """Any timm model with feature maps."""
     dilation: bool = False
     """Dilate the last stage instead of striding it (DC5)."""
     backbone_norms: Literal["frozen", "trained"] = "frozen"
@@ -130,7 +130,7 @@ class ModelConfig(Record):
 
 
 class DataConfig(Record):
-    """Which images, at what size, changed how."""
+    """The data set, the image size and the augmentation."""
 
     data: str = "shapes"
     """A folder, a file or the name of a built-in set."""
@@ -164,7 +164,7 @@ class DataConfig(Record):
 
 
 class LearningRateGroup(Record):
-    """Parameters whose name matches ``pattern`` (a regular expression, searched) learn slower."""
+    """Parameters whose name matches ``pattern`` (a regular expression, searched) have their own rate."""
 
     name: str
     pattern: str
@@ -181,7 +181,7 @@ _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def _written_out(precision: Any) -> Any:
-    """The name in full of what many tools abbreviate."""
+    """The full name of an abbreviated precision."""
     return _SHORT.get(precision, precision) if isinstance(precision, str) else precision
 
 
@@ -190,12 +190,12 @@ class TrainConfig(Record):
 
     epochs: int = Field(50, ge=1)
     batch: int = Field(16, ge=1)
-    """Images an optimiser step sees, over all processes and micro-batches."""
+    """Batch size of an optimiser step, over all processes and micro-batches."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Images a forward pass sees at once; None: the whole batch; ``auto``: what memory holds."""
+    """Images of one forward pass; None: the whole batch; ``auto``: as many as memory holds."""
     learning_rate: float = Field(1e-4, gt=0)
     groups: tuple[LearningRateGroup, ...] = (BACKBONE_GROUP, SAMPLING_GROUP)
-    """The first group that matches a parameter takes it; the rest learns at full rate."""
+    """The first group that matches a parameter sets its rate; the others use the full rate."""
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(0.1, ge=0)
     """Bound of the total gradient norm; 0 switches clipping off."""
@@ -203,13 +203,13 @@ class TrainConfig(Record):
     drop_epoch: int | None = Field(None, ge=1)
     """``step``: the rate is divided by 10 after each so many epochs; None never drops."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps over which the rate rises to its full height."""
+    """Steps of linear warm-up."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Also keep a moving average of the weights, evaluate it and save it; None does not."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and saved."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many epochs without a better AP; None trains all epochs."""
+    """Stop after this many epochs without a better AP; None trains all epochs."""
     gradient_checkpointing: bool = False
-    """Compute the layers' insides again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     auxiliary_losses: bool = True
     class_weight: float | None = Field(None, gt=0)
     """Weight of the class loss; None takes the preset's own (softmax 1, sigmoid 2)."""
@@ -224,12 +224,12 @@ class TrainConfig(Record):
     ] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"
-    """Where the first weights come from: ``imagenet`` (backbone), ``none``, ``coco``, or a file."""
+    """Initial weights: ``imagenet`` (backbone), ``none``, ``coco``, or a file."""
     class_rows: Literal["auto", "keep", "seed", "new"] = "auto"
-    """Rows of the checkpoint's class heads: kept if the classes are the same; kept by index; those
-    of classes known by name; none."""
+    """Rows taken from the checkpoint's class heads: all if the classes are the same; all, by
+    index; those of classes with the same name; none."""
     reinitialise: tuple[str, ...] = ()
-    """Patterns (regular expressions, searched) of the checkpoint's tensors that start anew."""
+    """Patterns (regular expressions, searched) of tensors to re-initialise."""
     freeze: tuple[str, ...] = ()
     """Patterns (regular expressions, searched) of parameters that do not train."""
 
@@ -242,7 +242,7 @@ class TrainConfig(Record):
 
 
 class Recipe(Record):
-    """Everything a run needs besides the detector's name: one readable record."""
+    """Everything a run needs besides the detector's name."""
 
     name: str
     description: str = ""

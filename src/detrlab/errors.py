@@ -1,4 +1,4 @@
-"""Mistakes a user can make, told in one message, and the closest match to a mistyped word."""
+"""User errors, reported in one message, and the closest match to a mistyped word."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake at the border: the message holds the offending value and the fix.
+    """An error the user can correct: the message holds the offending value and the fix.
 
-    The command line prints it as one line and exits with 2, without a traceback.
+    The command line prints the message and exits with code 2, without a traceback.
     """
 
 

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, and their checksums.
+"""Atomic file writes, and checksums.
 
-A crash, a kill or a full disk in the middle of a write leaves the file that was there before.
+A crash, a kill or a full disk during a write leaves the previous file unchanged.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _REMEDIES = {
 
 
 def explain(error: OSError, path: str | Path) -> UserError:
-    """One message for a failed write, with the remedy; whatever was there before still is."""
+    """One message for a failed write, with the remedy; the previous file is unchanged."""
     remedy = _REMEDIES.get(error.errno or 0, str(error))
     return UserError(f"{path} could not be written: {remedy}")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, which takes the place of ``path`` when the block succeeds.
+    """A temporary path to write to, which replaces ``path`` when the block succeeds.
 
-    The contents reach the disk before the name changes, and the name before this returns. When
-    the block fails, the temporary file is removed and ``path`` is as it was.
+    The contents are synced to disk before the rename, and the rename before this returns. When
+    the block fails, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.

@@ -103,7 +103,7 @@ RECIPES: dict[str, Recipe] = {
                 "data.augmentation",
             ),
         ),
-        # Ours, and not run yet. docs/cppe5.md gives the source of every difference to cppe5.
+        # Not run yet. docs/cppe5.md gives the source of every difference to cppe5.
         Recipe(
             name="cppe5-improved",
             description="CPPE-5 from COCO weights, with more and smaller steps. Not run yet.",

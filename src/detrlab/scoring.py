@@ -19,7 +19,7 @@ class Scores(NamedTuple):
     Attributes:
         scores: (B, k).
         labels: (B, k) class indices.
-        queries: (B, k) index of the query each detection comes from.
+        queries: (B, k) index of the query of each detection.
     """
 
     scores: Tensor

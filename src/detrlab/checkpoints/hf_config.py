@@ -48,7 +48,7 @@ def from_transformers(
             have no name.
 
     Raises:
-        UserError: it is another model, or one with a part that detrlab does not have.
+        UserError: it is another model, or has a part that detrlab does not have.
     """
     kind = values.get("model_type")
     if kind not in _ARCHITECTURES:
@@ -106,8 +106,8 @@ def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, An
         )
     if not is_original(config):
         raise UserError(
-            "transformers has DETR and Deformable DETR as they were published; this "
-            f"architecture ({config.preset}) differs from them"
+            "transformers has DETR and Deformable DETR as published; this architecture "
+            f"({config.preset}) is not one of them"
         )
     assert isinstance(config, TransformerConfig)
     deformable = isinstance(config, DeformableDetr)

@@ -1,8 +1,8 @@
-"""Our own file: one ``.safetensors`` that describes itself, written whole or not at all.
+"""detrlab's checkpoint: one self-describing ``.safetensors`` file, written atomically.
 
-The tensors carry the names of ``Network.state_dict()``. The header's metadata holds one JSON
-text: architecture, classes, preprocessing, versions, where the weights come from. Nothing in
-the file is ever executed.
+Tensors have the names of ``Network.state_dict()``. The header's metadata holds one JSON text:
+architecture, classes, preprocessing, versions, where the weights come from. Nothing in the file
+is executed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from detrlab.models.network import Network
 
 FORMAT = 1
-"""Raised whenever an older detrlab could misread a newer file."""
+"""Increased when an older detrlab could misread a newer file."""
 
 _KEY = "detrlab"  # one metadata entry only: their order in the header is not fixed
 _PREPROCESSING = ("image_size", "max_size", "mean", "std")
@@ -37,7 +37,7 @@ MAX_HEADER = 100_000_000  # safetensors' own limit
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says.
+    """The contents of a checkpoint.
 
     Attributes:
         state: the tensors, by the names of ``Network.state_dict()``, on the CPU.
@@ -48,7 +48,7 @@ class Checkpoint:
         threshold: the suggested score threshold, if one was measured.
         provenance: where the weights come from, in plain values.
         versions: of the packages that wrote the file.
-        extra: whatever else the writer wanted to keep, in plain values.
+        extra: further plain values.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -84,7 +84,7 @@ def save(
     provenance: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         path: of the file; ``.safetensors`` is added where it is missing.
@@ -94,14 +94,14 @@ def save(
         category_ids: the data set's id of each class, by class index.
         preprocessing: only image size and normalisation are kept.
         threshold: the suggested score threshold.
-        provenance: where the weights come from, in values that JSON knows.
-        extra: anything else, in values that JSON knows.
+        provenance: where the weights come from, in JSON values.
+        extra: further JSON values.
 
     Returns:
         The path written.
 
     Raises:
-        UserError: the file cannot be written; what was there before still is.
+        UserError: the file cannot be written; a previous file is unchanged.
     """
     from safetensors.torch import save as serialize
 
@@ -123,8 +123,7 @@ def save(
     }
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    # Not save_file: a full disk would be an error of its own kind, and the file unreadable to
-    # other users.
+    # Not save_file: it reports a full disk as an error of its own and ignores the umask.
     files.write_bytes(path, serialize(tensors, metadata={_KEY: text}))
     return path
 
@@ -171,7 +170,7 @@ def _current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without reading its tensors.
+    """The description in a checkpoint's header, without reading its tensors.
 
     Raises:
         UserError: as ``load``.
@@ -180,8 +179,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     metadata = read_metadata(path)
     if _KEY not in metadata:
         raise UserError(
-            f"{path} was not written by detrlab: it holds tensors but does not say of which "
-            "model; bring it in with 'detrlab convert'"
+            f"{path} was not written by detrlab: it holds tensors without a description of the "
+            "model; import it with 'detrlab convert'"
         )
     try:
         described = json.loads(metadata[_KEY])
@@ -240,10 +239,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def require_safetensors(path: Path) -> None:
-    """Check the first bytes, so that the message can say what the file is instead.
+    """Check the first bytes, so that the error message can name the actual format.
 
     Raises:
-        UserError: there is no such file, or it begins like something else.
+        UserError: there is no such file, or it has another format.
     """
     try:
         with path.open("rb") as file:
@@ -258,12 +257,11 @@ def require_safetensors(path: Path) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not head:
-        raise UserError(f"{path} is empty: the file was not written to its end; get it again")
-    # The length of a header may happen to spell what other formats begin with: 19,280 is "PK".
+        raise UserError(f"{path} is empty: the file is incomplete; download or copy it again")
+    # A header length can equal another format's first bytes: 19,280 is "PK".
     if head[8:9] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise UserError(
-            f"{path} is a PyTorch file (pickle), not safetensors: bring it in with "
-            "'detrlab convert'"
+            f"{path} is a PyTorch file (pickle), not safetensors: import it with 'detrlab convert'"
         )
     length = int.from_bytes(head[:8], "little")
     if len(head) < 9 or head[8:9] != b"{" or length > MAX_HEADER:
@@ -297,20 +295,18 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     if differing:
         problems.append(f"has other shapes: {listed(differing, quote=False)}")
     if problems:
-        raise UserError(f"{where} does not fit its own architecture: it " + "; ".join(problems))
+        raise UserError(f"{where} does not fit its own description: it " + "; ".join(problems))
     network.load_state_dict(dict(state), strict=True)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
     if "incomplete" in str(error).lower() or "not fully covered" in str(error).lower():
         return _cut_short(path)
-    return UserError(f"{path} is damaged ({error}); get it again")
+    return UserError(f"{path} is damaged ({error}); download or copy it again")
 
 
 def _cut_short(path: Path) -> UserError:
-    return UserError(
-        f"{path} is cut short: the file was not written or downloaded to its end; get it again"
-    )
+    return UserError(f"{path} is truncated: the file is incomplete; download or copy it again")
 
 
 def _versions() -> dict[str, str]:

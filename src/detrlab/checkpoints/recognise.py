@@ -1,4 +1,4 @@
-"""What architecture a state dict belongs to, read off its names and shapes."""
+"""Recognise the architecture of a state dict from its names and shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESNETS: dict[tuple[tuple[int, ...], str], str] = {
 }
 """Blocks of each stage and their kind -> timm's name."""
 
-# What no name or shape tells, or not always, and what it nearly always is.
+# Settings that names and shapes do not show, or not always, and their usual values.
 _UNSEEN: dict[str, Any] = {
     "num_heads": 8,
     "dilation": False,
@@ -39,7 +39,7 @@ _LEARNED_QUERIES = {
     "dino-4scale": "queries.source.content",
 }
 
-# Names that give another tool's model away.
+# Names by which a model of another tool is recognised.
 _OTHERS = {
     "detr.transformer.": "a panoptic segmentation model of the official DETR repository",
     "bbox_head.": "a model of mmdetection",
@@ -91,8 +91,8 @@ def recognise(
     Args:
         tensors: the state dict, cleaned.
         where: names the file in errors.
-        told: fields of ``ModelConfig`` known from elsewhere, for what the shapes do not tell.
-        likely: guesses at the same; what is taken of them is ``assumed``.
+        told: settings known from elsewhere, for what the shapes do not show.
+        likely: guesses at the same; those that are used are ``assumed``.
 
     Raises:
         UserError: the names follow no layout that detrlab knows.
@@ -143,12 +143,12 @@ _ARGUMENTS = {
 
 
 def told_by_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the official training programs' own settings say about the architecture."""
+    """Our settings from the arguments of the official training programs."""
     return {ours: arguments[name] for name, ours in _ARGUMENTS.items() if name in arguments}
 
 
 def arguments_of(config: ModelConfig) -> dict[str, Any]:
-    """The settings that the official programs would have had, as far as no shape tells them."""
+    """The arguments of the official programs, as far as shapes do not show them."""
     return {name: getattr(config, ours) for name, ours in _ARGUMENTS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Renaming: one table of rules per layout says what other tools call our tensors.
+"""Renaming: one table per layout maps our tensor names to those of another tool.
 
 A layout is a table of pairs (our name, their names). Names hold placeholders, the same on both
 sides: ``{i}`` is a number, ``{rest}`` all that remains. On their side there may also stand
@@ -8,8 +8,8 @@ sides: ``{i}`` is a number, ``{rest}`` all that remains. On their side there may
 * ``{every}``: one name for every decoder layer, all of the same tensor,
 * ``[q|k|v]``: names of the parts that are stacked to make ours.
 
-Several names in one row are aliases of one tensor. Every tensor of ours is named by exactly one
-row, and every tensor of theirs is consumed, or reported as unknown.
+Several names in one row are aliases of one tensor. Exactly one row names each of our tensors,
+and every tensor of theirs is consumed, or reported as unknown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Parts = tuple[str, ...]
 """The names whose tensors, stacked, make one of ours; nearly always a single one."""
 
 BOOKKEEPING = ("num_batches_tracked", "total_params", "total_ops")
-"""Endings of entries that count something; they hold no weights and are dropped."""
+"""Suffixes of counters; they are no weights and are dropped."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Layout:
     """How another tool names the tensors of one architecture.
 
     Attributes:
-        name: as people call it.
+        name: for messages.
         rows: the table.
         decoder_layers: what ``{every}`` and ``{last}`` stand for.
         needs_all_aliases: whether a file must hold every alias of a tensor (PyTorch's own
             files do; safetensors keep only one of them).
-        fallbacks: where a tensor is read from when it has none of its own names in the file.
+        fallbacks: where a tensor is read from when the file has none of its names.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Layout:
         return found
 
     def fallback(self, ours: str) -> tuple[Parts, ...]:
-        """Where else to read one of our tensors; nearly always nowhere."""
+        """Where else to read one of our tensors; nearly always empty."""
         return self._look_up(ours, self.fallbacks)
 
     def _look_up(self, ours: str, rows: tuple[Row, ...]) -> tuple[Parts, ...]:
@@ -192,7 +192,7 @@ def export(
 
 
 def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:
-    """The first few names, and how many more there are."""
+    """The first names, and how many more there are."""
     names = list(names)
     shown = ", ".join(repr(name) if quote else name for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,7 +1,7 @@
-"""First weights: where a network starts from, and a report of what happened to every tensor.
+"""Initial weights from a checkpoint, and a report of what happened to every tensor.
 
-Nothing is left random silently. What is taken over, resized, re-initialised or left aside is
-said; what would start anew without anybody having asked for it is refused.
+The report lists what was kept, resized, re-initialised or unused. A tensor that would stay at its
+random values without the user having asked for it is an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from detrlab.models.network import Network
 
 ClassRows = Literal["auto", "keep", "seed", "new"]
-"""What becomes of the class heads' rows.
+"""How the rows of the class heads are initialised.
 
-* ``auto``: kept if the classes are the same (in whatever order), otherwise new.
-* ``keep``: kept by index, whatever the classes are called.
-* ``seed``: new, but rows of classes that both know by name are taken over.
+* ``auto``: kept if the classes are the same, in any order; otherwise new.
+* ``keep``: kept by index; class names are ignored.
+* ``seed``: new, except that rows of classes with the same name are copied.
 * ``new``: all new.
 """
 
@@ -41,17 +41,17 @@ _MUST_AGREE = ("num_heads", "position_offset")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to every tensor of a network when its first weights were loaded.
+    """What happened to every tensor of a network when its initial weights were loaded.
 
     Attributes:
         source: where the weights come from.
-        layout: whose names they followed.
-        kept: taken over as they are.
+        layout: the naming scheme of the file.
+        kept: loaded without change.
         renamed: of the kept ones, our name -> the name in the file, where they differ.
         resized: name -> how its rows were changed.
-        reinitialised: name -> why it starts anew.
-        left_aside: what the file holds beside, such as the optimiser's state.
-        notes: what else is worth knowing, one sentence each.
+        reinitialised: name -> why it was re-initialised.
+        left_aside: unused contents of the file, such as the optimiser's state.
+        notes: further remarks, one sentence each.
     """
 
     source: str
@@ -64,7 +64,7 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For people: one line for each kind of change."""
+        """One readable line for each kind of change."""
         total = len(self.kept) + len(self.resized) + len(self.reinitialised)
         renamed = f" ({len(self.renamed)} renamed)" if self.renamed else ""
         lines = [
@@ -73,11 +73,11 @@ class LoadReport:
         lines += _grouped("resized", self.resized)
         lines += _grouped("re-initialised", self.reinitialised)
         if self.left_aside:
-            lines.append(f"left aside: {listed(self.left_aside, quote=False)}")
+            lines.append(f"unused: {listed(self.left_aside, quote=False)}")
         return [*lines, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """For machines: plain values."""
+        """Plain values for JSON."""
         return {
             "source": self.source,
             "layout": self.layout,
@@ -108,14 +108,14 @@ def start_from(
         imported: the checkpoint.
         config: the architecture wanted.
         classes: the name of each class wanted, by class index.
-        class_rows: what becomes of the class heads, see ``ClassRows``.
-        reinitialise: patterns (regular expressions, searched) of tensors that are to start
-            anew; without one, a tensor that the checkpoint lacks is a refusal.
-        seed: of the initial values of whatever starts anew.
+        class_rows: how the class heads are initialised, see ``ClassRows``.
+        reinitialise: patterns (regular expressions, searched) of tensors to re-initialise.
+            A tensor that the checkpoint lacks and no pattern matches is an error.
+        seed: of the values of re-initialised tensors.
 
     Raises:
-        UserError: a tensor would start anew without having been asked for, a pattern matches
-            nothing, or the architectures differ in a way that makes the numbers meaningless.
+        UserError: a tensor is missing and was not asked to be re-initialised, a pattern matches
+            nothing, or the architectures are incompatible.
     """
     network = build_network(config, seed=seed)
     filling = _Filling(imported, config, tuple(classes), class_rows)
@@ -125,7 +125,7 @@ def start_from(
 
 
 class _Filling:
-    """Fills one network's state dict, tensor by tensor, and remembers what it did."""
+    """Fills one network's state dict, tensor by tensor, and records what it did."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _Filling:
         for name, new in fresh.items():
             if name in asked:
                 self.state[name] = new
-                self.reinitialised[name] = f"asked for by {asked[name]!r}"
+                self.reinitialised[name] = f"requested by {asked[name]!r}"
             else:
                 self._fill_one(name, new)
         if self.problems:
@@ -170,7 +170,7 @@ class _Filling:
 
     def _fill_one(self, name: str, new: Tensor) -> None:
         old = self.old.state.get(name)
-        if name.endswith(BOOKKEEPING):  # counts batches; means nothing here
+        if name.endswith(BOOKKEEPING):  # a counter of batches, not a weight
             self.state[name] = new
         elif old is None:
             self._miss(name, new, "the checkpoint has none")
@@ -193,8 +193,7 @@ class _Filling:
             return
         pairs = self.rows.pairs
         if name.startswith(_OBJECTNESS):
-            # Row 0 says whether there is an object, whatever class it is named after; the
-            # others were only ever pushed down.
+            # Row 0 is the objectness of all classes; the others were only trained towards 0.
             pairs = [(row, row) for row in range(len(new))] if len(new) == len(old) else [(0, 0)]
         if pairs == [(row, row) for row in range(len(old))] and len(new) == len(old):
             self.state[name] = old
@@ -221,8 +220,8 @@ class _Filling:
             if had != wanted:
                 raise UserError(
                     f"{self.imported.where} holds a {self.old.config.preset} with {name} {had!r}; "
-                    f"the model ({self.config.preset}) has {wanted!r}, and its weights would mean "
-                    "nothing there: choose the same model"
+                    f"the model ({self.config.preset}) has {wanted!r}, so the weights do not "
+                    "fit: choose the same model"
                 )
 
     def _refusal(self) -> UserError:
@@ -239,8 +238,8 @@ class _Filling:
         names = list(self.problems)
         return UserError(
             f"{self.imported.where} does not fit this model{because}: {len(names)} tensors would "
-            f"start at random, such as {names[0]!r} ({self.problems[names[0]]}). Choose the same "
-            "architecture or, if you want them to start anew, ask for it: --reinitialise "
+            f"stay random, such as {names[0]!r} ({self.problems[names[0]]}). Choose the same "
+            "architecture or, to re-initialise them, add --reinitialise "
             + " ".join(f"'^{re.escape(name)}\\.'" for name in modules[:8])
         )
 
@@ -248,12 +247,12 @@ class _Filling:
         notes = list(self.rows.notes)
         old, new = self.old.config, self.config
         for name, value in (self.imported.assumed or {}).items():
-            notes.append(f"the file does not tell {name}: {value} is assumed")
+            notes.append(f"the file does not state {name}: {value} is assumed")
         if old.dilation != new.dilation:
             notes.append(
                 "the last stage of the backbone is "
                 + ("dilated here and was not" if new.dilation else "not dilated here and was")
-                + " when the weights were trained: they need training before they serve"
+                + " when the weights were trained: train them before use"
             )
         if old.backbone_norms != new.backbone_norms:
             notes.append(
@@ -268,7 +267,7 @@ class _ClassPlan:
 
     Attributes:
         pairs: (new row, old row) of the decoder heads.
-        why: the reason for the rows that start anew.
+        why: the reason for the rows that are re-initialised.
         notes: for the report.
     """
 
@@ -288,12 +287,12 @@ def _plan_classes(
     if class_rows in ("keep", "seed") and not same_scoring:
         raise UserError(
             f"the class rows of {old_config.preset} (another scoring) cannot serve "
-            f"{new_config.preset}: they can only start anew"
+            f"{new_config.preset}: use class_rows new"
         )
     if class_rows == "keep" and len(old) != len(new):
         raise UserError(
-            f"the checkpoint has {len(old)} classes and the data {len(new)}: their rows cannot "
-            "all be kept"
+            f"the checkpoint has {len(old)} classes and the data {len(new)}: class_rows keep needs "
+            "the same number"
         )
     # "No object" is the last row of softmax scoring.
     extra = new_config.scoring.num_logits(len(new)) > len(new)
@@ -303,7 +302,7 @@ def _plan_classes(
     place = {name: row for row, name in enumerate(old)}
     if class_rows == "auto" and same_scoring and set(old) == set(new) and len(place) == len(new):
         return _ClassPlan([(row, place[name]) for row, name in enumerate(new)] + last, "")
-    why = f"the checkpoint knows {_counted(old)}, the data {_counted(new)}"
+    why = f"the checkpoint has {_counted(old)}, the data {_counted(new)}"
     if class_rows != "seed":
         return _ClassPlan([], why)
     similar = {_plain(name): row for row, name in enumerate(old)}
@@ -314,7 +313,7 @@ def _plan_classes(
         raise UserError(
             f"none of the data's classes ({listed(new)}) is among those of the checkpoint "
             f"({listed(name for name in old if not coco.is_unused(name))}): "
-            "their rows cannot be seeded"
+            "class_rows seed has nothing to copy"
         )
     seeded = ", ".join(f"{new[to]!r} from {old[origin]!r}" for to, origin in pairs)
     note = f"rows of the class heads seeded by name: {seeded}"
@@ -331,7 +330,7 @@ def _counted(classes: Sequence[str]) -> str:
 
 
 def _matching(names: Mapping[str, Tensor], patterns: tuple[str, ...]) -> dict[str, str]:
-    """Name -> the pattern that asks for it.
+    """Name -> the pattern that matches it.
 
     Raises:
         UserError: a pattern is no regular expression, or matches nothing.
@@ -352,7 +351,7 @@ def _matching(names: Mapping[str, Tensor], patterns: tuple[str, ...]) -> dict[st
 
 
 def _module(name: str) -> str:
-    """The part of a name that says where it is, without the tensor's own."""
+    """The name of the module that holds a tensor."""
     return ".".join(name.split(".")[:3])
 
 

@@ -1,4 +1,4 @@
-"""``--weights coco|imagenet|none|FILE|hf:REPO``: from a word to tensors, wherever they are."""
+"""``--weights coco|imagenet|none|FILE|hf:REPO``: find and load the weights."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 WORDS = ("coco", "imagenet", "none")
 HUB = "hf:"
 BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
-"""Detectors inside the package, by name: something to look at before anything is trained.
-``benchmarks/first_checkpoint.py`` makes them."""
+"""Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
 _ONLINE = ("0", "", "no", "off", "false")
 
 
 class Start(NamedTuple):
-    """A network that is ready to be trained.
+    """A network ready for training.
 
     Attributes:
-        network: with its first weights.
+        network: with its initial weights.
         report: what happened to every tensor.
-        preprocessing: image size and normalisation the weights were trained with; None where
-            they know of none.
+        preprocessing: image size and normalisation the weights were trained with; None if
+            unknown.
     """
 
     network: Network
@@ -52,25 +51,25 @@ def first_network(
     seed: int = 0,
     progress: Progress = download.nothing,
 ) -> Start:
-    """A network with the first weights that ``--weights`` asks for.
+    """A network with the initial weights that ``--weights`` names.
 
     Args:
         config: the architecture.
         weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector), a
             file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
         classes: the name of each class of the data, by class index.
-        class_rows: what becomes of the class heads, see ``start.ClassRows``.
-        reinitialise: patterns of tensors that are to start anew.
+        class_rows: how the class heads are initialised, see ``start.ClassRows``.
+        reinitialise: patterns of tensors to re-initialise.
         seed: of the initial values.
-        progress: told how far a download is.
+        progress: callback for downloads.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be found, or do not fit.
     """
     if weights in ("imagenet", "none"):
         for name, given in (("class_rows", class_rows != "auto"), ("reinitialise", reinitialise)):
             if given:
-                raise UserError(f"{name} needs weights to take from, and --weights is {weights!r}")
+                raise UserError(f"{name} needs a checkpoint, and --weights is {weights!r}")
         pretrained = weights == "imagenet"
         network = build_network(config, pretrained_backbone=pretrained, seed=seed)
         return Start(network, _report_of_initial(network, config, weights), None)
@@ -96,15 +95,15 @@ def load_detector(
     backbone: str | None = None,
     progress: Progress = download.nothing,
 ) -> Imported:
-    """A trained detector, complete: nothing of it is initialised anew.
+    """A trained detector; no tensor is initialised at random.
 
     Args:
         source: the name of a preset, or a file or folder, or ``hf:`` and a repository, or
             ``shapes``: a small detector that comes with detrlab.
         weights: for a preset: ``coco`` (the default), a file or folder, or ``hf:...``.
-        backbone: for a preset, where it is not the preset's own; for a file, timm's name of
-            the backbone if it cannot be recognised.
-        progress: told how far a download is.
+        backbone: for a preset, if it is not the default; for a file, timm's name of the
+            backbone if it cannot be recognised.
+        progress: callback for downloads.
 
     Raises:
         UserError: there is no such preset or file, or the weights are of another detector.
@@ -125,8 +124,8 @@ def load_detector(
     weights = weights or "coco"
     if weights in ("imagenet", "none"):
         raise UserError(
-            f"a {name} with weights {weights!r} has learnt nothing yet: use detrlab.build to "
-            "train one, or weights='coco' for a detector that is ready"
+            f"a {name} with weights {weights!r} is not trained: use detrlab.build to train one, "
+            "or weights='coco' for a trained detector"
         )
     imported = open_weights(
         weights,
@@ -161,12 +160,12 @@ def open_weights(
         weights: as the user wrote it.
         preset: the detector they are for; needed by ``coco``.
         backbone: of that detector, for ``coco``; ``resnet50`` if it is not given.
-        told: fields of ``ModelConfig`` that are known and a file may not tell.
+        told: settings that are known and that a file may not show.
         likely: as ``told``, but guesses.
-        progress: told how far a download is.
+        progress: callback for downloads.
 
     Raises:
-        UserError: they cannot be had, or cannot be read.
+        UserError: they cannot be found or read.
     """
     likely = {name: value for name, value in (likely or {}).items() if value is not None}
     if weights == "coco":
@@ -187,7 +186,7 @@ def open_weights(
 def adopt_preprocessing(data: DataConfig, weights: DataConfig | None) -> DataConfig:
     """The data's settings with the normalisation that the weights were trained with.
 
-    Image sizes stay: they are a choice; another normalisation would be a mistake.
+    Image sizes stay: any size works, but another normalisation would not.
     """
     return data if weights is None else data.change(mean=weights.mean, std=weights.std)
 
@@ -195,8 +194,8 @@ def adopt_preprocessing(data: DataConfig, weights: DataConfig | None) -> DataCon
 def suited_to(config: ModelConfig, weights: str) -> ModelConfig:
     """The architecture as it can be trained from such weights.
 
-    Frozen batch norms make sense with pretrained statistics only: a backbone that starts from
-    nothing trains its norms, and everything else.
+    Frozen batch norms need pretrained statistics: without pretrained weights the whole backbone
+    trains, norms included.
     """
     if weights != "none":
         return config
@@ -206,11 +205,12 @@ def suited_to(config: ModelConfig, weights: str) -> ModelConfig:
 def fetch_published(entry: Published, progress: Progress = download.nothing) -> Path:
     """The file of published weights: from the cache, a mirror, its own place, or the Hub.
 
-    ``DETRLAB_MIRROR`` names a place that is asked first. With ``DETRLAB_OFFLINE=1`` or
-    ``HF_HUB_OFFLINE=1`` nothing is asked.
+    ``DETRLAB_MIRROR`` is an address that is tried first. ``DETRLAB_OFFLINE=1`` and
+    ``HF_HUB_OFFLINE=1`` prevent any download.
 
     Raises:
-        UserError: it is not here and cannot be had; says where to put it by hand.
+        UserError: it is not on this machine and cannot be downloaded; the message says where to
+            put it by hand.
     """
     here = catalogue.cached(entry)
     if here is not None:
@@ -219,7 +219,7 @@ def fetch_published(entry: Published, progress: Progress = download.nothing) -> 
     target = catalogue.cache_folder() / entry.file
     tried = []
     if is_offline():
-        tried.append("the environment says to stay offline")
+        tried.append("an environment variable forbids downloads")
     else:
         mirror = os.environ.get("DETRLAB_MIRROR", "").rstrip("/")
         for url in ([f"{mirror}/{entry.file}"] if mirror else []) + [entry.url]:
@@ -267,7 +267,7 @@ def fetch_repository(name: str) -> Path:
 
 
 def is_offline() -> bool:
-    """Whether the environment asks not to use the network."""
+    """Whether an environment variable forbids using the network."""
     return any(
         os.environ.get(name, "").lower() not in _ONLINE
         for name in ("DETRLAB_OFFLINE", "HF_HUB_OFFLINE")
@@ -328,13 +328,13 @@ def _report_of_initial(network: Network, config: ModelConfig, weights: str) -> L
     names = list(network.state_dict())
     backbone = [name for name in names if name.startswith("backbone.")]
     if weights == "imagenet":
-        rest = dict.fromkeys(names[len(backbone) :], "nothing but the backbone is pretrained")
+        rest = dict.fromkeys(names[len(backbone) :], "only the backbone is pretrained")
         return LoadReport(config.backbone, "ImageNet", tuple(backbone), reinitialised=rest)
-    notes = ["training from nothing: expect to need far more epochs and images"]
+    notes = ["training from scratch: expect to need far more epochs and images"]
     if config.backbone_norms == "frozen":
         notes.append(
-            "the backbone's norms are frozen without having seen an image: "
+            "the backbone's norms are frozen at untrained statistics: "
             "use backbone_norms=trained and backbone_trains=all"
         )
-    anew = dict.fromkeys(names, "nothing is loaded")
-    return LoadReport("nothing", "none", reinitialised=anew, notes=tuple(notes))
+    random = dict.fromkeys(names, "no weights are loaded")
+    return LoadReport("no weights", "none", reinitialised=random, notes=tuple(notes))

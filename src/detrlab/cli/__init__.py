@@ -2,10 +2,9 @@
 
 Each verb is a module of this folder with a dataclass ``Options`` (its flags) and a function
 ``run(options)`` that returns the exit code. Only the chosen verb is imported, so that help and
-mistakes are answered at once.
+error messages appear at once.
 
-Exit codes: 0 done; 1 done, and what was asked about is wrong (``check``); 2 a user's mistake;
-130 interrupted.
+Exit codes: 0 success; 1 ``check`` found problems; 2 user error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from importlib import import_module
 from detrlab.errors import UserError, did_you_mean
 
 VERBS = {
-    "compare": "train several detectors alike and say what the differences mean",
-    "ablate": "train variations of one detector and say what the differences mean",
+    "compare": "train several detectors with the same data and budget, and compare them",
+    "ablate": "train variations of one detector, and compare them",
     "train": "train one detector",
-    "eval": "judge a checkpoint, or another tool's predictions",
+    "eval": "evaluate a checkpoint, or the predictions of another tool",
     "predict": "find objects in images",
-    "explain": "see where a detector looks, and why it missed an object",
-    "check": "what is in a data set, and what is wrong with it",
-    "convert": "checkpoints and data sets in other tools' formats",
-    "benchmark": "what a detector costs on this machine, beside transformers' if asked",
-    "models": "the detectors: parameters, cost, published accuracy",
+    "explain": "show where a detector attends, and why it missed an object",
+    "check": "inspect a data set, report its problems and repair them",
+    "convert": "convert checkpoints and data sets to and from other formats",
+    "benchmark": "measure speed and memory on this machine",
+    "models": "list the detectors: parameters, cost, published accuracy",
 }
 _WITHOUT_PLAIN_WORDS = ("compare", "ablate", "train")
 
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as mistake:
         print(f"detrlab {verb}: {mistake}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
+    except BrokenPipeError:  # the output is closed, as by `| head`
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
@@ -62,7 +61,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     import tyro
 
     if verb in _WITHOUT_PLAIN_WORDS and arguments and not arguments[0].startswith("-"):
-        raise UserError(_say_it_with_a_flag(verb, arguments[0]))
+        raise UserError(_suggest_flag(verb, arguments[0]))
     command = import_module(f"detrlab.cli.{verb}")
     options = tyro.cli(
         command.Options,
@@ -73,14 +72,14 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
     return command.run(options)
 
 
-def _say_it_with_a_flag(verb: str, word: str) -> str:
-    """What to write instead of a word that no flag stands before."""
+def _suggest_flag(verb: str, word: str) -> str:
+    """What to write instead of an argument without a flag."""
     from detrlab.presets import PRESETS
 
     flag = "--data"
     if word in PRESETS:
         flag = "--models" if verb == "compare" else "--model"
-    return f"{word!r} stands there without a flag: write detrlab {verb} {flag} {word}"
+    return f"unexpected argument {word!r}; did you mean detrlab {verb} {flag} {word}?"
 
 
 def _print_help() -> None:

@@ -50,8 +50,8 @@ def run(options: Options) -> int:
     console = Console()
     console.print(table)
     console.print(
-        "Parameters with COCO's 91 rows of classes. AP (COCO val2017) and GFLOPs as published; "
-        "the weights, trained for so many epochs, are used with --weights coco, and downloaded "
-        "unless they are here. --json tells more: AP by size, addresses, files."
+        "Parameters with COCO's 91 class rows. AP (COCO val2017) and GFLOPs as published. "
+        "Weights: epochs of the published checkpoint, which --weights coco downloads; 'here' if "
+        "it is on this machine. --json adds AP by size, addresses and files."
     )
     return 0

@@ -1,4 +1,4 @@
-"""A bar while a training runs, on a terminal only."""
+"""A progress bar during training, on a terminal only."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OnStep = Callable[["StepReport"], None]
 
 
 def is_main_process() -> bool:
-    """Whether this is the one of several processes that speaks."""
+    """Whether this is the process that prints, of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def following(steps: int) -> Iterator[tuple[Say, OnStep | None]]:
-    """How to say a line, and whom to tell of each step; without a terminal nobody.
+    """How to print a line, and the callback for each step (None without a terminal).
 
     Args:
         steps: of the whole training.

@@ -15,7 +15,7 @@ from detrlab.recipes import recipe as named_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """What a run is made of. A recipe fixes everything; each flag changes one thing of it."""
+    """Settings of a run. The recipe sets all of them; each flag changes one."""
 
     recipe: str = "laptop"
     """The recipe, a full set of settings: tiny, laptop, cppe5, cppe5-improved, paper, or a YAML
@@ -23,25 +23,25 @@ class RecipeOptions:
     data: str | None = None
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     epochs: int | None = None
-    """Passes over the training images; a drop of the learning rate stays at the same fraction."""
+    """Passes over the training images; the learning rate drops at the same fraction."""
     batch: int | Literal["auto"] | None = None
-    """Images an optimiser step sees; auto keeps the recipe's number and lets memory decide how
-    many of them a pass sees at once."""
+    """Images per optimiser step; auto keeps the recipe's number and sets the micro-batch size by
+    the memory at hand."""
     imgsz: int | None = None
-    """Image size in pixels: the short side, and the bound of the long side in proportion."""
+    """Image size in pixels: the short side; the bound of the long side changes in proportion."""
     lr: float | None = None
     """Learning rate."""
     weights: str | None = None
-    """First weights: imagenet (the backbone), coco (the published detector), none, a checkpoint
+    """Initial weights: imagenet (backbone only), coco (the published detector), none, a checkpoint
     of any layout, or hf:REPOSITORY."""
     class_rows: str | None = None
-    """Rows of such weights' class heads: auto, keep (by index), seed (by name), new."""
+    """Rows of the class heads: auto, keep (by index), seed (by class name), new."""
     reinitialise: tuple[str, ...] = ()
-    """Names (regular expressions) of tensors that start anew although there are weights."""
+    """Names (regular expressions) of tensors to re-initialise instead of loading."""
     freeze: tuple[str, ...] = ()
     """Names (regular expressions) of parameters that do not train: backbone ^encoder ..."""
     workers: int | None = None
-    """Processes that load images; 0 loads them in the training process."""
+    """Data loader processes; 0 loads images in the training process."""
     precision: str | None = None
     """float32, bfloat16 (bf16) or float16 (fp16)."""
     set: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class RecipeOptions:
         return change_settings(recipe, given | self.changes())
 
     def changes(self) -> dict[str, Any]:
-        """What ``--set`` says.
+        """The settings given by ``--set``.
 
         Raises:
             UserError: a setting without a value.

@@ -1,8 +1,8 @@
-"""A network made ready to run: the same function with less work.
+"""Optimise a network for execution: the same function, computed faster.
 
-``build_network`` gives the network as the papers write it, number for number the originals'.
-What is done here changes the order of computing, so results differ by rounding; parameters,
-buffers and all names stay, so a prepared network saves and loads like any other.
+``build_network`` gives the network whose numbers equal the originals'. The changes here reorder
+the computation, so results differ by rounding. Parameters, buffers and their names stay the
+same, so a prepared network saves and loads like any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detrlab.models.network import Network
 
 
 def prepare(network: Network) -> Network:
-    """Fold frozen norms and let convolutions run channels last on a CPU; in place, once.
+    """Fold frozen norms, and run convolutions channels last on a CPU; in place.
 
     Returns:
         The network that was given.
@@ -30,7 +30,7 @@ def prepare(network: Network) -> Network:
 
 
 def _channels_last(_module: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-    """Convolutions on a CPU want the channels together, and so do the tokens made of them."""
+    """Convolutions on a CPU are faster channels last, and so are the tokens made from their maps."""
     (pixels,) = inputs
     if pixels.device.type != "cpu":
         return None
