@@ -164,7 +164,7 @@ class DataConfig(Record):
 
 
 class LearningRateGroup(Record):
-    """Parameters whose name matches ``pattern`` (a regular expression, searched) have their own rate."""
+    """A learning rate for parameters whose name matches ``pattern`` (regular expression, searched)."""
 
     name: str
     pattern: str

@@ -30,7 +30,7 @@ def prepare(network: Network) -> Network:
 
 
 def _channels_last(_module: Any, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-    """Convolutions on a CPU are faster channels last, and so are the tokens made from their maps."""
+    """Convolutions on a CPU are faster channels last, and so is flattening their maps to tokens."""
     (pixels,) = inputs
     if pixels.device.type != "cpu":
         return None

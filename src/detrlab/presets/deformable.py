@@ -44,7 +44,7 @@ class DeformableDetr(TransformerConfig):
     """Sampling points per head and level."""
     position_offset: ClassVar[float] = -0.5
     backbone_maps: ClassVar[int] = 3
-    """Most feature maps read from the backbone (C3 to C5); further levels are strided projections."""
+    """Most maps read from the backbone (C3 to C5); further levels are strided projections."""
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
