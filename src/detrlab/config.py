@@ -164,7 +164,7 @@ class DataConfig(Record):
 
 
 class LearningRateGroup(Record):
-    """A learning rate for parameters whose name matches ``pattern`` (regular expression, searched)."""
+    """A learning rate for parameters whose name matches ``pattern`` (a regular expression)."""
 
     name: str
     pattern: str
