@@ -339,7 +339,7 @@ def conclude(
         report: takes a line for people, now and then.
     """
     from detrlab.evaluation.records import GroundTruth
-    from detrlab.report.page import write_page
+    from detrlab.report.page import write
 
     definition = Definition.load(folder)
     assert definition is not None
@@ -367,7 +367,7 @@ def conclude(
         report=folder / "report.html",
     )
     _write(comparison)
-    write_page(comparison, truth, data, pictures)
+    write(comparison, truth, data, pictures)
     return comparison
 
 
@@ -515,7 +515,6 @@ def _write(comparison: Comparison) -> None:
         yaml.safe_dump(comparison.definition.recipe.to_dict(), sort_keys=False),
     )
     files.write_json(folder / "comparison-result.json", to_json(comparison))
-    curves.write_pictures(comparison.rows, folder / "pictures")
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-// The page without this script is complete and static; with it, tables sort, points of curves
-// can be read, and the images become a browser. Whatever comes from the data is put in as text.
+// Without this script the page is complete and static. With it, tables can be sorted, detectors
+// hidden in the charts, and the images explored. Everything from the data is inserted as text.
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
@@ -58,106 +58,6 @@
       if (p === null || q === null) return (p === null) - (q === null);
       return sign * (p - q);
     });
-  }
-
-  // --- charts to read -----------------------------------------------------------------------
-
-  const note = byId("note");
-  function tell(x, y, ...children) {
-    note.replaceChildren(...children);
-    note.hidden = false;
-    const fits = x + 16 + note.offsetWidth < innerWidth;
-    const left = fits ? x + 16 : x - 16 - note.offsetWidth;
-    note.style.left = `${Math.max(4, Math.min(left, innerWidth - note.offsetWidth - 4))}px`;
-    note.style.top = `${Math.max(4, Math.min(y - note.offsetHeight / 2, innerHeight - note.offsetHeight - 4))}px`;
-  }
-  const middle = (mark) => {
-    const place = mark.getBoundingClientRect();
-    return [place.x + place.width / 2, place.y + place.height / 2];
-  };
-
-  // Bars, dots and intervals say their numbers when they are pointed at.
-  function makeTelling(chart) {
-    const marks = [...chart.querySelectorAll("g")].filter((g) => g.querySelector(":scope > title"));
-    const beyond = (value, low, high) => Math.max(low - value, 0, value - high);
-    chart.addEventListener("pointermove", (event) => {
-      let best = null, least = 12;
-      for (const mark of marks) {
-        const { left, right, top, bottom } = mark.getBoundingClientRect();
-        if (right === left) continue; // hidden
-        const far = Math.hypot(beyond(event.clientX, left, right), beyond(event.clientY, top, bottom));
-        if (far < least) [best, least] = [mark, far];
-      }
-      if (best) tell(event.clientX, event.clientY - 28, best.querySelector("title").textContent);
-      else note.hidden = true;
-    });
-    chart.addEventListener("pointerleave", () => { note.hidden = true; });
-  }
-
-  // Curves say what all of them are at the place that is pointed at, or reached with the arrows.
-  function makeReadable(chart) {
-    const curves = [...chart.querySelectorAll(".curve")];
-    const unit = chart.dataset.unit;
-    const shared = "shared" in chart.dataset;
-    const cursor = draw("line", { class: "cursor", y1: 28, y2: 266, visibility: "hidden" });
-    chart.prepend(cursor);
-    const points = () => curves.filter((curve) => curve.style.display !== "none")
-      .flatMap((curve) => [...curve.querySelectorAll(".point")]);
-    let current = null;
-
-    function clear() {
-      chart.querySelectorAll(".near").forEach((point) => point.classList.remove("near"));
-      cursor.setAttribute("visibility", "hidden");
-      note.hidden = true;
-    }
-    function read(point) {
-      clear();
-      current = point;
-      const { x } = point.dataset;
-      const together = points().filter((each) => each === point || (shared && each.dataset.x === x))
-        .sort((one, other) => other.dataset.y - one.dataset.y);
-      together.forEach((each) => each.classList.add("near"));
-      for (const end of ["x1", "x2"]) cursor.setAttribute(end, point.getAttribute("cx"));
-      cursor.setAttribute("visibility", "visible");
-      const rows = together.map((each) => make("tr", { class: each === point ? "near" : null },
-        make("td", {}, make("i", { class: each.parentNode.classList[1] })),
-        make("th", { scope: "row" }, each.parentNode.dataset.name), make("td", {}, each.dataset.y)));
-      tell(...middle(point), make("table", {},
-        make("caption", {}, shared ? `${unit} ${x}` : `${x} ${unit}`), make("tbody", {}, ...rows)));
-    }
-    function nearest(event) {
-      let best = null, least = Infinity;
-      for (const point of points()) {
-        const [x, y] = middle(point);
-        // Along x first where all are read together: any height will do.
-        const far = (x - event.clientX) ** 2 * (shared ? 100 : 1) + (y - event.clientY) ** 2;
-        if (far < least) [best, least] = [point, far];
-      }
-      return best;
-    }
-    function move(by, along) {
-      const all = points();
-      if (!all.length) return;
-      if (!all.includes(current)) return read(all[0]);
-      const same = all.filter((each) => (each.parentNode === current.parentNode) === along
-        && (along || each.dataset.x === current.dataset.x) || each === current);
-      same.sort((one, other) => along ? one.dataset.x - other.dataset.x : other.dataset.y - one.dataset.y);
-      read(same[Math.min(Math.max(same.indexOf(current) + by, 0), same.length - 1)]);
-    }
-    chart.setAttribute("tabindex", 0);
-    chart.setAttribute("aria-label", `${chart.getAttribute("aria-label")}; arrow keys read the values`);
-    chart.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: [1, true], ArrowLeft: [-1, true], ArrowDown: [1, false], ArrowUp: [-1, false] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      move(...step);
-    });
-    chart.addEventListener("blur", clear);
-    chart.addEventListener("pointermove", (event) => {
-      const point = nearest(event);
-      if (point) read(point);
-    });
-    chart.addEventListener("pointerleave", clear);
   }
 
   // A detector's name in a legend takes it out of the charts, in both sections.
@@ -549,8 +449,6 @@
   }
 
   document.querySelectorAll("table.sortable").forEach(makeSortable);
-  document.querySelectorAll("svg.curves").forEach(makeReadable);
-  document.querySelectorAll("svg.rows").forEach(makeTelling);
   makeLegends();
   const held = byId("exploration");
   if (held) explore(JSON.parse(held.textContent));
