@@ -339,7 +339,7 @@ def conclude(
         report: takes a line for people, now and then.
     """
     from detrlab.evaluation.records import GroundTruth
-    from detrlab.report.page import write
+    from detrlab.report.page import write_page
 
     definition = Definition.load(folder)
     assert definition is not None
@@ -367,7 +367,7 @@ def conclude(
         report=folder / "report.html",
     )
     _write(comparison)
-    write(comparison, truth, data, pictures)
+    write_page(comparison, truth, data, pictures)
     return comparison
 
 

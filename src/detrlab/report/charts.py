@@ -129,7 +129,11 @@ def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -
     height = sum(1.2 if many else size + 1.3 for size in sizes.values())
     with _canvas(name, title, height=0.75 + 0.165 * height) as canvas:
         axes, y, row = canvas.axes, 0.0, None
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "color": INK}
+        beside: dict[str, Any] = {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "color": INK,
+        }
         for estimate in estimates:
             index, words = estimate.series, [f"{estimate.name}: {estimate}"]
             style = _style(index) if estimate.clear is None else _style(0, estimate.clear)
@@ -221,7 +225,7 @@ def _canvas(name: str, title: str, *, width: float = 4.8, height: float = 3.0) -
     from matplotlib import rc_context, rcParamsDefault
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",
         "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False,

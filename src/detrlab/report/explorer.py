@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from detrlab.api import Detector
     from detrlab.data.table import Table
     from detrlab.evaluation.records import Detected, GroundTruth
-    from detrlab.explain.explanation import Explanation
-    from detrlab.explain.sampling import Samples
+    from detrlab.explain import Explanation, Samples
     from detrlab.report.gallery import Exhibit, View
 
 LEAST_SCORE = 0.02
@@ -42,13 +41,13 @@ def exploration(
         table: the validation split, for the pixels.
     """
     models = []
-    images = [
+    images: list[dict[str, Any]] = [
         {
             "name": exhibit.name, "width": exhibit.width, "height": exhibit.height, "models": [],
             "truth": [
                 {"b": truth.boxes[g].round(1).tolist(), "l": int(truth.label[g]),
                  "crowd": bool(truth.crowd[g])}
-                for g in np.flatnonzero(truth.image == exhibit.index)
+                for g in np.flatnonzero(truth.image == exhibit.image)
             ],
         }
         for exhibit in shown
@@ -60,7 +59,7 @@ def exploration(
         models.append({"name": view.name, "best": best, "explained": detector is not None})
         for exhibit, image in zip(shown, images, strict=True):
             if detector is None:
-                boxes = _detections(view.detected, exhibit.index)
+                boxes = _detections(view.detected, exhibit.image)
                 contents: dict[str, Any] = {"boxes": boxes, "others": [], "why": []}
             else:
                 threshold = round(view.thresholds.overall.score, 3)
@@ -138,7 +137,7 @@ def _story(
     explanation: Explanation, query: int, label: int, size: tuple[int, int]
 ) -> dict[str, Any]:
     """The query of a box; reference, box and score in each layer; where the last layer looked."""
-    from detrlab.explain.sampling import Samples
+    from detrlab.explain import Samples
 
     found = explanation.paths
     path = []
@@ -167,10 +166,10 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:
 
 def _points(look: Samples) -> list[int]:
     """Flat: x and y per mille, weight per ten thousand, level; the largest weight last (on top)."""
-    heads, levels, points = look.weights.shape[1:]
-    weights = look.weights[0].flatten() / heads
+    heads, levels, points = look.weights.shape[-3:]
+    weights = look.weights.flatten() / heads
     order = weights.argsort()
-    xy = (look.locations[0].flatten(0, 2)[order] * 1000).round().clamp(-9999, 9999)
+    xy = (look.locations.reshape(-1, 2)[order] * 1000).round().clamp(-9999, 9999)
     columns = [xy, (weights[order] * 10_000).round()[:, None], (order // points % levels)[:, None]]
     return torch.cat(columns, 1).int().flatten().tolist()
 

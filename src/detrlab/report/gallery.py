@@ -49,8 +49,8 @@ class Exhibit(NamedTuple):
     """One picture with the boxes of all detectors.
 
     Attributes:
-        index: of the image in the ground truth.
-        position: of the image in the validation split.
+        image: its position in the ground truth.
+        position: its position in the validation split.
         name: of the file.
         width: of the original image in pixels.
         height: of the original image in pixels.
@@ -58,7 +58,7 @@ class Exhibit(NamedTuple):
         panels: the annotated boxes, then one panel for each detector.
     """
 
-    index: int
+    image: int
     position: int
     name: str
     width: int

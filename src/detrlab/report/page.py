@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,8 @@ from markupsafe import Markup
 
 from detrlab import files
 from detrlab.compare import curves
-from detrlab.compare.curves import Chart, mean_curve
+from detrlab.compare.curves import Chart, Curve, mean_curve
 from detrlab.compare.entrants import recipe_differences
-from detrlab.compare.statistics import verdict
 from detrlab.compare.tables import NOTHING, Grid
 from detrlab.data.check_report import Summary, summarize
 from detrlab.explain.curves import CURVES_FILE, Curves
@@ -27,18 +25,22 @@ from detrlab.report.gallery import Exhibit, choose, exhibits, view_of
 
 if TYPE_CHECKING:
     from detrlab.compare.results import Row, RunResult
-    from detrlab.compare.statistics import Difference, Interval
     from detrlab.compare.study import Comparison
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
 
 POINTS = "AP in points"
 SIZES = ("small", "medium", "large")
+ENVIRONMENT = (
+    "packages", "python", "platform", "processor", "device", "processes", "deformable_attention",
+)  # fmt: skip
 MANY_CLASSES = 12
 """A table of more classes has a line for each of them instead of a column."""
 
 
-def write(comparison: Comparison, truth: GroundTruth, data: DataSet | None, pictures: int) -> None:
+def write_page(
+    comparison: Comparison, truth: GroundTruth, data: DataSet | None, pictures: int
+) -> None:
     """Write a comparison's page to ``comparison.report``, and its curves to ``pictures/``.
 
     Args:
@@ -95,7 +97,9 @@ def render(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    rows, definition, found = comparison.rows, comparison.definition, comparison.verdicts.found
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    rows, definition = comparison.rows, comparison.definition
+    verdicts = comparison.verdicts.to_dict()
     quality, cost, classes, original = comparison.grids
     return environment.from_string(page).render(
         style=Markup(style),
@@ -103,24 +107,17 @@ def render(
         script_hash=f"sha256-{digest}",
         comparison=comparison,
         facts=definition.data,
-        spent=_spent(comparison),
         missing=_missing(comparison),
-        reading=_reading(rows),
-        levels=_levels(comparison),
+        verdicts=verdicts,
+        levels=_levels(rows, verdicts["intervals"]),
         grids=[quality, cost, _turned(classes)],
         original=original,
-        differences=_differences(comparison),
-        more_sentences=[
-            verdict(each, found.level)
-            for each in found.differences
-            if each.quantity != "ap" and each.estimate is not None
-        ],
+        differences=_differences(verdicts),
         legend=[(row.name, charts.embedded(charts.key(i))) for i, row in enumerate(rows)],
-        crossings=_crossings(comparison),
         charts=[(charts.embedded(svg), numbers) for svg, numbers in drawn.values()],
-        by_size_and_class=_by_size_and_class(comparison),
+        by_size_and_class=_by_size_and_class(rows, verdicts["intervals"]),
         exhibits=shown,
-        exploration=explored and Markup(in_script(explored)),
+        exploration=explored,
         first_seed=next((row.seeds[0] for row in rows if len(row.seeds) > 1), None),
         splits=splits,
         fairness=_fairness(rows),
@@ -128,45 +125,6 @@ def render(
         recipe_differences=recipe_differences(definition.recipe),
         environment=_environment([run for row in rows for run in row.runs]),
     )
-
-
-def in_script(values: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it can end the element."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-# --- sentences ----------------------------------------------------------------------------
-
-
-def _reading(rows: Sequence[Row]) -> str:
-    counts = sorted({len(row.seeds) for row in rows if row.seeds})
-    if not counts:
-        return "Only predictions are known, so the verdicts are about these models."
-    if counts == [1]:
-        return (
-            "With one seed each, the verdicts are about these trained models, not about the "
-            "architectures."
-        )
-    text = f"Detectors were trained with {_either(counts)} seeds; intervals cover seeds and images."
-    if counts[0] == 1:
-        text += " A detector with one seed is judged as that trained model."
-    return text
-
-
-def _spent(comparison: Comparison) -> str:
-    counts = sorted({len(row.seeds) for row in comparison.rows if row.seeds}) or [0]
-    seeds = f"{_either(counts)} seed{'s' * (counts != [1])}"
-    if comparison.definition.budget:
-        return f"{comparison.definition.budget} each, {seeds}"
-    epochs = sorted({len(run.epochs) for row in comparison.rows for run in row.runs if run.epochs})
-    return f"{_either(epochs) or 'no'} epochs, {seeds}"
-
-
-def _either(numbers: Iterable[object]) -> str:
-    return " or ".join(map(str, numbers))
 
 
 def _missing(comparison: Comparison) -> str:
@@ -181,22 +139,13 @@ def _missing(comparison: Comparison) -> str:
     )
 
 
-def _crossings(comparison: Comparison) -> list[str]:
-    units = {"ap-epochs": "epoch", "ap-minutes": "minute"}
-    return [
-        f"{crossing.ahead} overtakes {crossing.behind} at {units[name]} {crossing.x:.1f} "
-        "and stays ahead."
-        for name, found in comparison.crossings.items()
-        for crossing in found
-    ]
-
-
 # --- charts and tables --------------------------------------------------------------------
 
 
 def _observed(comparison: Comparison) -> list[Chart]:
     """What was recorded during training: AP of each layer, stability of the matching."""
-    layers, unstable = [], []
+    layers: list[Curve] = []
+    unstable: list[Curve] = []
     for row in comparison.rows:
         paths = [comparison.folder / run.folder / CURVES_FILE for run in row.runs if run.folder]
         seeds = [
@@ -240,46 +189,44 @@ def _turned(grid: Grid) -> Grid:
     return Grid(grid.title, ("class", *headers[1:]), tuple(cells), best)
 
 
-def _levels(comparison: Comparison) -> Markup | None:
-    known = comparison.verdicts.found.intervals
+def _levels(rows: Sequence[Row], intervals: dict[str, Any]) -> Markup | None:
     found = []
-    for index, row in enumerate(comparison.rows):
+    for index, row in enumerate(rows):
         seeds = [100 * run.metrics["ap"] for run in row.runs]
-        found += _estimate(row.name, row.name, index, known[row.name]["ap"], seeds=seeds)
+        found += _estimate(row.name, row.name, index, intervals[row.name]["ap"], seeds=seeds)
     title = "AP of each detector with its 95 % interval"
     if any(len(each.seeds) > 1 for each in found):
         title += "; small dots: each seed"
     return charts.embedded(charts.intervals("levels", title, POINTS, found)) if found else None
 
 
-def _by_size_and_class(comparison: Comparison) -> list[Markup]:
-    known = comparison.verdicts.found.intervals
+def _by_size_and_class(rows: Sequence[Row], intervals: dict[str, Any]) -> list[Markup]:
     wanted = {
         "AP by object size": {f"ap_{size}": f"{size} objects" for size in SIZES},
-        "AP by class": {f"class:{label}": label for label in comparison.rows[0].per_class},
+        "AP by class": {f"class:{label}": label for label in rows[0].per_class},
     }
     drawn = []
     for title, quantities in wanted.items():
         found = []
         for quantity, label in quantities.items():
-            for index, row in enumerate(comparison.rows):
-                if interval := known[row.name].get(quantity):
+            for index, row in enumerate(rows):
+                if interval := intervals[row.name].get(quantity):
                     found += _estimate(label, row.name, index, interval)
         if found:
             drawn.append(charts.embedded(charts.intervals(title, title, POINTS, found)))
     return drawn
 
 
-def _differences(comparison: Comparison) -> list[Markup]:
+def _differences(verdicts: dict[str, Any]) -> list[Markup]:
     names = {"ap": "AP", **{f"ap_{size}": f"AP on {size} objects" for size in SIZES}}
-    least = 1 - comparison.verdicts.found.level
     drawn = []
     for quantity, words in names.items():
         found = []
-        for d in comparison.verdicts.differences(quantity):
-            name = f"{d.second} − {d.first}"
-            clear = d.p_adjusted is not None and d.p_adjusted <= least
-            found += _estimate(name, name, 0, d, clear=clear)
+        for each in verdicts["differences"]:
+            if each["quantity"] == quantity:
+                name, p = f"{each['second']} − {each['first']}", each["p_adjusted"]
+                clear = p is not None and p <= 1 - verdicts["level"]
+                found += _estimate(name, name, 0, each, clear=clear)
         if found:
             title = f"Differences in {words}"
             drawn.append(charts.embedded(charts.intervals(title, title, "points of AP", found)))
@@ -287,12 +234,12 @@ def _differences(comparison: Comparison) -> list[Markup]:
 
 
 def _estimate(
-    row: str, name: str, series: int, found: Interval | Difference, **more: Any
+    row: str, name: str, series: int, found: dict[str, Any], **more: Any
 ) -> list[Estimate]:
     """A value with its interval in points; nothing where there were no objects."""
-    if found.estimate is None or found.low is None or found.high is None:
+    if found["estimate"] is None:
         return []
-    value, low, high = 100 * found.estimate, 100 * found.low, 100 * found.high
+    value, low, high = (100 * found[key] for key in ("estimate", "low", "high"))
     return [Estimate(row, name, series, value, low, high, **more)]
 
 
@@ -308,8 +255,8 @@ def _fairness(rows: Sequence[Row]) -> dict[str, str]:
         "Order of images": _same(rows, "order", "the same images in the same order"),
         "Augmentation": "drawn from (seed, epoch, image): all detectors see the same pictures",
         "First backbone": _same(rows, "initial_backbone", "the same initial backbone weights"),
-        "Seeds": _of_each(rows, lambda run: run.seed, ", "),
-        "Epochs": _of_each(rows, lambda run: len(run.epochs), " or "),
+        "Seeds": _of_each(rows, lambda run: run.seed),
+        "Epochs": _of_each(rows, lambda run: len(run.epochs)),
         "Parameters": "; ".join(f"{name} {n:,}" for name, n in parameters) or "unknown",
     }
     if foreign := [row.name for row in rows if not row.seeds]:
@@ -322,40 +269,41 @@ def _fairness(rows: Sequence[Row]) -> dict[str, str]:
 
 def _same(rows: Sequence[Row], key: str, words: str) -> str:
     """Whether all detectors share a fingerprint, seed by seed."""
-    trained = [run for row in rows for run in row.runs if run.seed is not None]
-    prints = {(run.entrant, run.seed): str(run.environment.get(key, "unknown")) for run in trained}
-    if len({(seed, text) for (_, seed), text in prints.items()}) == len({s for _, s in prints}):
+    prints = {
+        (run.seed, run.entrant): str(run.environment.get(key, "unknown"))
+        for row in rows
+        for run in row.runs
+        if run.seed is not None
+    }
+    if len({(seed, text) for (seed, _), text in prints.items()}) == len({s for s, _ in prints}):
         return f"{words}, by fingerprint"
     return "NOT the same for all: " + "; ".join(
-        f"{name}, seed {seed}: {text[:12]}" for (name, seed), text in prints.items()
+        f"{name}, seed {seed}: {text[:12]}" for (seed, name), text in prints.items()
     )
 
 
-def _of_each(rows: Sequence[Row], value: Callable[[RunResult], Any], joint: str) -> str:
+def _of_each(rows: Sequence[Row], value: Callable[[RunResult], Any]) -> str:
+    """A value of the runs of each detector."""
     found = {
-        row.name: joint.join(map(str, sorted({value(run) for run in row.runs})))
+        row.name: ", ".join(map(str, sorted({value(run) for run in row.runs})))
         for row in rows
         if row.seeds
     }
     if len(set(found.values())) == 1:
         return f"{next(iter(found.values()))} for each"
-    return "; ".join(f"{name} {words}" for name, words in found.items())
+    return "; ".join(f"{name}: {words}" for name, words in found.items())
 
 
 def _environment(runs: Sequence[RunResult]) -> dict[str, str]:
     """Versions and machines; all that occur where the runs differ."""
-    keys = ("packages", "python", "platform", "processor", "device", "processes",
-            "deformable_attention")  # fmt: skip
-    values = {key: [_flat(run.environment.get(key)) for run in runs] for key in keys}
-    values["latency measured on"] = [run.cost.machine for run in runs]
-    return {
-        key.replace("_", " ").capitalize(): " | ".join(found)
-        for key, texts in values.items()
-        if (found := list(filter(None, dict.fromkeys(texts))))
-    }
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {version}" for name, version in value.items() if version)
-    return "" if value is None else str(value)
+    facts: dict[str, list[str]] = {}
+    for run in runs:
+        packages = run.environment.get("packages") or {}
+        values = {key: run.environment.get(key) for key in ENVIRONMENT} | {
+            "packages": ", ".join(f"{name} {v}" for name, v in packages.items() if v),
+            "latency measured on": run.cost.machine,
+        }
+        for key, value in values.items():
+            if value and str(value) not in facts.setdefault(key, []):
+                facts[key].append(str(value))
+    return {key.replace("_", " "): " | ".join(found) for key, found in facts.items() if found}
