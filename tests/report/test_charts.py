@@ -81,10 +81,12 @@ def test_estimates_stand_where_their_values_are_with_their_numbers_beside():
 
 
 def test_differences_are_signed_and_filled_where_they_are_clear():
-    rows = [Estimate("c", "c", 0, 2, 0.5, 3.5, clear=True), Estimate("d", "d", 0, -1, -4, 2, clear=False)]  # fmt: skip
+    rows = [Estimate("c", "c", None, 2, 0.5, 3.5, clear=True),
+            Estimate("d", "d", None, -1, -4, 2, clear=False)]  # fmt: skip
     svg = charts.intervals("name", "t", "AP", rows)
     assert "+2.0 [+0.5, +3.5]" in svg
     assert "−1.0 [−4.0, +2.0]" in svg
+    assert "data-series" not in svg, "no detector of the legend"
     clear, unclear = (
         use.get("style") for use in parsed(svg).iter("use") if use.find("title") is not None
     )

@@ -50,7 +50,8 @@ class Estimate:
     Attributes:
         row: the heading that it stands below, such as a class.
         name: of the detector or the difference.
-        series: position of the detector in the comparison: its colour and marker.
+        series: position of the detector in the comparison: its colour and marker; None for a
+            difference.
         value: the estimate.
         low: lower end of the interval.
         high: upper end of the interval.
@@ -60,7 +61,7 @@ class Estimate:
 
     row: str
     name: str
-    series: int
+    series: int | None
     value: float
     low: float
     high: float
@@ -127,7 +128,7 @@ def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -
     sizes = {row: sum(e.row == row for e in estimates) for row in [e.row for e in estimates]}
     many = len(sizes) > MANY_ROWS
     height = sum(1.2 if many else size + 1.3 for size in sizes.values())
-    with _canvas(name, title, height=0.75 + 0.165 * height) as canvas:
+    with _canvas(name, title, height=0.8 + 0.175 * height) as canvas:
         axes, y, row = canvas.axes, 0.0, None
         beside: dict[str, Any] = {
             "transform": axes.get_yaxis_transform(),
@@ -135,8 +136,8 @@ def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -
             "color": INK,
         }
         for estimate in estimates:
-            index, words = estimate.series, [f"{estimate.name}: {estimate}"]
-            style = _style(index) if estimate.clear is None else _style(0, estimate.clear)
+            words = [f"{estimate.name}: {estimate}"]
+            index, style = estimate.series, _style(estimate.series, estimate.clear)
             if many and estimate.row != row:
                 y += 1.2
                 axes.text(-0.02, y, _one_line(estimate.row, 24), ha="right", **beside)
@@ -182,8 +183,9 @@ def embedded(svg: str) -> Markup:
     return Markup(re.sub(r'style="[^"]*"', inside, svg))
 
 
-def _style(series: int, filled: bool | None = None) -> dict[str, Any]:
+def _style(series: int | None, filled: bool | None = None) -> dict[str, Any]:
     """Colour and marker of a detector: the shape tells where the colour does not."""
+    series = series or 0
     colour = SOFT if filled is False else DETECTORS[series % len(DETECTORS)]
     filled = series % len(DETECTORS) < len(_MARKERS) if filled is None else filled
     return {
@@ -205,10 +207,10 @@ class _Canvas:
     """The axes of a chart, the detector and the words of each mark, and in the end the SVG."""
 
     axes: Axes
-    marks: dict[str, tuple[int, Sequence[str]]] = field(default_factory=dict)
+    marks: dict[str, tuple[int | None, Sequence[str]]] = field(default_factory=dict)
     svg: str = ""
 
-    def mark(self, series: int, words: Sequence[str] = ()) -> str:
+    def mark(self, series: int | None, words: Sequence[str] = ()) -> str:
         """An id for an artist: the words of all of it, or of each of its points."""
         name = f"mark-{len(self.marks)}"
         self.marks[name] = series, words
@@ -228,10 +230,10 @@ def _canvas(name: str, title: str, *, width: float = 4.8, height: float = 3.0) -
     style: dict[Any, Any] = {
         "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",
-        "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "axes.axisbelow": True, "axes.facecolor": "none", "grid.color": RULE,
-        "grid.linewidth": 0.6, "font.size": 8, "font.sans-serif": ["DejaVu Sans"],
-        "legend.fontsize": 7.5, "lines.linewidth": 1.6, "lines.markersize": 5, "text.color": INK,
+        "grid.linewidth": 0.6, "font.size": 8.8, "font.sans-serif": ["DejaVu Sans"],
+        "legend.fontsize": 8, "lines.linewidth": 1.6, "lines.markersize": 5, "text.color": INK,
         "text.parse_math": False, "xtick.major.size": 0, "ytick.major.size": 0,
         "figure.facecolor": PAPER, "svg.fonttype": "none", "svg.hashsalt": name,
     }  # fmt: skip
@@ -249,7 +251,7 @@ def _canvas(name: str, title: str, *, width: float = 4.8, height: float = 3.0) -
     canvas.svg = _tidied(file.getvalue(), title, canvas.marks)
 
 
-def _tidied(svg: str, title: str, marks: dict[str, tuple[int, Sequence[str]]]) -> str:
+def _tidied(svg: str, title: str, marks: dict[str, tuple[int | None, Sequence[str]]]) -> str:
     """An SVG that can stand inside a page, with the words of its marks."""
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
     # Its only style rule would be the whole page's.
@@ -264,7 +266,8 @@ def _tidied(svg: str, title: str, marks: dict[str, tuple[int, Sequence[str]]]) -
             element.set("class", "legend-inside")
         elif identity in marks:
             series, words = marks[identity]
-            element.set("data-series", str(series))
+            if series is not None:
+                element.set("data-series", str(series))
             points = element.findall(".//{*}use")
             places = points if len(points) == len(words) else [element]
             for place, text in zip(places, words, strict=False):

@@ -60,21 +60,17 @@
     });
   }
 
-  // A detector's name in a legend takes it out of the charts, in both sections.
-  function makeLegends() {
-    const items = [...document.querySelectorAll(".legend li")];
-    for (const item of items) {
+  // Each name in the legend is a button that hides its detector in the charts.
+  function makeLegend() {
+    for (const item of document.querySelectorAll(".legend li")) {
       const button = make("button", { type: "button", "aria-pressed": "true" }, ...item.childNodes);
       button.title = "show or hide in the charts";
       item.replaceChildren(button);
       button.addEventListener("click", () => {
         const shown = button.getAttribute("aria-pressed") !== "true";
-        const { series } = item.dataset;
-        for (const part of document.querySelectorAll(`svg.chart [data-series="${series}"]`)) {
-          part.style.display = shown ? "" : "none";
-        }
-        for (const each of items) {
-          if (each.dataset.series === series) each.firstChild.setAttribute("aria-pressed", shown);
+        button.setAttribute("aria-pressed", shown);
+        for (const mark of document.querySelectorAll(`.chart [data-series="${item.dataset.series}"]`)) {
+          mark.style.display = shown ? "" : "none";
         }
       });
     }
@@ -449,7 +445,7 @@
   }
 
   document.querySelectorAll("table.sortable").forEach(makeSortable);
-  makeLegends();
+  makeLegend();
   const held = byId("exploration");
   if (held) explore(JSON.parse(held.textContent));
 })();

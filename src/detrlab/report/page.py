@@ -226,7 +226,7 @@ def _differences(verdicts: dict[str, Any]) -> list[Markup]:
             if each["quantity"] == quantity:
                 name, p = f"{each['second']} − {each['first']}", each["p_adjusted"]
                 clear = p is not None and p <= 1 - verdicts["level"]
-                found += _estimate(name, name, 0, each, clear=clear)
+                found += _estimate(name, name, None, each, clear=clear)
         if found:
             title = f"Differences in {words}"
             drawn.append(charts.embedded(charts.intervals(title, title, "points of AP", found)))
@@ -234,7 +234,7 @@ def _differences(verdicts: dict[str, Any]) -> list[Markup]:
 
 
 def _estimate(
-    row: str, name: str, series: int, found: dict[str, Any], **more: Any
+    row: str, name: str, series: int | None, found: dict[str, Any], **more: Any
 ) -> list[Estimate]:
     """A value with its interval in points; nothing where there were no objects."""
     if found["estimate"] is None:
