@@ -176,7 +176,7 @@ def test_a_chosen_box_shows_where_it_looked(page, data):
     assert page.locator("#views .panel:has(.card) strong").all_text_contents() == [*MODELS, OTHER]
     scores = cards.nth(1).locator("tbody tr td:nth-child(2)").all_text_contents()
     assert scores == [f"{step['s']:.2f}" for step in best["path"]]
-    assert "Only its detections are known" in cards.nth(2).text_content()
+    assert "Only the detections of this detector are known" in cards.nth(2).text_content()
     page.keyboard.press("Escape")
     page.locator("#detail button").click()
     assert page.locator("#views .looks").count() == 0
@@ -218,7 +218,7 @@ def test_the_keyboard_is_enough(page):
     first = page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert first.startswith("annotated")
     page.keyboard.press("Enter")
-    assert page.locator("#detail h3").text_content().startswith("Chosen: annotated")
+    assert page.locator("#detail h3").text_content().startswith("Selected: annotated")
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.keyboard.press("Escape")
     assert page.locator("#detail h3").count() == 0

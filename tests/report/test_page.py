@@ -110,7 +110,7 @@ def chart_of(text, title):
 
 
 def test_every_detector_and_every_seed_is_in_the_first_chart(page, comparison):
-    chart = chart_of(page, "AP of each detector with its 95 % interval; small dots: each seed")
+    chart = chart_of(page, "AP with its 95 % interval; small dots: each seed")
     assert set(re.findall(r'data-series="(\d)"', chart)) == {"0", "1", "2"}
     for row in comparison.rows[:2]:
         assert f"{row.name}: {100 * row.metrics['ap']:.1f} [" in chart

@@ -274,9 +274,7 @@ def _tidied(svg: str, title: str, marks: dict[str, tuple[int | None, Sequence[st
                 told = ElementTree.Element("title")
                 told.text = _one_line(text, 200)
                 place.insert(0, told)
-    root.attrib = {
-        "xmlns": "http://www.w3.org/2000/svg", "class": "chart", "viewBox": root.get("viewBox", ""),
-        "stroke-linejoin": "round",
-        **({"role": "img", "aria-label": title} if title else {"aria-hidden": "true"}),
-    }  # fmt: skip
+    root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "class": "chart"}
+    root.attrib |= {"role": "img", "aria-label": title} if title else {"aria-hidden": "true"}
+    root.set("stroke-linejoin", "round")
     return ElementTree.tostring(root, encoding="unicode")

@@ -104,12 +104,9 @@ def view_of(row: Row, truth: GroundTruth, folder: Path) -> View:
 def choose(truth: GroundTruth, count: int) -> list[int]:
     """Positions of some images, selected deterministically by id; those with objects first."""
     occupied = set(truth.image.tolist())
-
-    def rank(index: int) -> tuple[bool, bytes]:
-        digest = hashlib.sha256(str(truth.image_ids[index]).encode()).digest()
-        return index not in occupied, digest
-
-    return sorted(range(truth.num_images), key=rank)[:count]
+    digests = [hashlib.sha256(str(image_id).encode()).digest() for image_id in truth.image_ids]
+    ranked = sorted(range(truth.num_images), key=lambda i: (i not in occupied, digests[i]))
+    return ranked[:count]
 
 
 def exhibits(

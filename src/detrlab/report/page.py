@@ -34,6 +34,7 @@ SIZES = ("small", "medium", "large")
 ENVIRONMENT = (
     "packages", "python", "platform", "processor", "device", "processes", "deformable_attention",
 )  # fmt: skip
+"""What the page shows of a run's environment."""
 MANY_CLASSES = 12
 """A table of more classes has a line for each of them instead of a column."""
 
@@ -100,6 +101,11 @@ def render(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     rows, definition = comparison.rows, comparison.definition
     verdicts = comparison.verdicts.to_dict()
+    intervals = verdicts["intervals"]
+    first_seed = next((row.seeds[0] for row in rows if len(row.seeds) > 1), None)
+    levels = "AP with its 95 % interval" + "; small dots: each seed" * (first_seed is not None)
+    sizes = {f"ap_{size}": f"{size} objects" for size in SIZES}
+    labels = {f"class:{label}": label for label in rows[0].per_class}
     quality, cost, classes, original = comparison.grids
     return environment.from_string(page).render(
         style=Markup(style),
@@ -109,16 +115,19 @@ def render(
         facts=definition.data,
         missing=_missing(comparison),
         verdicts=verdicts,
-        levels=_levels(rows, verdicts["intervals"]),
+        levels=_values(rows, intervals, levels, {"ap": ""}),
         grids=[quality, cost, _turned(classes)],
         original=original,
         differences=_differences(verdicts),
         legend=[(row.name, charts.embedded(charts.key(i))) for i, row in enumerate(rows)],
         charts=[(charts.embedded(svg), numbers) for svg, numbers in drawn.values()],
-        by_size_and_class=_by_size_and_class(rows, verdicts["intervals"]),
+        by_size_and_class=[
+            *_values(rows, intervals, "AP by object size", sizes),
+            *_values(rows, intervals, "AP by class", labels),
+        ],
         exhibits=shown,
         exploration=explored,
-        first_seed=next((row.seeds[0] for row in rows if len(row.seeds) > 1), None),
+        first_seed=first_seed,
         splits=splits,
         fairness=_fairness(rows),
         recipe=yaml.safe_dump(definition.recipe.to_dict(), sort_keys=False, allow_unicode=True),
@@ -189,32 +198,21 @@ def _turned(grid: Grid) -> Grid:
     return Grid(grid.title, ("class", *headers[1:]), tuple(cells), best)
 
 
-def _levels(rows: Sequence[Row], intervals: dict[str, Any]) -> Markup | None:
-    found = []
-    for index, row in enumerate(rows):
-        seeds = [100 * run.metrics["ap"] for run in row.runs]
-        found += _estimate(row.name, row.name, index, intervals[row.name]["ap"], seeds=seeds)
-    title = "AP of each detector with its 95 % interval"
-    if any(len(each.seeds) > 1 for each in found):
-        title += "; small dots: each seed"
-    return charts.embedded(charts.intervals("levels", title, POINTS, found)) if found else None
+def _values(
+    rows: Sequence[Row], intervals: dict[str, Any], title: str, quantities: dict[str, str]
+) -> list[Markup]:
+    """A chart of some quantities of every detector; the quantities come with their headings."""
+    found = [
+        _estimate(heading or row.name, row.name, index, interval, seeds=_seeds(row, quantity))
+        for quantity, heading in quantities.items()
+        for index, row in enumerate(rows)
+        if (interval := intervals[row.name].get(quantity)) and interval["estimate"] is not None
+    ]
+    return [charts.embedded(charts.intervals(title, title, POINTS, found))] if found else []
 
 
-def _by_size_and_class(rows: Sequence[Row], intervals: dict[str, Any]) -> list[Markup]:
-    wanted = {
-        "AP by object size": {f"ap_{size}": f"{size} objects" for size in SIZES},
-        "AP by class": {f"class:{label}": label for label in rows[0].per_class},
-    }
-    drawn = []
-    for title, quantities in wanted.items():
-        found = []
-        for quantity, label in quantities.items():
-            for index, row in enumerate(rows):
-                if interval := intervals[row.name].get(quantity):
-                    found += _estimate(label, row.name, index, interval)
-        if found:
-            drawn.append(charts.embedded(charts.intervals(title, title, POINTS, found)))
-    return drawn
+def _seeds(row: Row, quantity: str) -> list[float]:
+    return [100 * run.metrics["ap"] for run in row.runs] if quantity == "ap" else []
 
 
 def _differences(verdicts: dict[str, Any]) -> list[Markup]:
@@ -223,10 +221,10 @@ def _differences(verdicts: dict[str, Any]) -> list[Markup]:
     for quantity, words in names.items():
         found = []
         for each in verdicts["differences"]:
-            if each["quantity"] == quantity:
+            if each["quantity"] == quantity and each["estimate"] is not None:
                 name, p = f"{each['second']} − {each['first']}", each["p_adjusted"]
                 clear = p is not None and p <= 1 - verdicts["level"]
-                found += _estimate(name, name, None, each, clear=clear)
+                found.append(_estimate(name, name, None, each, clear=clear))
         if found:
             title = f"Differences in {words}"
             drawn.append(charts.embedded(charts.intervals(title, title, "points of AP", found)))
@@ -235,12 +233,9 @@ def _differences(verdicts: dict[str, Any]) -> list[Markup]:
 
 def _estimate(
     row: str, name: str, series: int | None, found: dict[str, Any], **more: Any
-) -> list[Estimate]:
-    """A value with its interval in points; nothing where there were no objects."""
-    if found["estimate"] is None:
-        return []
+) -> Estimate:
     value, low, high = (100 * found[key] for key in ("estimate", "low", "high"))
-    return [Estimate(row, name, series, value, low, high, **more)]
+    return Estimate(row, name, series, value, low, high, **more)
 
 
 # --- facts --------------------------------------------------------------------------------
@@ -298,12 +293,10 @@ def _environment(runs: Sequence[RunResult]) -> dict[str, str]:
     """Versions and machines; all that occur where the runs differ."""
     facts: dict[str, list[str]] = {}
     for run in runs:
-        packages = run.environment.get("packages") or {}
-        values = {key: run.environment.get(key) for key in ENVIRONMENT} | {
-            "packages": ", ".join(f"{name} {v}" for name, v in packages.items() if v),
-            "latency measured on": run.cost.machine,
-        }
-        for key, value in values.items():
+        values = {key: run.environment.get(key) for key in ENVIRONMENT}
+        for key, value in {**values, "latency measured on": run.cost.machine}.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{name} {version}" for name, version in value.items() if version)
             if value and str(value) not in facts.setdefault(key, []):
                 facts[key].append(str(value))
     return {key.replace("_", " "): " | ".join(found) for key, found in facts.items() if found}
