@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from compare_cases import result, table
@@ -16,6 +18,11 @@ def test_a_curve_is_the_mean_over_the_seeds():
     assert line.y == pytest.approx((20, 30))
     assert line.low == pytest.approx((10, 20))
     assert line.high == pytest.approx((30, 40))
+
+
+def test_epochs_whose_value_is_not_a_number_are_left_out():
+    seeds = [{1: (1.0, 5.0), 2: (2.0, math.nan), 3: (3.0, 7.0)}, {2: (2.0, 1.0), 3: (3.0, 9.0)}]
+    assert curves.mean_curve("a", seeds) == Curve("a", (3.0,), (8.0,), (7.0,), (9.0,))
 
 
 def test_curves_cross_where_one_overtakes_the_other_for_the_last_time():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,9 +97,10 @@ def mean_curve(name: str, seeds: Sequence[Mapping[int, tuple[float, float]]]) ->
 
     Args:
         name: the detector's.
-        seeds: for each seed (x, y) by epoch.
+        seeds: for each seed (x, y) by epoch; points that are not finite are left out.
     """
-    shared = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    finite = [{epoch for epoch in seed if all(map(math.isfinite, seed[epoch]))} for seed in seeds]
+    shared = sorted(set.intersection(*finite)) if finite else []
     if not shared:
         return None
     columns = [[points[epoch] for points in seeds] for epoch in shared]

@@ -101,7 +101,7 @@ def curves(chart: Chart, series: dict[str, int]) -> str:
                     gid=canvas.mark(index),
                 )  # fmt: skip
         axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
-        if all(x == int(x) for curve in chart.curves for x in curve.x):
+        if all(float(x).is_integer() for curve in chart.curves for x in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         else:
             axes.set_xlim(0, 1.05 * max(x for curve in chart.curves for x in curve.x))
@@ -111,7 +111,7 @@ def curves(chart: Chart, series: dict[str, int]) -> str:
             axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
-        axes.legend(frameon=False).set_gid("legend")
+        axes.legend(facecolor=PAPER, edgecolor="none").set_gid("legend")
     return canvas.svg
 
 
@@ -259,7 +259,8 @@ def _tidied(svg: str, title: str, marks: dict[str, tuple[int | None, Sequence[st
     for element in root.iter():
         local = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
         identity = local.pop("id", "")
-        element.tag, element.attrib, element.tail = element.tag.rpartition("}")[2], local, None
+        element.tag, element.attrib = element.tag.rpartition("}")[2], local
+        element.text, element.tail = (element.text or "").strip(), None
         if identity in used:
             element.set("id", identity)
         elif identity == "legend":
@@ -269,7 +270,7 @@ def _tidied(svg: str, title: str, marks: dict[str, tuple[int | None, Sequence[st
             if series is not None:
                 element.set("data-series", str(series))
             points = element.findall(".//{*}use")
-            places = points if len(points) == len(words) else [element]
+            places = points if len(points) == len(words) else [element] * (len(words) == 1)
             for place, text in zip(places, words, strict=False):
                 told = ElementTree.Element("title")
                 told.text = _one_line(text, 200)

@@ -170,7 +170,7 @@ def _observed(comparison: Comparison) -> list[Chart]:
     drawn = [
         Chart("layers", "AP of each decoder layer, last epoch", "decoder layer", POINTS,
               tuple(layers)),
-        Chart("stability", "Objects matched to another query than one epoch before", "epoch",
+        Chart("stability", "Objects whose query changed since the last epoch", "epoch",
               "% of objects", tuple(unstable)),
     ]  # fmt: skip
     return [chart for chart in drawn if chart.curves]
