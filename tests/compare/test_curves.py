@@ -1,7 +1,6 @@
-import xml.etree.ElementTree as ElementTree
+import math
 
 import pytest
-from PIL import Image
 
 from compare_cases import result, table
 from detrlab.compare import curves
@@ -21,21 +20,30 @@ def test_a_curve_is_the_mean_over_the_seeds():
     assert line.high == pytest.approx((30, 40))
 
 
-def test_curves_cross_where_the_last_overtaking_is():
+def test_epochs_whose_value_is_not_a_number_are_left_out():
+    seeds = [{1: (1.0, 5.0), 2: (2.0, math.nan), 3: (3.0, 7.0)}, {2: (2.0, 1.0), 3: (3.0, 9.0)}]
+    assert curves.mean_curve("a", seeds) == Curve("a", (3.0,), (8.0,), (7.0,), (9.0,))
+
+
+def test_curves_cross_where_one_overtakes_the_other_for_the_last_time():
     slow = curve("slow", [1, 2, 3, 4], [0, 10, 20, 30])
     fast = curve("fast", [1, 2, 3, 4], [5, 12, 18, 20])
-    (crossing,) = curves.crossings([slow, fast])
-    assert crossing == Crossing("slow", "fast", 2.5)
+    assert curves.crossings([slow, fast]) == (Crossing("slow", "fast", 2.5),)
 
 
-def test_curves_that_never_change_places_do_not_cross():
-    one, two = curve("a", [1, 2], [1, 2]), curve("b", [1, 2], [2, 3])
-    assert curves.crossings([one, two]) == ()
-    assert curves.crossings([one, one]) == ()
-
-
-def test_touching_is_not_crossing():
-    one, two = curve("a", [1, 2, 3], [1, 2, 3]), curve("b", [1, 2, 3], [2, 2, 4])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([1, 2, 3], [2, 3, 4]),
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2, 3], [2, 2, 4]),
+        ([0.1, 0.2, 0.3], [0.2, 0.1, 0.4]),
+        ([0.2, 0.1, 0.3], [0.1, 0.2, 0.2]),
+    ],
+    ids=["never", "equal", "touching", "neither has learnt", "neither has learnt, reversed"],
+)
+def test_these_curves_do_not_cross(first, second):
+    one, two = curve("a", [1, 2, 3], first), curve("b", [1, 2, 3], second)
     assert curves.crossings([one, two]) == ()
 
 
@@ -47,22 +55,11 @@ def test_curves_are_compared_where_both_are():
     assert 1.5 < crossing.x < 2
 
 
-def test_the_front_holds_what_nothing_beats():
-    points = [(1, 10), (2, 20), (3, 15), (2, 20), (4, 30)]
-    assert curves.pareto_front(points) == [0, 1, 3, 4]
+def test_the_last_chart_is_ap_against_the_cost():
+    rows = table(result("a", ap=0.2, minutes=3.0), result("b", minutes=None))
+    (chart,) = (chart for chart in curves.charts(rows) if chart.name == "ap-cost")
+    assert [(each.name, each.x, each.y) for each in chart.curves] == [("a", (3.0,), (20.0,))]
 
 
-def test_pictures_open(tmp_path):
-    rows = table(result("a"), result("b & <c>", curve=(0.1, 0.1), minutes=1.0))
-    written = curves.write_pictures(rows, tmp_path)
-    assert {path.name for path in written} >= {"ap-epochs.png", "loss-epochs.svg", "ap-cost.png"}
-    for path in written:
-        if path.suffix == ".png":
-            with Image.open(path) as picture:
-                assert picture.size > (500, 300)
-        else:
-            ElementTree.parse(path)
-
-
-def test_a_comparison_without_curves_draws_none(tmp_path):
-    assert curves.write_pictures(table(result("a", curve=(), minutes=None)), tmp_path) == ()
+def test_a_comparison_without_curves_has_no_charts():
+    assert curves.charts(table(result("a", curve=(), minutes=None))) == ()

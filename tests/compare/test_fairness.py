@@ -53,7 +53,7 @@ def train(model, data, folder, seen, workers, seed=0):
 def test_two_detectors_see_the_same_batches_whatever_the_worker_count(
     data, tmp_path, seen, monkeypatch
 ):
-    monkeypatch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
+    monkeypatch.setattr("detrlab.report.page.draw", lambda _: {})
     detr = train("detr", data, tmp_path / "a", seen, workers=0)
     assert len(detr) == 4, "two epochs of two whole batches"
     assert len(set(detr)) == 4, "each epoch draws anew"

@@ -27,7 +27,7 @@ def truth(data):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing would take most of the time of these tests; test_curves looks at it."""
-    monkeypatch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
+    monkeypatch.setattr("detrlab.report.page.draw", lambda _: {})
 
 
 @pytest.fixture

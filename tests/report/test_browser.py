@@ -46,16 +46,14 @@ def report(tmp_path_factory):
     truth = open_data(data).val.coco_ground_truth()
     file = folder / "other.json"
     file.write_text(json.dumps(detections(truth, 0.05)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detrlab.compare.curves.write_pictures", lambda *_: ())
-        return compare(
-            MODELS,
-            recipe=small_recipe(data),
-            output=folder / "out",
-            predictions=[f"{OTHER}={file}"],
-            trainer=TrainerWithWeights(truth, dict(zip(MODELS, (0.3, 0.1), strict=True))),
-            pictures=3,
-        ).report
+    return compare(
+        MODELS,
+        recipe=small_recipe(data),
+        output=folder / "out",
+        predictions=[f"{OTHER}={file}"],
+        trainer=TrainerWithWeights(truth, dict(zip(MODELS, (0.3, 0.1), strict=True))),
+        pictures=3,
+    ).report
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +176,7 @@ def test_a_chosen_box_shows_where_it_looked(page, data):
     assert page.locator("#views .panel:has(.card) strong").all_text_contents() == [*MODELS, OTHER]
     scores = cards.nth(1).locator("tbody tr td:nth-child(2)").all_text_contents()
     assert scores == [f"{step['s']:.2f}" for step in best["path"]]
-    assert "Only its detections are known" in cards.nth(2).text_content()
+    assert "Only the detections of this detector are known" in cards.nth(2).text_content()
     page.keyboard.press("Escape")
     page.locator("#detail button").click()
     assert page.locator("#views .looks").count() == 0
@@ -220,7 +218,7 @@ def test_the_keyboard_is_enough(page):
     first = page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert first.startswith("annotated")
     page.keyboard.press("Enter")
-    assert page.locator("#detail h3").text_content().startswith("Chosen: annotated")
+    assert page.locator("#detail h3").text_content().startswith("Selected: annotated")
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.keyboard.press("Escape")
     assert page.locator("#detail h3").count() == 0
@@ -236,80 +234,28 @@ def test_every_control_has_a_name(page):
     assert unnamed == []
 
 
-def curve_points(chart, name):
-    """(x, y) of every point of a curve, as the page's own table says."""
-    table = chart.locator("xpath=..").locator("table")
-    headers = [text.strip(" ↕") for text in table.locator("thead th").all_text_contents()]
-    column = headers.index(name) + 1
-    rows = table.locator("tbody tr")
-    x = rows.locator("th").all_text_contents()
-    return dict(zip(x, rows.locator(f":nth-child({column})").all_text_contents(), strict=True))
-
-
-def test_curves_are_read_together_where_they_are_pointed_at(page):
-    chart = page.locator("#curves svg.chart").first
-    chart.scroll_into_view_if_needed()
-    point = chart.locator("circle.point").last
-    box = point.bounding_box()
-    note = page.locator("#note")
-    assert not note.is_visible()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)  # below: any height will do
-    assert note.is_visible()
-    x = point.get_attribute("data-x")
-    assert note.locator("caption").text_content() == f"epoch {x}"
-    told = dict(
-        zip(
-            note.locator("th").all_text_contents(),
-            note.locator("td:last-child").all_text_contents(),
-            strict=True,
-        )
+def test_marks_say_their_numbers(page):
+    """The browser shows the title of what is under the pointer."""
+    mark = page.locator("#curves svg.chart").first.locator("use:has(title)").last
+    mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
+    box = mark.bounding_box()
+    under = page.evaluate(
+        "([x, y]) => document.elementFromPoint(x, y).querySelector('title').textContent",
+        [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2],
     )
-    assert told == {name: curve_points(chart, name)[x] for name in MODELS}
-    page.mouse.move(2, 2)
-    assert not note.is_visible()
-
-
-def test_curves_are_read_with_the_keyboard(page):
-    chart = page.locator("#curves svg.chart").first
-    chart.focus()
-    note = page.locator("#note caption")
-    page.keyboard.press("ArrowRight")
-    assert note.text_content() == "epoch 1"
-    page.keyboard.press("ArrowRight")
-    assert note.text_content() == "epoch 2"
-    near = page.locator("#note .near th")
-    first = near.text_content()
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowUp")
-    page.keyboard.press("ArrowUp")
-    assert first in MODELS
-    assert near.text_content() == page.locator("#note th").first.text_content()
-    page.keyboard.press("Tab")
-    assert not page.locator("#note").is_visible()
-
-
-def test_bars_and_intervals_say_their_numbers(page):
-    for chart in ("#classes svg.chart g.bar", "#verdict g.level", "#differences g.estimate"):
-        mark = page.locator(chart).first
-        mark.evaluate("mark => mark.scrollIntoView({ block: 'center' })")
-        box = mark.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
-        assert page.locator("#note").text_content() == mark.locator("title").text_content()
+    assert re.fullmatch(rf"({'|'.join(MODELS)}): [\d.]+ at epoch 3", under)
 
 
 def test_the_legend_hides_a_detector_in_all_charts(page):
-    series = page.locator('#curves svg.chart [data-series="1"], #classes svg.chart g.s1')
-    assert series.first.is_visible()
-    page.locator("#curves .legend button").nth(1).click()
-    assert not any(series.nth(index).is_visible() for index in range(series.count()))
-    pressed = page.locator('.legend li[data-series="1"] button')
-    assert [each.get_attribute("aria-pressed") for each in pressed.all()] == ["false", "false"]
-    page.locator("#curves svg.chart").first.focus()
-    page.keyboard.press("ArrowRight")
-    assert page.locator("#note th").all_text_contents() == [MODELS[0]]
-    page.locator("#classes .legend button").nth(1).click()
-    assert series.first.is_visible()
+    marks = page.locator('.chart [data-series="1"] use')
+    assert all(mark.is_visible() for mark in marks.all())
+    button = page.locator(".legend button").nth(1)
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert not any(mark.is_visible() for mark in marks.all())
+    assert page.locator('.chart [data-series="0"] use').first.is_visible()
+    button.click()
+    assert marks.first.is_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -515,7 +515,6 @@ def _write(comparison: Comparison) -> None:
         yaml.safe_dump(comparison.definition.recipe.to_dict(), sort_keys=False),
     )
     files.write_json(folder / "comparison-result.json", to_json(comparison))
-    curves.write_pictures(comparison.rows, folder / "pictures")
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

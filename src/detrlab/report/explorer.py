@@ -1,7 +1,6 @@
-"""What the page's image browser holds: pictures, boxes at any score, and what explains them.
+"""Contents of the page's image browser: boxes at any score, and how they came about.
 
-The browser is an enrichment: without a script the page shows the same images as they were
-before (``gallery``). Everything here is plain values; the page shows them as text only.
+The browser needs its script; without it the page shows the static images of ``gallery``.
 """
 
 from __future__ import annotations
@@ -13,113 +12,81 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detrlab.drawing import colour_of
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from detrlab.api import Detector
-    from detrlab.compare.results import Row
     from detrlab.data.table import Table
     from detrlab.evaluation.records import Detected, GroundTruth
-    from detrlab.explain.explanation import Explanation, Found
-    from detrlab.explain.sampling import Samples
+    from detrlab.explain import Explanation, Samples
     from detrlab.report.gallery import Exhibit, View
 
 LEAST_SCORE = 0.02
-"""Detections below are left out; the slider begins here."""
+"""Detections below are left out; the page's slider begins here."""
 EXPLAINED = 20
-"""So many detections of an image carry their path and where they looked, the best."""
+"""Number of detections of an image, the best, that carry their path and where they looked."""
 MAPPED = 400
 """Most cells of an attention map; a finer one is averaged down."""
 
 
 def exploration(
-    rows: Sequence[Row],
-    views: Sequence[View],
-    truth: GroundTruth,
-    table: Table,
-    chosen: Sequence[int],
-    shown: Sequence[Exhibit],
-    folder: Path,
+    views: Sequence[View], shown: Sequence[Exhibit], truth: GroundTruth, table: Table
 ) -> dict[str, Any]:
-    """Everything the browser shows, ready for JSON. Boxes are xywh in pixels, points per mille.
+    """Everything the browser shows, ready for JSON. Boxes are xywh in pixels.
 
     Args:
-        rows: of the comparison; the first run of each is shown.
-        views: what each of them detected, in the same order.
-        truth: what was to be found.
+        views: of each detector.
+        shown: the images, as the page shows them without a script.
+        truth: the annotations.
         table: the validation split, for the pixels.
-        chosen: positions of the images in ``truth``.
-        shown: the same images, as the page shows them without a script.
-        folder: of the comparison.
     """
-    position = {table.image_id(i): i for i in range(len(table))}
-    models = [_model(row, view, truth) for row, view in zip(rows, views, strict=True)]
-    images = [_image(truth, *each) for each in zip(chosen, shown, strict=True)]
-    for row, view, model in zip(rows, views, models, strict=True):
-        detector = load_detector(folder / row.runs[0].folder)
-        model["explained"] = detector is not None
-        for index, image in zip(chosen, images, strict=True):
-            at = position[truth.image_ids[index]]
+    models = []
+    images: list[dict[str, Any]] = [
+        {
+            "name": exhibit.name, "width": exhibit.width, "height": exhibit.height, "models": [],
+            "truth": [
+                {"b": truth.boxes[g].round(1).tolist(), "l": int(truth.label[g]),
+                 "crowd": bool(truth.crowd[g])}
+                for g in np.flatnonzero(truth.image == exhibit.image)
+            ],
+        }
+        for exhibit in shown
+    ]  # fmt: skip
+    for view in views:
+        detector = load_detector(view.run)
+        scores = view.thresholds.scores(truth.classes)
+        best = [round(float(score), 4) for score in scores]
+        models.append({"name": view.name, "best": best, "explained": detector is not None})
+        for exhibit, image in zip(shown, images, strict=True):
             if detector is None:
-                told = {"boxes": _detections(view.detected, index), "others": [], "why": []}
+                boxes = _detections(view.detected, exhibit.image)
+                contents: dict[str, Any] = {"boxes": boxes, "others": [], "why": []}
             else:
                 threshold = round(view.thresholds.overall.score, 3)
-                told = _explained(detector, table, at, image, threshold)
-            image["models"].append(told)
-    return {"classes": list(truth.classes), "colours": _colours(truth), "models": models,
-            "images": images}  # fmt: skip
+                contents = _explained(detector, table, exhibit.position, threshold)
+            image["models"].append(contents)
+    return {"classes": list(truth.classes), "models": models, "images": images}
 
 
 def load_detector(run: Path) -> Detector | None:
-    """The detector a run trained; None where its weights are not at hand."""
+    """The detector that a run trained; None where its weights are missing or unreadable."""
     from detrlab.api import load
     from detrlab.errors import UserError
 
     weights = run / "weights" / "last.safetensors"
-    if not weights.is_file():
-        return None
     try:
-        return load(weights)
-    except UserError:  # another version's file: the boxes are shown all the same
+        return load(weights) if weights.is_file() else None
+    except UserError:
         return None
-
-
-def _colours(truth: GroundTruth) -> list[str]:
-    return ["#{:02x}{:02x}{:02x}".format(*colour_of(k)) for k in range(len(truth.classes))]
-
-
-def _model(row: Row, view: View, truth: GroundTruth) -> dict[str, Any]:
-    scores = view.thresholds.scores(truth.classes)
-    return {"name": row.name, "best": [round(float(score), 4) for score in scores]}
-
-
-def _image(truth: GroundTruth, index: int, exhibit: Exhibit) -> dict[str, Any]:
-    objects = np.flatnonzero(truth.image == index)
-    return {
-        "name": exhibit.name,
-        "width": exhibit.width,
-        "height": exhibit.height,
-        "truth": [
-            {
-                "b": [round(side, 1) for side in truth.boxes[g].tolist()],
-                "l": int(truth.label[g]),
-                "crowd": bool(truth.crowd[g]),
-            }
-            for g in objects
-        ],
-        "models": [],
-    }
 
 
 def _detections(detected: Detected, index: int) -> list[dict[str, Any]]:
-    """Boxes of a detector whose network is not at hand, best first."""
+    """Boxes of a detector without weights, best first."""
     mine = np.flatnonzero((detected.image == index) & (detected.score >= LEAST_SCORE))
     order = mine[np.argsort(-detected.score[mine], kind="stable")][:100]
     return [
         {
-            "b": [round(side, 1) for side in detected.boxes[d].tolist()],
+            "b": detected.boxes[d].round(1).tolist(),
             "l": int(detected.label[d]),
             "s": round(float(detected.score[d]), 3),
         }
@@ -127,119 +94,84 @@ def _detections(detected: Detected, index: int) -> list[dict[str, Any]]:
     ]
 
 
-def _explained(
-    detector: Detector, table: Table, at: int, image: dict[str, Any], threshold: float
-) -> dict[str, Any]:
-    """Boxes with their path and their look, and what became of each annotated object."""
+def _explained(detector: Detector, table: Table, at: int, threshold: float) -> dict[str, Any]:
+    """Boxes with their path and where they looked, and why each object was found or missed."""
     from detrlab.explain import explain_image
     from detrlab.explain.missed import sentence
 
-    explanation = explain_image(detector, table.picture(at), table.targets(at))
-    size = image["width"], image["height"]
+    picture = table.picture(at)
+    height, width = picture.shape[-2:]
+    size = width, height
+    explanation = explain_image(detector, picture, table.targets(at))
     found = [
         each
         for rank, each in enumerate(explanation.detections())
         if each.score >= LEAST_SCORE or rank == 0
     ]
-    boxes = [_plain(each, size) for each in found]
-    for each, box in zip(found[:EXPLAINED], boxes, strict=False):
-        box |= _story(explanation, each, size)
-    verdicts = explanation.verdicts(threshold)
-    # The query that an object costs least, followed even where it is no detection.
-    followed = {each.query for each in found[:EXPLAINED]}
-    nearest = {verdict.final.best.query: verdict.label for verdict in verdicts}
-    others = [
-        _says(explanation, query, label)
-        for query, label in list(nearest.items())[:EXPLAINED]
-        if query not in followed
+    boxes = [
+        {"b": _pixels(each.box, size), "l": each.label, "s": round(each.score, 3)} for each in found
     ]
-    return {
-        "boxes": boxes,
-        "others": [_plain(each, size) | _story(explanation, each, size) for each in others],
-        "threshold": threshold,
-        "why": [
-            {
-                "b": _pixels(verdict.box, size),
-                "q": verdict.final.best.query,
-                "words": sentence(verdict, explanation.classes, threshold),
-            }
-            for verdict in verdicts
-        ],
-    }
+    for each, box in zip(found[:EXPLAINED], boxes, strict=False):
+        box |= _story(explanation, each.query, each.label, size)
+    verdicts = explanation.verdicts(threshold)
+    # The query with the lowest matching cost is shown even where it is not a detection.
+    known = {each.query for each in found[:EXPLAINED]}
+    nearest = {verdict.final.best.query: verdict.label for verdict in verdicts}
+    others = []
+    for query, label in list(nearest.items())[:EXPLAINED]:
+        if query not in known:
+            story = _story(explanation, query, label, size)
+            others.append({**story["path"][-1], "l": label, **story})
+    why = [
+        {
+            "b": _pixels(verdict.box, size),
+            "q": verdict.final.best.query,
+            "words": sentence(verdict, explanation.classes, threshold),
+        }
+        for verdict in verdicts
+    ]
+    return {"boxes": boxes, "others": others, "threshold": threshold, "why": why}
 
 
-def _says(explanation: Explanation, query: int, label: int) -> Found:
-    """What a query says of a class at the end, whether or not that is a detection."""
-    from detrlab.explain.explanation import Found
+def _story(
+    explanation: Explanation, query: int, label: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    """The query of a box; reference, box and score in each layer; where the last layer looked."""
+    from detrlab.explain import Samples
 
-    path = explanation.paths
-    box = tuple(path.boxes[-1, query].tolist())
-    return Found(query, label, float(path.scores[-1, query, label]), box)
-
-
-def _plain(found: Found, size: tuple[int, int]) -> dict[str, Any]:
-    return {"b": _pixels(found.box, size), "l": found.label, "s": round(found.score, 3)}
-
-
-def _story(explanation: Explanation, found: Found, size: tuple[int, int]) -> dict[str, Any]:
-    """How a detection came about: its query, its path, where the last layer looked."""
-    return {
-        "q": found.query,
-        "path": _path(explanation, found.query, found.label, size),
-        **_look(explanation, found.query),
-    }
+    found = explanation.paths
+    path = []
+    for layer, references in enumerate(found.references):
+        step: dict[str, Any] = {
+            "b": _pixels(found.boxes[layer, query].tolist(), size),
+            "s": round(float(found.scores[layer, query, label]), 3),
+        }
+        if references is not None:
+            center = references.centers[query].tolist()
+            sides = [0.0, 0.0] if references.sizes is None else references.sizes[query].tolist()
+            step["r"] = _pixels([*center, *sides], size)
+        path.append(step)
+    look = explanation.look(query)
+    if isinstance(look, Samples):
+        return {"q": query, "path": path, "points": _points(look)}
+    return {"q": query, "path": path, "map": _map(look.maps[0].mean(0).cpu())}
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:
     """Cxcywh fractions -> xywh in pixels."""
     (x, y, w, h), (width, height) = box, size
-    return [
-        round(value, 1)
-        for value in ((x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
-    ]
-
-
-def _path(
-    explanation: Explanation, query: int, label: int, size: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Where each layer looked from, its box, its score for the class."""
-    path = explanation.paths
-    steps = []
-    for layer, references in enumerate(path.references):
-        step: dict[str, Any] = {
-            "b": _pixels(path.boxes[layer, query].tolist(), size),
-            "s": round(float(path.scores[layer, query, label]), 3),
-        }
-        if references is not None:
-            center = references.centers[query].tolist()
-            sizes = [0.0, 0.0] if references.sizes is None else references.sizes[query].tolist()
-            step["r"] = _pixels([*center, *sizes], size)
-        steps.append(step)
-    return steps
-
-
-def _look(explanation: Explanation, query: int) -> dict[str, Any]:
-    """Where the last layer looked: points (x, y, weight per mille, level) or a map."""
-    from detrlab.explain.sampling import Samples
-
-    look = explanation.look(query)
-    if isinstance(look, Samples):
-        return {"points": _points(look)}
-    return {"map": _map(look.maps[0].mean(0).cpu())}
+    edges = (x - w / 2) * width, (y - h / 2) * height, w * width, h * height
+    return [round(value, 1) for value in edges]
 
 
 def _points(look: Samples) -> list[int]:
-    """Flat: x, y, weight, level of one sample after the other, the weightiest last (on top)."""
-    heads, levels, points = look.weights.shape[1:]
-    weights = look.weights[0].flatten() / heads
+    """Flat: x and y per mille, weight per ten thousand, level; the largest weight last (on top)."""
+    heads, levels, points = look.weights.shape[-3:]
+    weights = look.weights.flatten() / heads
     order = weights.argsort()
-    xy = (look.locations[0].flatten(0, 2)[order] * 1000).round().int().clamp(-9999, 9999).tolist()
-    level = (order // points % levels).tolist()
-    # Ten thousandths: with 128 samples a uniform weight is 78 of them.
-    share = (weights[order] * 10_000).round().int().tolist()
-    return [
-        number for (x, y), s, at in zip(xy, share, level, strict=True) for number in (x, y, s, at)
-    ]
+    xy = (look.locations.reshape(-1, 2)[order] * 1000).round().clamp(-9999, 9999)
+    columns = [xy, (weights[order] * 10_000).round()[:, None], (order // points % levels)[:, None]]
+    return torch.cat(columns, 1).int().flatten().tolist()
 
 
 def _map(weights: Tensor) -> dict[str, Any]:

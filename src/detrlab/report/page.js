@@ -1,5 +1,5 @@
-// The page without this script is complete and static; with it, tables sort, points of curves
-// can be read, and the images become a browser. Whatever comes from the data is put in as text.
+// Without this script the page is complete and static. With it, tables can be sorted, detectors
+// hidden in the charts, and the images explored. Everything from the data is inserted as text.
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
@@ -30,12 +30,12 @@
     const headers = [...table.querySelectorAll("thead th")];
     const body = table.tBodies[0];
     const original = [...body.rows];
-    table.parentElement.removeAttribute("tabindex"); // its buttons are stops enough to scroll it
+    table.parentElement.removeAttribute("tabindex"); // the buttons can be focused instead
     headers.forEach((header, column) => {
       const button = make("button", { type: "button", class: "sort" }, header.textContent);
       header.replaceChildren(button);
       button.addEventListener("click", () => {
-        // First the best on top (numbers) or A to Z (names), then the other way, then as it was.
+        // First largest number on top or A to Z, then reversed, then the original order.
         const state = header.getAttribute("aria-sort");
         const first = column === 0 ? "ascending" : "descending";
         const other = column === 0 ? "descending" : "ascending";
@@ -54,127 +54,23 @@
       const [x, y] = [key(a), key(b)];
       if (column === 0) return sign * x.localeCompare(y);
       const [p, q] = [numberIn(x), numberIn(y)];
-      // A cell without a number comes last, whichever way.
+      // Cells without a number come last in both directions.
       if (p === null || q === null) return (p === null) - (q === null);
       return sign * (p - q);
     });
   }
 
-  // --- charts to read -----------------------------------------------------------------------
-
-  const note = byId("note");
-  function tell(x, y, ...children) {
-    note.replaceChildren(...children);
-    note.hidden = false;
-    const fits = x + 16 + note.offsetWidth < innerWidth;
-    const left = fits ? x + 16 : x - 16 - note.offsetWidth;
-    note.style.left = `${Math.max(4, Math.min(left, innerWidth - note.offsetWidth - 4))}px`;
-    note.style.top = `${Math.max(4, Math.min(y - note.offsetHeight / 2, innerHeight - note.offsetHeight - 4))}px`;
-  }
-  const middle = (mark) => {
-    const place = mark.getBoundingClientRect();
-    return [place.x + place.width / 2, place.y + place.height / 2];
-  };
-
-  // Bars, dots and intervals say their numbers when they are pointed at.
-  function makeTelling(chart) {
-    const marks = [...chart.querySelectorAll("g")].filter((g) => g.querySelector(":scope > title"));
-    const beyond = (value, low, high) => Math.max(low - value, 0, value - high);
-    chart.addEventListener("pointermove", (event) => {
-      let best = null, least = 12;
-      for (const mark of marks) {
-        const { left, right, top, bottom } = mark.getBoundingClientRect();
-        if (right === left) continue; // hidden
-        const far = Math.hypot(beyond(event.clientX, left, right), beyond(event.clientY, top, bottom));
-        if (far < least) [best, least] = [mark, far];
-      }
-      if (best) tell(event.clientX, event.clientY - 28, best.querySelector("title").textContent);
-      else note.hidden = true;
-    });
-    chart.addEventListener("pointerleave", () => { note.hidden = true; });
-  }
-
-  // Curves say what all of them are at the place that is pointed at, or reached with the arrows.
-  function makeReadable(chart) {
-    const curves = [...chart.querySelectorAll(".curve")];
-    const unit = chart.dataset.unit;
-    const shared = "shared" in chart.dataset;
-    const cursor = draw("line", { class: "cursor", y1: 28, y2: 266, visibility: "hidden" });
-    chart.prepend(cursor);
-    const points = () => curves.filter((curve) => curve.style.display !== "none")
-      .flatMap((curve) => [...curve.querySelectorAll(".point")]);
-    let current = null;
-
-    function clear() {
-      chart.querySelectorAll(".near").forEach((point) => point.classList.remove("near"));
-      cursor.setAttribute("visibility", "hidden");
-      note.hidden = true;
-    }
-    function read(point) {
-      clear();
-      current = point;
-      const { x } = point.dataset;
-      const together = points().filter((each) => each === point || (shared && each.dataset.x === x))
-        .sort((one, other) => other.dataset.y - one.dataset.y);
-      together.forEach((each) => each.classList.add("near"));
-      for (const end of ["x1", "x2"]) cursor.setAttribute(end, point.getAttribute("cx"));
-      cursor.setAttribute("visibility", "visible");
-      const rows = together.map((each) => make("tr", { class: each === point ? "near" : null },
-        make("td", {}, make("i", { class: each.parentNode.classList[1] })),
-        make("th", { scope: "row" }, each.parentNode.dataset.name), make("td", {}, each.dataset.y)));
-      tell(...middle(point), make("table", {},
-        make("caption", {}, shared ? `${unit} ${x}` : `${x} ${unit}`), make("tbody", {}, ...rows)));
-    }
-    function nearest(event) {
-      let best = null, least = Infinity;
-      for (const point of points()) {
-        const [x, y] = middle(point);
-        // Along x first where all are read together: any height will do.
-        const far = (x - event.clientX) ** 2 * (shared ? 100 : 1) + (y - event.clientY) ** 2;
-        if (far < least) [best, least] = [point, far];
-      }
-      return best;
-    }
-    function move(by, along) {
-      const all = points();
-      if (!all.length) return;
-      if (!all.includes(current)) return read(all[0]);
-      const same = all.filter((each) => (each.parentNode === current.parentNode) === along
-        && (along || each.dataset.x === current.dataset.x) || each === current);
-      same.sort((one, other) => along ? one.dataset.x - other.dataset.x : other.dataset.y - one.dataset.y);
-      read(same[Math.min(Math.max(same.indexOf(current) + by, 0), same.length - 1)]);
-    }
-    chart.setAttribute("tabindex", 0);
-    chart.setAttribute("aria-label", `${chart.getAttribute("aria-label")}; arrow keys read the values`);
-    chart.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: [1, true], ArrowLeft: [-1, true], ArrowDown: [1, false], ArrowUp: [-1, false] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      move(...step);
-    });
-    chart.addEventListener("blur", clear);
-    chart.addEventListener("pointermove", (event) => {
-      const point = nearest(event);
-      if (point) read(point);
-    });
-    chart.addEventListener("pointerleave", clear);
-  }
-
-  // A detector's name in a legend takes it out of the charts, in both sections.
-  function makeLegends() {
-    const items = [...document.querySelectorAll(".legend li")];
-    for (const item of items) {
+  // Each name in the legend is a button that hides its detector in the charts.
+  function makeLegend() {
+    for (const item of document.querySelectorAll(".legend li")) {
       const button = make("button", { type: "button", "aria-pressed": "true" }, ...item.childNodes);
       button.title = "show or hide in the charts";
       item.replaceChildren(button);
       button.addEventListener("click", () => {
         const shown = button.getAttribute("aria-pressed") !== "true";
-        const { series } = item.dataset;
-        for (const part of document.querySelectorAll(`svg.chart [data-series="${series}"]`)) {
-          part.style.display = shown ? "" : "none";
-        }
-        for (const each of items) {
-          if (each.dataset.series === series) each.firstChild.setAttribute("aria-pressed", shown);
+        button.setAttribute("aria-pressed", shown);
+        for (const mark of document.querySelectorAll(`.chart [data-series="${item.dataset.series}"]`)) {
+          mark.style.display = shown ? "" : "none";
         }
       });
     }
@@ -192,7 +88,8 @@
     return both ? both / (a[2] * a[3] + b[2] * b[3] - both) : 0;
   };
 
-  // As COCO judges at IoU .50: the surest first, each object once, crowds excuse.
+  // COCO's matching at IoU .50: highest score first, each object once; detections on crowd
+  // regions are ignored.
   function judge(image, detections, cut) {
     const taken = new Set();
     const kept = [];
@@ -206,17 +103,17 @@
         }
       });
       if (best >= 0) taken.add(best);
-      const excused = best < 0 && image.truth.some((object) => object.crowd
+      const ignored = best < 0 && image.truth.some((object) => object.crowd
         && object.l === detection.l
         && overlap(detection.b, object.b) >= 0.5 * detection.b[2] * detection.b[3]);
-      kept.push({ index, detection, kind: best >= 0 ? "found" : excused ? "excused" : "false" });
+      kept.push({ index, detection, kind: best >= 0 ? "found" : ignored ? "ignored" : "false" });
     });
     const missed = image.truth.map((object, g) => g)
       .filter((g) => !image.truth[g].crowd && !taken.has(g));
     return { kept, missed, found: taken.size };
   }
 
-  // Dark to bright, readable on a darkened photograph; the same ramp as the pictures' plasma.
+  // Dark to bright: matplotlib's plasma, which can be read on a darkened photograph.
   const RAMP = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]];
   function heat(share) {
     const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
@@ -250,7 +147,7 @@
     function show() {
       const image = data.images[state.image];
       control.image.value = state.image;
-      byId("cut-value").textContent = control.best.checked ? "own best" : Number(control.cut.value).toFixed(2);
+      byId("cut-value").textContent = control.best.checked ? "best F1" : Number(control.cut.value).toFixed(2);
       const views = [];
       const words = [];
       if (control.truth.checked) views.push(annotated(image));
@@ -269,7 +166,7 @@
       explain();
     }
 
-    // As large as rows without a gap at their end allow.
+    // The number of columns that leaves the fewest gaps in the last row.
     function columns(count) {
       if (count <= 3) return Math.max(count, 2);
       return [3, 4].reduce((best, each) =>
@@ -306,7 +203,7 @@
     function seen(image, index, judged, summary) {
       const model = data.models[index];
       const mine = state.chosen ? counterpart(image, index) : null;
-      // Dense attention is about the whole image; sampling points are about a place in it.
+      // Dense attention covers the whole image; sampling points cover a region of it.
       const [picture, whole] = panel(image, model.name, summary, Boolean(mine && mine.map));
       whole.dataset.model = index;
       if (mine) looks(picture, image, index, mine);
@@ -341,14 +238,14 @@
         const place = [...shape.parentNode.querySelectorAll(".pick")].indexOf(shape);
         const view = [...control.views.children].indexOf(shape.closest(".panel"));
         act();
-        // The views were drawn anew: stay where we were.
+        // The views have been redrawn: focus the same box again.
         const again = control.views.children[view].querySelectorAll(".pick")[place];
         if (again) again.focus();
       });
       return shape;
     }
 
-    // One stop of the Tab key for each view; arrows walk through its boxes.
+    // Tab goes from view to view; arrow keys go through the boxes of a view.
     function walkable(picture) {
       picture.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -364,7 +261,7 @@
       new MutationObserver(() => {
         const boxes = picture.querySelectorAll(".pick");
         if (boxes.length && !picture.querySelector('.pick[tabindex="0"]')) {
-          boxes[boxes.length - 1].setAttribute("tabindex", 0); // drawn last: the surest
+          boxes[boxes.length - 1].setAttribute("tabindex", 0); // drawn last: highest score
         }
       }).observe(picture, { childList: true });
     }
@@ -381,9 +278,9 @@
       show();
     }
 
-    // What a detector says about the chosen place, at any score: itself, or the box that
-    // overlaps it most, the same class first among equals; where an object is annotated at least
-    // the query that it costs least, wherever that one put its box.
+    // A detector's counterpart of the selected box, at any score: the box itself, or the box that
+    // overlaps it most (the same class is preferred), or the query with the lowest matching cost
+    // for the annotated object, wherever its box is.
     function counterpart(image, index) {
       const chosen = state.chosen;
       const boxes = image.models[index].boxes;
@@ -463,8 +360,8 @@
     function explain() {
       if (!state.chosen) {
         control.detail.replaceChildren(make("p", { class: "soft" },
-          "Choose a box (click it; or Tab to a picture, then arrows and Enter) to see in every "
-          + "detector where it looked and how the box came about. Escape shows all again."));
+          "Select a box (click it, or Tab to a picture, then arrow keys and Enter) to see where "
+          + "each detector looked and how its box changed from layer to layer. Escape ends this."));
         return;
       }
       const image = data.images[state.image];
@@ -472,14 +369,13 @@
       const what = chosen.truth !== undefined
         ? `annotated ${data.classes[image.truth[chosen.truth].l]}`
         : `${data.models[chosen.model].name}: ${named(image.models[chosen.model].boxes[chosen.at])}`;
-      const close = make("button", { type: "button" }, "Show all again");
+      const close = make("button", { type: "button" }, "Clear selection");
       close.addEventListener("click", () => { choose(null); control.image.focus(); });
       control.detail.replaceChildren(
-        make("h3", {}, `Chosen: ${what}`), close,
-        make("p", { class: "soft" }, "Dots show where the last decoder layer samples (larger: coarser "
-          + "level; brighter: more weight), squares how much dense attention takes from each cell. "
-          + "White dashes: where the first layer looked from. White lines: the boxes of the layers, "
-          + "the last brightest."));
+        make("h3", {}, `Selected: ${what}`), close,
+        make("p", { class: "soft" }, "Dots: sampling points of the last decoder layer (larger: coarser "
+          + "level; brighter: larger weight). Squares: weights of dense attention. Dashed white lines: "
+          + "reference of the first layer. White lines: box of each layer, the last one brightest."));
     }
 
     function nearestTruth(image, b) {
@@ -497,20 +393,20 @@
         ? image.truth[state.chosen.truth] : nearestTruth(image, state.chosen.b);
       const parts = [];
       if (!model.explained) {
-        parts.push(make("p", { class: "soft" }, "Only its detections are known, not how it came to them."));
+        parts.push(make("p", { class: "soft" }, "Only the detections of this detector are known, not its network."));
       }
-      if (!box) parts.push(make("p", {}, "No box of it lies here."));
+      if (!box) parts.push(make("p", {}, "This detector has no box here."));
       else {
-        if (!iou(box.b, state.chosen.b)) parts.push(make("p", {}, "No box of it lies here. The query that fits best:"));
+        if (!iou(box.b, state.chosen.b)) parts.push(make("p", {}, "This detector has no box here. Its query with the lowest matching cost:"));
         const cut = cutOf(index)(box.l);
         const query = box.q === undefined ? "" : `, query ${box.q}`;
-        const silent = box.s < cut ? `, below its cut of ${cut.toFixed(2)}` : "";
+        const silent = box.s < cut ? `, below its threshold of ${cut.toFixed(2)}` : "";
         parts.push(make("p", {}, `${named(box)}${query}${silent}`));
         if (box.path) parts.push(steps(box.path, truth));
       }
       const why = truth && reason(image, index, truth);
       if (why) {
-        parts.push(make("p", { class: "soft" }, `At a cut of ${image.models[index].threshold}: ${why.words}`));
+        parts.push(make("p", { class: "soft" }, `At a threshold of ${image.models[index].threshold}: ${why.words}`));
       }
       return make("div", { class: "card" }, ...parts);
     }
@@ -549,9 +445,7 @@
   }
 
   document.querySelectorAll("table.sortable").forEach(makeSortable);
-  document.querySelectorAll("svg.curves").forEach(makeReadable);
-  document.querySelectorAll("svg.rows").forEach(makeTelling);
-  makeLegends();
+  makeLegend();
   const held = byId("exploration");
   if (held) explore(JSON.parse(held.textContent));
 })();
