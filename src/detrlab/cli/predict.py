@@ -35,7 +35,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict; returns the exit code."""
-    from detrlab.cli.common import fresh_folder, open_detector
+    from detrlab.cli.common import fresh_folder, open_detector, printable
 
     paths = list(find_images(options.images))
     detector = open_detector(options.model, options.device, options.imgsz)
@@ -53,7 +53,7 @@ def run(options: Options) -> int:
             )
             found.save(target, threshold)
             counts = ", ".join(f"{found.names.count(n)} {n}" for n in dict.fromkeys(found.names))
-            print(f"{path}: {counts or 'nothing'}  ->  {target}")
+            print(printable(f"{path}: {counts or 'nothing'}  ->  {target}"))
     if folder is None:
         print(json.dumps(records))
     else:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from detrlab.compare.results import Row
     from detrlab.data.table import Table
     from detrlab.evaluation.records import Detected, GroundTruth
-    from detrlab.explain.explanation import Explanation, Found
-    from detrlab.explain.sampling import Samples
+    from detrlab.explain import Explanation
+    from detrlab.explain.inspection import Found
+    from detrlab.explain.looks import Samples
     from detrlab.report.gallery import Exhibit, View
 
 LEAST_SCORE = 0.02
@@ -131,10 +132,9 @@ def _explained(
     detector: Detector, table: Table, at: int, image: dict[str, Any], threshold: float
 ) -> dict[str, Any]:
     """Boxes with their path and their look, and what became of each annotated object."""
-    from detrlab.explain import explain_image
     from detrlab.explain.missed import sentence
 
-    explanation = explain_image(detector, table.picture(at), table.targets(at))
+    explanation = detector.explain(table.picture(at), table.targets(at))
     size = image["width"], image["height"]
     found = [
         each
@@ -170,7 +170,7 @@ def _explained(
 
 def _says(explanation: Explanation, query: int, label: int) -> Found:
     """What a query says of a class at the end, whether or not that is a detection."""
-    from detrlab.explain.explanation import Found
+    from detrlab.explain.inspection import Found
 
     path = explanation.paths
     box = tuple(path.boxes[-1, query].tolist())
@@ -220,7 +220,7 @@ def _path(
 
 def _look(explanation: Explanation, query: int) -> dict[str, Any]:
     """Where the last layer looked: points (x, y, weight per mille, level) or a map."""
-    from detrlab.explain.sampling import Samples
+    from detrlab.explain.looks import Samples
 
     look = explanation.look(query)
     if isinstance(look, Samples):
@@ -230,10 +230,10 @@ def _look(explanation: Explanation, query: int) -> dict[str, Any]:
 
 def _points(look: Samples) -> list[int]:
     """Flat: x, y, weight, level of one sample after the other, the weightiest last (on top)."""
-    heads, levels, points = look.weights.shape[1:]
-    weights = look.weights[0].flatten() / heads
+    heads, levels, points = look.weights.shape
+    weights = look.weights.flatten() / heads
     order = weights.argsort()
-    xy = (look.locations[0].flatten(0, 2)[order] * 1000).round().int().clamp(-9999, 9999).tolist()
+    xy = (look.locations.flatten(0, 2)[order] * 1000).round().int().clamp(-9999, 9999).tolist()
     level = (order // points % levels).tolist()
     # Ten thousandths: with 128 samples a uniform weight is 78 of them.
     share = (weights[order] * 10_000).round().int().tolist()

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from detrlab.data import Batch, DataSet
     from detrlab.models.network import Network
     from detrlab.scoring import Scoring
+    from detrlab.structures import ModelOutput
 
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED = 25
@@ -80,6 +81,7 @@ class Options:
         say: takes lines for people.
         on_step: takes the report of each step.
         on_epoch: takes the row of each epoch.
+        on_batch: takes each evaluated batch with the network's output.
     """
 
     resume: bool = False
@@ -91,6 +93,7 @@ class Options:
     say: Say = silent
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[Row], None] | None = None
+    on_batch: Callable[[Batch, ModelOutput], None] | None = None
 
     def __post_init__(self) -> None:
         if self.save_every is not None and self.save_every < 1:
@@ -628,7 +631,13 @@ class _Run:
             workers=self.options.workers,
         )
         with self._averaged():
-            evaluate(self.engine.network, self.scoring, self._until_asked(parts), evaluator)
+            evaluate(
+                self.engine.network,
+                self.scoring,
+                self._until_asked(parts),
+                evaluator,
+                on_batch=self.options.on_batch,
+            )
         gather(evaluator)
         return evaluator
 
