@@ -13,12 +13,12 @@ Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 DETECTORS = (
-    "#0072b2", "#d55e00", "#009e73", "#8a2be2", "#663311", "#1f1f1f", "#cc3d8f", "#8c8c8c",
+    "#0072b2", "#d55e00", "#009e73", "#8a2be2", "#663311", "#1f1f1f", "#cc3d8f", "#440055",
 )  # fmt: skip
 """Lines of the detectors of a comparison on a light background, in the order of the table."""
 
 DETECTORS_ON_DARK = (
-    "#4db2ec", "#ff8a4a", "#2fcf9f", "#9d7dff", "#f7e34a", "#f2f2f2", "#ff7fc4", "#9a9a9a",
+    "#4db2ec", "#ff8a4a", "#2fcf9f", "#9d7dff", "#f7e34a", "#f2f2f2", "#ff7fc4", "#996644",
 )  # fmt: skip
 """The same on a dark background."""
 

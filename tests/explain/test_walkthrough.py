@@ -47,16 +47,6 @@ def test_links_lead_to_the_lines(page):
             assert (DOCS / target).exists(), target
 
 
-def test_both_languages_link_to_the_same_code():
-    links = [relink().LINK.findall((DOCS / page).read_text(encoding="utf-8")) for page in PAGES[:2]]
-    assert links[0] == links[1]
-    pictures = [
-        re.findall(r"!\[[^]]*\]\(([^)]+)\)|<!-- picture: (\w+)", (DOCS / page).read_text("utf-8"))
-        for page in PAGES[:2]
-    ]
-    assert pictures[0] == pictures[1]
-
-
 @pytest.fixture(scope="module")
 def shapes():
     """Rows of the tables of sections 2 and 3, and S, by the recipe that the page names."""
