@@ -114,10 +114,9 @@ class Inspection:
                 f"point {point[0]:g},{point[1]:g} lies outside the image: give x,y as fractions, "
                 "such as 0.5,0.5 for its middle"
             )
-        memory = self.recording.memory
-        _require(level, len(memory.level_shapes), "level", "levels")
         call = _call(self.recording.encoder, layer, "encoder")
-        return look(call, cell_at(memory, point, level))
+        _require(level, len(call.memory.level_shapes), "level", "levels")
+        return look(call, cell_at(call.memory, point, level))
 
     def verdicts(self, threshold: float = 0.3) -> list[Verdict]:
         """What became of every annotated object, and why.

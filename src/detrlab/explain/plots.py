@@ -126,10 +126,12 @@ def draw_encoder(
     Dense attention: one map for each point, the mean of the heads (DETR paper, figure 3).
     Deformable attention: the sampling points, from the cell of each level at that point.
     """
-    shapes = inspection.recording.memory.level_shapes
-    levels = len(shapes) if inspection.deformable else 1
-    figure, panels = grid(inspection, len(points), levels, legend=inspection.deformable)
-    for panel, (level, point) in zip(panels, product(range(levels), points), strict=True):
+    inspection.look_from(points[0], layer)  # refuses a layer that does not exist
+    count = len(inspection.recording.encoder)
+    shapes = inspection.recording.encoder[layer].memory.level_shapes
+    legend = inspection.deformable
+    figure, panels = grid(inspection, len(points), len(shapes), legend=legend)
+    for panel, (level, point) in zip(panels, product(range(len(shapes)), points), strict=True):
         look = inspection.look_from(point, layer, level)
         drawn = _draw_look(panel, look)
         panel.caption(_peak(look))
@@ -141,7 +143,6 @@ def draw_encoder(
         if panel in panels[:: len(points)]:
             panel.side(f"from level {level}\n{columns}×{rows} cells")
     _legend(figure, drawn, inspection)
-    count = len(inspection.recording.encoder)
     text = f"where the encoder looks from the cell with the cross (layer {layer % count + 1}"
     set_title(figure, f"{text} of {count})", inspection)
     return figure
