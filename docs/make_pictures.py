@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import detrlab
+from detrlab.cli.explain import find_target
 from detrlab.data import batches, open_data
 from detrlab.errors import UserError
-from detrlab.explain import Explanation, explain_image, pictures
-from detrlab.explain.curves import observe
-from detrlab.explain.inquiry import find_target
+from detrlab.evaluation.coco import evaluate_layers
+from detrlab.explain import Explanation, plots
 from detrlab.explain.missed import sentence
-from detrlab.explain.queries import explained_share, query_use_over
+from detrlab.explain.query_use import explained_share, query_use
 from detrlab.presets import FIVE
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def main() -> int:
         detectors = load(options.checkpoints)
         told: dict[str, Any] = {}
         for name, detector in detectors.items():
-            explanation = explain_image(detector, options.photo, target)
+            explanation = detector.explain(options.photo, target)
             for picture, figure in of_photo(explanation, target, options.cut):
                 keep(figure, f"{name}-{picture}", options.output)
             told[name] = words(explanation, options.cut)
@@ -106,15 +106,15 @@ def of_photo(explanation: Explanation, target: Target, cut: float) -> list[tuple
     queries = [verdicts[index].final.best.query for index in (smallest, largest)]
     queries = list(dict.fromkeys(queries))
     figures = [
-        ("detections", pictures.draw_detections(explanation, cut)),
-        ("decoder", pictures.draw_decoder(explanation, queries)),
-        ("heads", pictures.draw_heads(explanation, queries[0])),
-        ("paths", pictures.draw_paths(explanation, queries)),
-        ("encoder", pictures.draw_encoder(explanation, [(x, y), NOTHING_THERE])),
-        ("objects", pictures.draw_objects(explanation, cut)),
+        ("detections", plots.draw_detections(explanation, cut)),
+        ("decoder", plots.draw_decoder(explanation, queries)),
+        ("heads", plots.draw_heads(explanation, queries[0])),
+        ("paths", plots.draw_paths(explanation, queries)),
+        ("encoder", plots.draw_encoder(explanation, [(x, y), NOTHING_THERE])),
+        ("objects", plots.draw_objects(explanation, cut)),
     ]
     if explanation.proposals is not None:
-        figures.append(("proposals", pictures.draw_proposals(explanation)))
+        figures.append(("proposals", plots.draw_proposals(explanation)))
     return figures
 
 
@@ -123,14 +123,14 @@ def over_data(detector: Detector, data: DataSet) -> tuple[Figure, dict[str, Any]
     parts = list(
         batches(data.val, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0)
     )
-    use = query_use_over(detector, data.val)
-    layer_ap, _ = observe(detector.network, detector.scoring, parts, data.val)
+    use = query_use(detector, data.val)
+    layers = evaluate_layers(detector.network, detector.scoring, parts, data.val)
     numbers = {
         "images": len(data.val),
-        "layer_ap": layer_ap,
+        "layer_ap": [layer.metrics().ap for layer in layers],
         "place_known_from_query": explained_share(use),
     }
-    return pictures.draw_query_use(use), numbers
+    return plots.draw_query_use(use), numbers
 
 
 def words(explanation: Explanation, cut: float) -> dict[str, Any]:

@@ -10,22 +10,19 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from detrlab.config import DataConfig, ModelConfig
+from detrlab.config import DataConfig, ModelConfig, TrainConfig
 from detrlab.detections import DEFAULT_THRESHOLD, Detections
 from detrlab.errors import UserError
+from detrlab.images import as_picture, as_pixels
 from detrlab.models.network import Network
 from detrlab.models.prepare import prepare
 from detrlab.presets import build_network, model_config
 from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from detrlab.explain.explanation import Explanation
+    from detrlab.explain import Explanation
+    from detrlab.images import Picture
     from detrlab.structures import Target
-
-    Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Detector:
@@ -187,7 +184,7 @@ class Detector:
         found = detections(decoded, 0, self.classes, self.category_ids, size)
         return replace(
             found,
-            image=_as_picture(pixels) if keep_image else None,
+            image=as_picture(pixels) if keep_image else None,
             threshold=DEFAULT_THRESHOLD if self.threshold is None else self.threshold,
         )
 
@@ -198,9 +195,18 @@ class Detector:
             image: as in ``predict``.
             target: what should have been found; then it also says why an object was missed.
         """
-        from detrlab.explain.explanation import explain_image
+        from detrlab.explain import explain
 
-        return explain_image(self, image, target)
+        pixels = as_pixels(image)
+        return explain(
+            self.network,
+            self.config.criterion(TrainConfig()),
+            self.prepare(pixels),
+            self.classes,
+            picture=as_picture(pixels),
+            target=target,
+            name=self.config.preset,
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the detector to one file, whole or not at all; ``detrlab.load`` reads it."""
@@ -270,56 +276,3 @@ def load(
     )
     detector.network.eval()
     return detector.to(device)
-
-
-def as_pixels(image: Picture) -> Tensor:
-    """Any picture a person may hold -> (3, H, W) uint8, RGB.
-
-    Raises:
-        UserError: the file cannot be read, or the array has another shape or type.
-    """
-    import numpy as np
-    from PIL import Image as Pillow
-
-    if isinstance(image, (str, Path)):
-        return read_picture(Path(image))
-    if isinstance(image, Pillow.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    if isinstance(image, np.ndarray) and image.ndim == 3:
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    elif isinstance(image, Tensor):
-        pixels = image.cpu().contiguous()
-    else:
-        raise UserError(
-            f"an image cannot be a {type(image).__name__}: give a path, a PIL image, "
-            "a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor"
-        )
-    if (
-        pixels.shape[0] != 3
-        or pixels.dim() != 3
-        or pixels.dtype != torch.uint8
-        or 0 in pixels.shape
-    ):
-        raise UserError(
-            f"an image of shape {tuple(image.shape)} and type {image.dtype}: an array should be "
-            "(H, W, 3) uint8, a tensor (3, H, W) uint8, both RGB"
-        )
-    return pixels
-
-
-def _as_picture(pixels: Tensor) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def read_picture(path: Path) -> Tensor:
-    """An image file -> (3, H, W) uint8, RGB, turned upright as its EXIF says."""
-    from detrlab.data.pictures import decode
-
-    try:
-        stream = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror}") from None
-    with stream:
-        return decode(stream, str(path))

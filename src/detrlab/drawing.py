@@ -1,37 +1,16 @@
-"""Boxes with names, drawn on pictures so that they can be read at any size.
-
-Everything works on copies in memory; nothing is written to disk.
-"""
+"""Boxes with captions, drawn on copies of pictures, legible at any image size."""
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from detrlab.palette import Colour, colour_of, text_colour_on
+
 if TYPE_CHECKING:
     from detrlab.detections import Detections
-
-Colour = tuple[int, int, int]
-
-# Chosen for mutual distance, also for colour-blind eyes (the first eight follow Okabe and Ito,
-# with yellow and blue made stronger for photographs).
-_PALETTE: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (255, 225, 25),
-    (0, 92, 214),
-    (213, 94, 0),
-    (214, 96, 160),
-    (255, 255, 255),
-    (128, 0, 200),
-    (0, 210, 190),
-    (155, 90, 40),
-    (170, 220, 60),
-)
 
 # Pillow's own font has Latin letters only; class names are often Chinese, Japanese or Korean.
 _WIDE_FONTS = (
@@ -46,7 +25,6 @@ _WIDE_FONTS = (
     "DejaVuSans.ttf",
 )
 
-
 _MOST_COVERED = 0.25
 """The share of another box that a caption may cover."""
 
@@ -60,26 +38,6 @@ class _Style(NamedTuple):
 
 
 Rectangle = tuple[float, float, float, float]
-
-
-def colour_of(index: int) -> Colour:
-    """The colour of a class, the same in every picture and report.
-
-    Args:
-        index: of the class; beyond the hand-picked colours the hue walks by the golden ratio.
-    """
-    if index < len(_PALETTE):
-        return _PALETTE[index]
-    hue = (index * 0.618034) % 1.0
-    lightness = 0.45 + 0.2 * (index % 2)
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def text_colour_on(background: Colour) -> Colour:
-    """Black or white, whichever has the higher contrast (as WCAG 2 measures it)."""
-    luminance = _luminance(background)
-    return (0, 0, 0) if (luminance + 0.05) ** 2 > 0.05 * 1.05 else (255, 255, 255)
 
 
 def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
@@ -220,15 +178,3 @@ def _font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
             except OSError:
                 continue
     return ImageFont.load_default(size)
-
-
-def _luminance(colour: Colour) -> float:
-    """Relative luminance, 0 for black to 1 for white.
-
-    Source: WCAG 2.2, definition of relative luminance.
-    """
-    linear = [
-        part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4
-        for part in colour
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

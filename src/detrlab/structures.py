@@ -129,6 +129,8 @@ class Queries(NamedTuple):
         blocked: (Q, Q) bool, True where the row's query must not attend to the column's;
             None when all queries see one another.
         denoising: the leading denoising queries; None without them.
+        cells: (B, Q) int64, the memory's cell that each query (denoising queries left out) comes
+            from; None for learned queries.
     """
 
     content: Tensor
@@ -136,6 +138,7 @@ class Queries(NamedTuple):
     references: References | None
     blocked: Tensor | None = None
     denoising: Denoising | None = None
+    cells: Tensor | None = None
 
 
 class Predictions(NamedTuple):
@@ -196,10 +199,12 @@ class ModelOutput(NamedTuple):
             the detector's answer.
         sets: everything the criterion trains: the layers and, where targets were given to the
             forward pass, what else the variant supervises (proposals, denoising queries).
+        cells: (B, Q), see ``Queries.cells``.
     """
 
     layers: tuple[Predictions, ...]
     sets: tuple[SupervisedSet, ...]
+    cells: Tensor | None = None
 
     @property
     def final(self) -> Predictions:
@@ -217,18 +222,17 @@ PROPOSALS = "proposal"
 
 
 def supervise(
-    layers: Sequence[Predictions],
-    denoising: Denoising | None,
-    others: Sequence[SupervisedSet] = (),
+    layers: Sequence[Predictions], queries: Queries, others: Sequence[SupervisedSet] = ()
 ) -> ModelOutput:
     """Turn the predictions of all decoder layers into a model's output.
 
     Args:
         layers: predictions of every layer, denoising queries included.
-        denoising: which of the queries are denoising queries.
+        queries: as they entered the decoder.
         others: further sets that the queries' source supervises.
     """
     names = [*(f"layer{index}" for index in range(len(layers) - 1)), FINAL]
+    denoising = queries.denoising
     if denoising is None:
         own, given = tuple(layers), ()
     else:
@@ -247,4 +251,4 @@ def supervise(
         SupervisedSet(name, each, auxiliary=name != FINAL)
         for name, each in zip(names, own, strict=True)
     ]
-    return ModelOutput(own, (*sets, *others, *given))
+    return ModelOutput(own, (*sets, *others, *given), queries.cells)

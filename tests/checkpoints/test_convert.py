@@ -12,8 +12,7 @@ from detrlab.checkpoints.reading import Imported, read
 from detrlab.checkpoints.rules import clean, export, translate_strictly
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
-from detrlab.presets import build_network
-from detrlab.presets import ORIGINALS
+from detrlab.presets import ORIGINALS, build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

@@ -9,8 +9,7 @@ from detrlab.checkpoints.reading import Imported, read
 from detrlab.checkpoints.recognise import recognise
 from detrlab.checkpoints.rules import clean, export, translate_strictly
 from detrlab.config import DataConfig
-from detrlab.presets import build_network
-from detrlab.presets import model_config
+from detrlab.presets import build_network, model_config
 from detrlab.structures import ImageBatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_ops")]

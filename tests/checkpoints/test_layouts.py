@@ -8,8 +8,7 @@ import torch
 from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout, clean, export, translate, translate_strictly
 from detrlab.errors import UserError
-from detrlab.presets import build_network
-from detrlab.presets import ORIGINALS
+from detrlab.presets import ORIGINALS, build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

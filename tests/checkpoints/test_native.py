@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from detrlab.checkpoints import native
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
-from detrlab.presets import build_network
-from detrlab.presets import PRESETS
+from detrlab.presets import PRESETS, build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

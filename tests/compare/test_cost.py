@@ -7,8 +7,7 @@ from detrlab.compare import cost
 from detrlab.config import DataConfig
 from detrlab.data.shapes import shapes
 from detrlab.models.attention import DeformableAttention, DenseAttention, SelfAttention
-from detrlab.presets import build_network
-from detrlab.presets import FIVE, model_config
+from detrlab.presets import FIVE, build_network, model_config
 
 
 def counted_by_hand(network, size):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scenes import NUMBERS, fill, pycocotools_metrics, scene
 
+from detrlab.detections import Detections
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, Metrics, evaluate, evaluate_layers, gather
 from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
 from detrlab.scoring import SigmoidScoring
-from detrlab.detections import Detections
 from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
 

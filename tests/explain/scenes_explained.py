@@ -1,10 +1,10 @@
-"""Tiny detectors of every kind with something to say, and a padded batch for them."""
+"""Tiny detectors of every kind with strong random weights, and one image for them."""
 
 import torch
 
+from detrlab.config import TrainConfig
 from detrlab.explain import explain
-from detrlab.presets import build_network
-from detrlab.presets import FIVE
+from detrlab.presets import FIVE, build_network
 from detrlab.structures import ImageBatch, Target
 from tiny_detectors import tiny_config
 
@@ -22,18 +22,12 @@ def make_network(preset, seed=0):
             if name.startswith(("encoder", "decoder", "queries")) and "norm" not in name:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * (0.5 if "sampling_offsets.bias" in name else 0.15))
-    return network, config.scoring
+    return network, config.criterion(TrainConfig())
 
 
-def make_images():
-    """Two images, the second smaller: padded at the bottom and right."""
-    generator = torch.Generator().manual_seed(7)
-    pixels = torch.randn(2, 3, 96, 128, generator=generator)
-    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding[1, 64:] = True
-    padding[1, :, 96:] = True
-    pixels[padding[:, None].expand_as(pixels)] = 0.0
-    return ImageBatch(pixels, padding)
+def make_image():
+    pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(7))
+    return ImageBatch(pixels, torch.zeros(1, 96, 128, dtype=torch.bool))
 
 
 TARGET = Target(
@@ -42,6 +36,6 @@ TARGET = Target(
 )
 
 
-def explained(preset, index=1, **options):
-    network, scoring = make_network(preset)
-    return explain(network, scoring, make_images(), classes=CLASSES, index=index, **options)
+def explained(preset, **options):
+    network, criterion = make_network(preset)
+    return explain(network, criterion, make_image(), CLASSES, **options)

@@ -1,28 +1,15 @@
-"""AP of each layer, matching stability, AP by size."""
+"""AP of each layer and matching stability, recorded from a run's own evaluation."""
 
 import pytest
 import torch
-from scenes_explained import make_images, make_network
 
-from detrlab.checkpoints import native
-from detrlab.config import DataConfig
+from detrlab.config import DataConfig, TrainConfig
 from detrlab.data import batches
 from detrlab.data.shapes import shapes
 from detrlab.errors import UserError
-from detrlab.evaluation.coco import evaluate_layers
-from detrlab.explain.curves import (
-    Curves,
-    EpochCurves,
-    Watch,
-    draw_layer_ap,
-    draw_sizes,
-    draw_stability,
-    instability,
-    observe,
-    query_names,
-)
+from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate, evaluate_layers
+from detrlab.explain.curves import CurveRecorder, Curves, instability, query_names
 from detrlab.presets import build_network
-from REMOVED import Weights, match  # TODO
 from tiny_detectors import tiny_config
 
 DATA = DataConfig(image_size=64, max_size=64)
@@ -35,45 +22,55 @@ def table():
 
 def network_of(preset="deformable-detr-two-stage", seed=0):
     config = tiny_config(preset, num_classes=6)
-    return build_network(config, seed=seed).eval(), config.scoring, config
+    return build_network(config, seed=seed).eval(), config.criterion(TrainConfig())
 
 
 def parts_of(table):
     return list(batches(table, DATA, batch=4, seed=0, epoch=0, train=False, workers=0))
 
 
-def test_the_ap_of_each_layer_is_the_evaluations(table):
-    network, scoring, _ = network_of()
-    parts = parts_of(table)
-    layer_ap, matchings = observe(network, scoring, parts, table)
-    expected = [each.metrics().ap for each in evaluate_layers(network, scoring, parts, table)]
-    assert list(layer_ap) == expected
-    assert len(matchings) == 10
+def train_epoch(recorder, network, table, epoch):
+    """What a run does after an epoch."""
+    evaluator = Evaluator(as_ground_truth(table))
+    scoring = recorder.criterion.scoring
+    evaluate(network, scoring, parts_of(table), evaluator, on_batch=recorder.on_batch)
+    recorder.on_epoch({"epoch": epoch})
+    return Curves.load(recorder.path)
 
 
-def test_matchings_are_the_matchers(table):
-    network, scoring, _ = network_of("detr")
-    parts = parts_of(table)
-    _, matchings = observe(network, scoring, parts, table)
-    batch = parts[0]
+@pytest.mark.parametrize("images", [10, 5])
+def test_the_ap_of_each_layer_is_the_evaluations(tmp_path, table, images):
+    network, criterion = network_of()
+    curves = train_epoch(CurveRecorder(tmp_path, table, criterion, images), network, table, 1)
+    judged = table.select(range(0, 10, 10 // images))
+    layers = evaluate_layers(network, criterion.scoring, parts_of(judged), judged)
+    assert curves.epochs[0].layer_ap == pytest.approx([each.metrics().ap for each in layers])
+    assert set(curves.matchings) == {str(judged.image_id(i)) for i in range(images)}
+
+
+def test_matchings_are_the_matchers(tmp_path, table):
+    network, criterion = network_of("detr")
+    seen = train_epoch(CurveRecorder(tmp_path, table, criterion), network, table, 1).matchings
+    for batch in parts_of(table):
+        with torch.no_grad():
+            output = network(batch.images)
+        for layer, predictions in enumerate(output.layers):
+            pairs = criterion.matcher([predictions], batch.targets).sets[0]
+            for image_id, (queries, objects) in zip(batch.image_ids, pairs, strict=True):
+                row = torch.tensor(seen[str(image_id)][layer])
+                assert torch.equal(row[objects], queries)
+
+
+def test_a_two_stage_query_is_known_by_its_cell(table):
+    network, _ = network_of()
     with torch.no_grad():
-        output = network(batch.images)
-    for layer, predictions in enumerate(output.layers):
-        pairs = match(predictions, batch.targets, scoring, Weights(scoring.class_weight))
-        for index, image_id in enumerate(batch.image_ids):
-            seen = matchings[str(image_id)][layer]
-            for query, thing in zip(*pairs[index], strict=True):
-                assert seen[int(thing)] == int(query)
-
-
-def test_a_two_stage_query_is_known_by_its_cell():
-    network, _ = make_network("deformable-detr-two-stage")
-    with torch.no_grad():
-        output = network(make_images())
+        batch = parts_of(table)[0]
+        output = network(batch.images, batch.targets)
     names = query_names(output)
     assert all(len(set(row)) == len(row) for row in names.tolist())
     objectness = output.proposals.logits[..., 0]
-    assert torch.equal(objectness.gather(1, names), objectness.topk(24, dim=1).values)
+    count = names.shape[1]
+    assert torch.equal(objectness.gather(1, names), objectness.topk(count, dim=1).values)
 
 
 def test_instability_counts_changed_queries():
@@ -83,49 +80,25 @@ def test_instability_counts_changed_queries():
     assert instability({}, after) == ()
 
 
-def write_weights(folder, seed, table):
-    network, _, config = network_of("deformable-detr-refine", seed)
-    path = folder / "weights" / "last.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    native.save(path, network, config, table.classes, table.category_ids, DATA)
-
-
-def test_a_run_is_watched_over_a_resume(tmp_path, table):
-    watch = Watch(tmp_path, table, images=5)
-    assert len(watch.table) == 5
-    write_weights(tmp_path, 0, table)
-    watch({"epoch": 1})
-    write_weights(tmp_path, 1, table)
-    Watch(tmp_path, table, images=5)({"epoch": 2})
-    Watch(tmp_path, table, images=5)({"epoch": 2})  # the epoch was repeated
-    curves = Curves.load(tmp_path / "curves.json")
+def test_a_run_is_recorded_over_a_resume(tmp_path, table):
+    one, criterion = network_of("deformable-detr-refine", seed=0)
+    other, _ = network_of("deformable-detr-refine", seed=1)
+    train_epoch(CurveRecorder(tmp_path, table, criterion), one, table, 1)
+    resumed = CurveRecorder(tmp_path, table, criterion)
+    train_epoch(resumed, other, table, 2)
+    resumed.on_epoch({"epoch": 3})  # nothing was evaluated: nothing is written
+    curves = train_epoch(CurveRecorder(tmp_path, table, criterion), other, table, 2)  # repeated
     assert [each.epoch for each in curves.epochs] == [1, 2]
     assert curves.epochs[0].unstable == ()
-    assert len(curves.epochs[1].layer_ap) == len(curves.epochs[1].unstable) == 3
-    # The same weights again: nothing has changed its query.
+    # The same weights again: no object has changed its query.
     assert curves.epochs[1].unstable == (0, 0, 0)
 
 
 def test_a_damaged_file_says_so_and_stops_no_training(tmp_path, table):
-    (tmp_path / "curves.json").write_text("{")
-    with pytest.raises(UserError, match="delete it to begin anew"):
-        Curves.load(tmp_path / "curves.json")
-    write_weights(tmp_path, 0, table)
-    Watch(tmp_path, table, images=2)({"epoch": 3})
-    assert [each.epoch for each in Curves.load(tmp_path / "curves.json").epochs] == [3]
-
-
-def test_the_pictures_hold_the_numbers():
-    runs = {
-        "one": Curves((EpochCurves(1, (0.1, 0.2)), EpochCurves(2, (0.2, 0.3), (0.5, 0.25)))),
-        "two": Curves((EpochCurves(1, (None, 0.1)),)),
-        "none": Curves(),
-    }
-    (axes,) = draw_layer_ap(runs).axes
-    assert axes.lines[0].get_ydata() == pytest.approx([20, 30])
-    assert axes.lines[1].get_ydata()[1] == pytest.approx(10)
-    assert draw_stability(runs).axes[0].lines[0].get_ydata() == pytest.approx([25])
-    rows = [{"epoch": "1", "ap_small": "", "ap_medium": "0.5", "ap_large": 0.25}]
-    figure = draw_sizes({"one": rows})
-    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([50])
-    assert figure.axes[2].lines[0].get_ydata() == pytest.approx([25])
+    path = tmp_path / "curves.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"curves.json.*delete"):
+        Curves.load(path)
+    network, criterion = network_of("detr")
+    curves = train_epoch(CurveRecorder(tmp_path, table, criterion, images=2), network, table, 3)
+    assert [each.epoch for each in curves.epochs] == [3]

@@ -1,4 +1,4 @@
-"""The numbers that go to explanation.json and to the page."""
+"""The numbers of explanation.json."""
 
 import json
 
@@ -10,36 +10,39 @@ from detrlab.explain.records import look_as_dict
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_it_is_json_and_says_what_the_detector_said(preset):
+def test_it_is_json_and_agrees_with_the_output(preset):
     explanation = explained(preset, target=TARGET, name=preset)
     values = json.loads(json.dumps(explanation.to_dict(top=5), allow_nan=False))
     assert values["classes"] == list(CLASSES)
-    assert values["size"] == [64, 96]
-    final = explanation.recording.output.final
+    assert values["size"] == [96, 128]
+    final = explanation.recording.layers[-1]
     assert len(values["detections"]) == 5
     for each, found in zip(values["detections"], explanation.detections(), strict=False):
         assert each["query"] == found.query
-        assert each["box"] == pytest.approx(final.boxes[1, found.query].tolist(), abs=1e-4)
+        assert each["box"] == pytest.approx(final.boxes[0, found.query].tolist(), abs=1e-4)
         assert each["path"][-1]["box"] == each["box"]
         assert each["path"][-1]["score"] == pytest.approx(each["score"], abs=1e-4)
         assert len(each["path"]) == 3
         assert ("reference" in each["path"][0]) == preset.startswith("deformable")
     assert (values["proposals"] is not None) == ("two-stage" in preset)
-    assert [each["label"] for each in values["objects"]] == [0, 2]
+    for each, verdict in zip(values["objects"], explanation.verdicts(), strict=True):
+        assert (each["label"], each["reason"]) == (verdict.label, verdict.reason)
+        best = each["layers"][-1]["best"]
+        assert best["query"] == verdict.final.best.query
+        assert best["cost"] == pytest.approx(verdict.final.best.cost, abs=1e-4)
 
 
 def test_points_hold_every_sample_and_all_weight():
-    explanation = explained("deformable-detr")
-    look = explanation.look(3)
+    look = explained("deformable-detr").look(3)
     points = look_as_dict(look, digits=6)["points"]
-    heads, levels, count = look.weights.shape[1:]
+    heads, levels, count = look.weights.shape
     assert len(points) == heads * levels * count
     assert sum(weight for *_, weight, _, _ in points) == pytest.approx(1, abs=1e-4)
     for x, y, weight, level, head in points:
-        distance = (look.locations[0, head, level] - torch.tensor([x, y])).abs().sum(-1)
+        distance = (look.locations[head, level] - torch.tensor([x, y])).abs().sum(-1)
         place = int(distance.argmin())
         assert float(distance[place]) < 1e-5
-        assert weight * heads == pytest.approx(float(look.weights[0, head, level, place]), abs=1e-5)
+        assert weight * heads == pytest.approx(float(look.weights[head, level, place]), abs=1e-5)
 
 
 def test_a_map_is_the_mean_of_the_heads():

@@ -13,6 +13,7 @@ from detrlab.structures import (
     Denoising,
     Pairs,
     Predictions,
+    Queries,
     SupervisedSet,
     Target,
     supervise,
@@ -33,7 +34,8 @@ def criterion_of(scoring, **changes):
 
 def output_of(*layers, proposals=None, denoising=None):
     stage = [SupervisedSet(PROPOSALS, proposals, class_agnostic=True)] if proposals else []
-    return supervise(layers, denoising, stage)
+    nothing = torch.empty(0)
+    return supervise(layers, Queries(nothing, nothing, None, denoising=denoising), stage)
 
 
 def predictions_of(scoring, batch, queries, seed=0):

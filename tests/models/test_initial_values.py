@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from detrlab.models.attention import DeformableAttention, _MultiheadAttention
-from detrlab.presets import build_network
-from detrlab.presets import ORIGINALS, PRESETS
+from detrlab.presets import ORIGINALS, PRESETS, build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from detrlab.presets import build_network
 from detrlab.models.encoders.transformer import resize_padding, valid_ratio
-from detrlab.presets import PRESETS
+from detrlab.presets import PRESETS, build_network
 from detrlab.structures import ImageBatch, Memory
 from tiny_detectors import tiny_config
 

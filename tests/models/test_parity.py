@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from REMOVED import Weights  # TODO
 
 from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.evaluation.postprocess import decode
-from detrlab.presets import build_network
-from detrlab.ops import deformable
-from detrlab.presets import ORIGINALS
-from detrlab.structures import ImageBatch, Target
 from detrlab.losses.criterion import Criterion
-from REMOVED import Weights  # TODO
+from detrlab.ops import deformable
+from detrlab.presets import ORIGINALS, build_network
+from detrlab.structures import ImageBatch, Target
 from tiny_detectors import tiny_config
 
 ORACLE = Path(__file__).resolve().parents[2].parent / "shared" / "oracle"

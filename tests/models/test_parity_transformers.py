@@ -8,17 +8,16 @@ import re
 
 import pytest
 import torch
+from REMOVED import Weights  # TODO
 from torch import nn
 
 from detrlab.boxes import inverse_sigmoid
 from detrlab.checkpoints import hf
 from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.checkpoints.rules import clean, export, translate_strictly
-from detrlab.presets import build_network
-from detrlab.presets import ORIGINALS
-from detrlab.structures import ImageBatch, Target
 from detrlab.losses.criterion import Criterion
-from REMOVED import Weights  # TODO
+from detrlab.presets import ORIGINALS, build_network
+from detrlab.structures import ImageBatch, Target
 from tiny_detectors import tiny_config
 
 transformers = pytest.importorskip("transformers")

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from detrlab.presets import build_network
 from detrlab.models.backbones.folding import FoldedConv2d, fold_frozen_norms
 from detrlab.models.prepare import prepare
-from detrlab.presets import FIVE
+from detrlab.presets import FIVE, build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from detrlab.checkpoints import official
-from detrlab.presets import build_network
-from detrlab.presets import model_config
+from detrlab.presets import build_network, model_config
 
 # preset, backbone: keys of the original's state dict, distinct tensors, parameters, trainable.
 PUBLISHED = {

@@ -12,7 +12,6 @@ from detrlab.checkpoints import native
 from detrlab.compare.results import METRICS, RunResult, rows
 from detrlab.data import open_data
 from detrlab.evaluation.records import GroundTruth
-from detrlab.explain import explain_image
 from detrlab.presets import build_network
 from detrlab.report.explorer import EXPLAINED, MAPPED, _map, exploration, load_detector
 from detrlab.report.gallery import choose, exhibits, view_of
@@ -69,7 +68,7 @@ def test_it_says_what_the_detectors_say(scene):
         place = [data.val.image_id(i) for i in range(len(data.val))].index(truth.image_ids[index])
         for order, name in enumerate(MODELS):
             detector = load(folder / "runs" / name / "weights" / "last.safetensors")
-            explanation = explain_image(detector, data.val.picture(place))
+            explanation = detector.explain(data.val.picture(place))
             told = image["models"][order]["boxes"]
             for box, found in zip(told, explanation.detections(), strict=False):
                 assert box["s"] == pytest.approx(found.score, abs=6e-4)
@@ -87,12 +86,12 @@ def test_points_are_those_of_the_explanation(scene):
     box = explored["images"][0]["models"][1]["boxes"][0]
     place = [data.val.image_id(i) for i in range(len(data.val))].index(truth.image_ids[chosen[0]])
     detector = load(folder / "runs" / MODELS[1] / "weights" / "last.safetensors")
-    look = explain_image(detector, data.val.picture(place)).look(box["q"])
+    look = detector.explain(data.val.picture(place)).look(box["q"])
     points = np.array(box["points"]).reshape(-1, 4)
-    heads, levels, count = look.weights.shape[1:]
+    heads, levels, count = look.weights.shape
     assert len(points) == heads * levels * count
     assert points[:, 2].sum() == pytest.approx(10_000, abs=len(points))
-    expected = (look.locations[0].reshape(-1, 2) * 1000).round().numpy()
+    expected = (look.locations.reshape(-1, 2) * 1000).round().numpy()
     assert sorted(map(tuple, points[:, :2])) == sorted(map(tuple, expected.astype(int)))
     assert np.bincount(points[:, 3]).tolist() == [heads * count] * levels
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from REMOVED import Weights  # TODO
 
 from detrlab.config import TrainConfig
-from detrlab.presets import build_network
-from detrlab.presets import FIVE, PRESETS, model_config
-from detrlab.structures import ImageBatch, Target
 from detrlab.losses.criterion import Criterion
-from REMOVED import Weights  # TODO
+from detrlab.presets import FIVE, PRESETS, build_network, model_config
+from detrlab.structures import ImageBatch, Target
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 SMALL = {

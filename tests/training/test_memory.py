@@ -1,12 +1,11 @@
 import pytest
 import torch
-
-from detrlab.presets import build_network
-from detrlab.presets import model_config
-from detrlab.structures import ImageBatch, Target
-from detrlab.losses.criterion import Criterion
-from detrlab.training.engine import seed_step
 from REMOVED import Weights  # TODO
+
+from detrlab.losses.criterion import Criterion
+from detrlab.presets import build_network, model_config
+from detrlab.structures import ImageBatch, Target
+from detrlab.training.engine import seed_step
 from detrlab.training.memory import recompute
 
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from detrlab.config import LearningRateGroup, TrainConfig
 from detrlab.errors import UserError
-from detrlab.presets import build_network
-from detrlab.presets import model_config
+from detrlab.presets import build_network, model_config
 from detrlab.training.optim import (
     Schedule,
     WeightAverage,

@@ -88,8 +88,7 @@ CASES = {
 def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=True):
     """A few steps of a tiny detector: the reports, and the gradients of the last step."""
     from detrlab.config import DataConfig, TrainConfig
-    from detrlab.presets import build_network
-    from detrlab.presets import model_config
+    from detrlab.presets import build_network, model_config
     from detrlab.training.folder import RunConfig
     from detrlab.training.loop import build_engine
 

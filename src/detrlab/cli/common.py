@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from detrlab.api import Detector
 
 
-def say(line: str) -> None:
-    """A line for people; results for machines go to standard output, this does not."""
-    print(line, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a message on standard error; standard output is for results."""
+    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text from files, safe to print: control characters, so terminal escapes too, are escaped.
+
+    Letters of every script stay as they are.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def device_name(name: str) -> str | None:
@@ -48,10 +59,10 @@ def _number(value: float | None) -> str:
 
 
 def escape_markup(text: str) -> str:
-    """Text from the data, shown as it is: rich would read ``[red]`` as a colour."""
+    """Text from files for rich, which would read ``[red]`` as a colour."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))
 
 
 def pick_device(name: str) -> torch.device:

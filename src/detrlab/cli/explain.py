@@ -1,11 +1,18 @@
-"""``detrlab explain``: see what a detector does with a picture."""
+"""``detrlab explain``: see what a detector does with an image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.data import DataSet
+    from detrlab.structures import Target
 
 
 @dataclass(frozen=True)
@@ -13,17 +20,17 @@ class Options:
     """See where a detector looks, how its boxes move, and why an object was missed."""
 
     image: Annotated[str, tyro.conf.Positional]
-    """A picture file."""
+    """An image file."""
     model: Annotated[str, tyro.conf.arg(aliases=["--weights"])]
     """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
     query: tuple[int, ...] = ()
-    """Object queries to look at closely; by default those of the best detections."""
+    """Object queries to draw head by head; by default those of the best detections."""
     point: tuple[str, ...] = ()
     """Points x,y (fractions) to look from in the encoder; by default the best detections."""
     layer: int = -1
-    """Encoder and decoder layer to look at, from 0, or from the last if negative."""
+    """Encoder and decoder layer to draw, from 0, or from the last if negative."""
     data: str | None = None
-    """The data set the picture belongs to: says why annotated objects were missed."""
+    """The data set that the image belongs to: says why annotated objects were missed."""
     statistics: bool = False
     """Also draw where each query puts its boxes over the validation images of --data."""
     conf: float | None = None
@@ -39,29 +46,68 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Explain one picture; returns the exit code."""
-    from detrlab.cli.common import fresh_folder, open_detector
+    """Explain one image; returns the exit code."""
+    from detrlab.cli.common import fresh_folder, open_detector, printable
     from detrlab.data import open_data
-    from detrlab.explain.inquiry import explain_file, read_point
+    from detrlab.explain import plots
+    from detrlab.explain.missed import sentence
+    from detrlab.explain.query_use import query_use
 
     points = [read_point(text) for text in options.point]
+    if options.statistics and options.data is None:
+        raise UserError("--statistics needs a data set: add --data")
     detector = open_detector(options.model, options.device, options.imgsz)
     threshold = next(t for t in (options.conf, detector.threshold, 0.3) if t is not None)
-    answer = explain_file(
-        detector,
-        options.image,
-        fresh_folder(options.output),
+    data = None if options.data is None else open_data(options.data)
+    target = None if data is None else find_target(data, options.image)
+    explanation = detector.explain(options.image, target)
+    folder = fresh_folder(options.output)
+    files = explanation.save(
+        folder,
         queries=options.query or None,
         points=points or None,
         layer=options.layer,
         threshold=threshold,
-        data=None if options.data is None else open_data(options.data),
-        statistics=options.statistics,
         image_format=options.format,
     )
-    print(f"{answer.detections} detections of at least {threshold:.3g}")
-    for line in answer.sentences:
-        print(line)
-    for path in answer.files:
+    if options.statistics and data is not None:
+        figure = plots.draw_query_use(query_use(detector, data.val))
+        files.insert(-1, plots.write(figure, folder / f"queries.{options.format}"))
+    count = sum(each.score >= threshold for each in explanation.detections())
+    print(f"{count} detections of at least {threshold:.3g}")
+    for verdict in [] if target is None else explanation.verdicts(threshold):
+        print(printable(sentence(verdict, explanation.classes, threshold)))
+    for path in files:
         print(path)
     return 0
+
+
+def find_target(data: DataSet, image: str | Path) -> Target:
+    """The annotated objects of an image, by its file name.
+
+    Raises:
+        UserError: no split has an image of that name.
+    """
+    name = Path(image).name
+    tables = [table for table in (data.val, data.test, data.train) if table is not None]
+    for table in tables:
+        for index in range(len(table)):
+            if Path(table.file(index)).name == name:
+                return table.targets(index)
+    splits = ", ".join(f"{table.name} ({len(table)})" for table in tables)
+    raise UserError(f"{name} is not among the images of {data.name}: {splits}")
+
+
+def read_point(text: str) -> tuple[float, float]:
+    """A point written ``x,y`` as fractions of the image.
+
+    Raises:
+        UserError: it is written otherwise, or lies outside.
+    """
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UserError(f"--point {text}: write x,y as fractions of the image, such as 0.5,0.25")
+    return x, y

@@ -35,7 +35,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict; returns the exit code."""
-    from detrlab.cli.common import fresh_folder, open_detector
+    from detrlab.cli.common import fresh_folder, open_detector, printable
 
     paths = list(find_images(options.images))
     detector = open_detector(options.model, options.device, options.imgsz)
@@ -53,7 +53,7 @@ def run(options: Options) -> int:
             )
             found.save(target, threshold)
             counts = ", ".join(f"{found.names.count(n)} {n}" for n in dict.fromkeys(found.names))
-            print(f"{path}: {counts or 'nothing'}  ->  {target}")
+            print(printable(f"{path}: {counts or 'nothing'}  ->  {target}"))
     if folder is None:
         print(json.dumps(records))
     else:
@@ -64,7 +64,7 @@ def run(options: Options) -> int:
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[Path]:
-    """The image files among the arguments, folders searched below.
+    """The image files named by the arguments; folders are searched with all their subfolders.
 
     Raises:
         UserError: something does not exist, or a folder holds no image.
@@ -78,7 +78,7 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
             if not inside:
-                raise UserError(f"the folder {path} holds no image ({', '.join(ENDINGS)})")
+                raise UserError(f"no image in the folder {path} ({', '.join(ENDINGS)})")
             yield from inside
         elif path.exists():
             yield path

@@ -56,7 +56,7 @@ def train_here(
         UserError: the training cannot go on; the message says why.
         KeyboardInterrupt: somebody asked to stop; what was trained is saved.
     """
-    from detrlab.explain.curves import Watch
+    from detrlab.explain.curves import CurveRecorder
     from detrlab.training import loop
     from detrlab.training.folder import RunConfig, RunFolder
 
@@ -67,8 +67,14 @@ def train_here(
     config = RunConfig(model=run.model, train=train, data=run.data)
     resume = RunFolder(run.folder).is_run if resume is None else resume
     # Beside the training, and not counted as part of it: what the page draws of every epoch.
-    watch = Watch(run.folder, data.val, device=device) if main else None
-    options = loop.Options(resume=resume, device=device, say=report, on_epoch=watch)
+    curves = CurveRecorder(run.folder, data.val, config.model.criterion(train)) if main else None
+    options = loop.Options(
+        resume=resume,
+        device=device,
+        say=report,
+        on_epoch=curves.on_epoch if curves else None,
+        on_batch=curves.on_batch if curves else None,
+    )
     try:
         outcome = loop.train(config, run.folder, data, options)
     except UserError:

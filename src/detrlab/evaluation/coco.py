@@ -7,7 +7,7 @@ it is only ever given columns that ``GroundTruth`` and ``Evaluator`` have made c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,6 +292,7 @@ def evaluate(
     batches: Iterable[Batch],
     evaluator: Evaluator,
     limit: int = 100,
+    on_batch: Callable[[Batch, ModelOutput], None] | None = None,
 ) -> None:
     """Run a network over batches and hand its detections to ``evaluator``.
 
@@ -304,8 +305,11 @@ def evaluate(
         batches: with ``images``, ``image_ids`` and ``original_sizes``.
         evaluator: takes the detections of the last decoder layer.
         limit: detections an image; comparisons use 100.
+        on_batch: takes each batch with the network's output.
     """
     for batch, output in _outputs(network, batches):
+        if on_batch is not None:
+            on_batch(batch, output)
         _add(evaluator, batch, output.final, scoring, limit)
 
 

@@ -1,8 +1,8 @@
-"""What passes between a network's parts during one forward, caught by forward hooks.
+"""What passes between a network's parts during one forward pass, recorded by forward hooks.
 
-The network is not touched: no flag, no changed module, and the same bits come out with and
-without hooks. Only what the parts are given is kept, never an attention matrix: a row of it is
-recomputed when somebody asks for it (``attention``, ``sampling``).
+The network is not changed: the outputs are the same bits with and without the hooks. Only the
+inputs of each attention are kept, never an attention matrix; ``looks`` computes single rows of
+it on request.
 """
 
 from __future__ import annotations
@@ -15,38 +15,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detrlab.models.attention import DeformableAttention, DenseAttention
 from detrlab.models.network import Network
-from detrlab.structures import ImageBatch, Memory, ModelOutput, Queries, References
+from detrlab.structures import ImageBatch, Memory, Predictions, Queries, References, Target
 
 
-class MemoryAttention(NamedTuple):
-    """One attention over the memory: the module and what it was given.
+class Call(NamedTuple):
+    """One attention over the memory: the module and its inputs.
 
     Attributes:
-        attention: a ``DenseAttention`` or ``DeformableAttention``.
+        attention: the module.
         query: (B, N, D), position included; N is S in the encoder, Q in the decoder.
         references: where each query looks from; None in dense attention.
         memory: what is attended to.
     """
 
-    attention: nn.Module
+    attention: DenseAttention | DeformableAttention
     query: Tensor
     references: References | None
     memory: Memory
-
-
-class QueryAttention(NamedTuple):
-    """One attention among the object queries: the module and what it was given.
-
-    Attributes:
-        attention: a ``SelfAttention``.
-        content: (B, Q, D).
-        position: (B, Q, D).
-    """
-
-    attention: nn.Module
-    content: Tensor
-    position: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,66 +41,70 @@ class Recording:
     """What a network did with a batch.
 
     Attributes:
-        output: what it said.
+        layers: predictions of each decoder layer.
+        first_stage: predictions of the first stage, for every cell of the memory or for the
+            chosen ones; None without a first stage.
         memory: what the queries and the decoder read, after the encoder.
         queries: as they entered the decoder.
         encoder: attention of each encoder layer.
         decoder: cross-attention of each decoder layer.
-        among_queries: self-attention of each decoder layer.
     """
 
-    output: ModelOutput
+    layers: tuple[Predictions, ...]
+    first_stage: Predictions | None
     memory: Memory
     queries: Queries
-    encoder: tuple[MemoryAttention, ...]
-    decoder: tuple[MemoryAttention, ...]
-    among_queries: tuple[QueryAttention, ...]
+    encoder: tuple[Call, ...]
+    decoder: tuple[Call, ...]
 
 
 def record(network: Network, images: ImageBatch) -> Recording:
-    """Run a network in evaluation mode and keep what its parts were given.
+    """Run a network in evaluation mode and keep the inputs of its attentions.
+
+    Every ``DenseAttention`` and ``DeformableAttention`` is found by its class, wherever it is
+    in the encoder and the decoder; calls are kept in the order of the forward pass.
 
     Args:
-        network: any detector of the family; its modules' training modes and hooks are as they
-            were when this returns or raises.
+        network: any detector; the training modes and hooks of its modules are as they were when
+            this returns or raises.
         images: B images on the network's device.
 
     Returns:
-        A recording without gradients. It holds references to tensors of the forward pass: about
-        two (B, S, D) tensors for each encoder layer.
+        A recording without gradients. It refers to tensors of the forward pass: about two
+        (B, S, D) tensors for each encoder layer.
     """
-    encoder = _of_each_layer(network.encoder, "attention")
-    crossing = _of_each_layer(network.decoder, "cross_attention")
-    among = _of_each_layer(network.decoder, "self_attention")
-    with _evaluating(network), _listening([network.queries, *encoder, *crossing, *among]) as heard:
-        output = network(images)
-    (memory,), (queries, _) = heard[network.queries]
-    return Recording(
-        output=output,
-        memory=memory,
-        queries=queries,
-        encoder=tuple(MemoryAttention(module, *heard[module][0]) for module in encoder),
-        decoder=tuple(MemoryAttention(module, *heard[module][0]) for module in crossing),
-        among_queries=tuple(QueryAttention(module, *heard[module][0]) for module in among),
+    attentions = _attentions(network.encoder), _attentions(network.decoder)
+    listened = [network.queries, *attentions[0], *attentions[1]]
+    with _evaluating(network), _listening(listened) as calls:
+        # A target without objects: the first stage predicts its proposals only for targets.
+        nothing = Target(
+            torch.zeros(0, dtype=torch.long, device=images.pixels.device),
+            torch.zeros(0, 4, device=images.pixels.device),
+        )
+        output = network(images, [nothing] * len(images.pixels))
+    memory, queries = next(
+        (inputs[0], result[0]) for module, inputs, result in calls if module is network.queries
     )
+    encoder, decoder = (
+        tuple(Call(module, *inputs) for module, inputs, _ in calls if module in part)
+        for part in attentions
+    )
+    return Recording(output.layers, output.proposals, memory, queries, encoder, decoder)
 
 
-def _of_each_layer(stack: nn.Module, name: str) -> list[nn.Module]:
-    """The submodule of that name in each layer of an encoder or decoder."""
-    return [layer.get_submodule(name) for layer in stack.get_submodule("layers").children()]
+def _attentions(part: nn.Module) -> list[nn.Module]:
+    return [
+        each for each in part.modules() if isinstance(each, DenseAttention | DeformableAttention)
+    ]
 
 
 @contextmanager
-def _listening(modules: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[Any, Any]]]:
-    """Arguments and result of each module's last call inside the block."""
-    heard: dict[nn.Module, tuple[Any, Any]] = {}
-
-    def listen(module: nn.Module, arguments: Any, result: Any) -> None:
-        heard[module] = (arguments, result)
-
-    handles = [module.register_forward_hook(listen) for module in modules]
+def _listening(modules: list[nn.Module]) -> Iterator[list[Any]]:
+    """Module, inputs and result of each call inside the block."""
+    calls: list[Any] = []
+    handles = [module.register_forward_hook(lambda *call: calls.append(call)) for module in modules]
     try:
-        yield heard
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -123,7 +114,7 @@ def _listening(modules: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[Any, 
 def _evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in.
 
-    Module by module, because a part may have been set to evaluation by itself.
+    Module by module, because a caller may have put single parts into evaluation mode.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -1,38 +1,26 @@
-"""Curves that teach: AP of each decoder layer, matching stability, AP by size, over epochs.
-
-``Watch`` records them while a run trains: it is told of each epoch that has ended, and reads the
-weights that the run has just written. The training itself knows nothing of it.
-"""
+"""AP of each decoder layer and the stability of the matching, after every epoch of a run."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from REMOVED import Weights, match_sets  # TODO
 from torch import Tensor
 
 from detrlab import files
 from detrlab.errors import UserError
-from detrlab.losses.matching import Match
-from detrlab.scoring import Scoring
-from detrlab.structures import ImageBatch, ModelOutput, Target
-from detrlab.training.processes import pick_device
+from detrlab.losses.criterion import Criterion
+from detrlab.structures import ModelOutput, Predictions, Target
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from detrlab.data import Batch, Table
-    from detrlab.models.network import Network
 
 CURVES_FILE = "curves.json"
-SIZES = ("small", "medium", "large")
 
 Matchings = dict[str, list[list[int]]]
 """By image id: the query of each object, layer by layer, -1 without one."""
@@ -40,13 +28,13 @@ Matchings = dict[str, list[list[int]]]
 
 @dataclass(frozen=True)
 class EpochCurves:
-    """What was seen after one epoch.
+    """What was recorded after one epoch.
 
     Attributes:
         epoch: counted from 1.
         layer_ap: AP of each decoder layer, the first first; None where nothing can be judged.
-        unstable: for each decoder layer the share of objects whose query is another one than
-            after the epoch before; empty after the first.
+        unstable: for each decoder layer the share of objects whose query is not the one of the
+            epoch before; empty after the first.
     """
 
     epoch: int
@@ -56,7 +44,7 @@ class EpochCurves:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was seen of one run.
+    """What was recorded of one run.
 
     Attributes:
         epochs: in order.
@@ -72,7 +60,7 @@ class Curves:
 
     @classmethod
     def load(cls, path: Path) -> Curves:
-        """Read what ``save`` wrote; nothing seen yet where there is no file.
+        """Read what ``save`` wrote; empty if there is no file.
 
         Raises:
             UserError: the file is damaged.
@@ -87,227 +75,120 @@ class Curves:
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read: {error}; delete it to begin anew") from None
+            raise UserError(f"{path} cannot be read: {error}; delete it to start again") from None
 
 
-class Watch:
-    """Records a run's curves; give it to ``training.loop.Options`` as ``on_epoch``.
+class _Seen(NamedTuple):
+    """One evaluated image: detections (boxes, scores, labels) and queries, layer by layer."""
 
-    After each epoch it judges every decoder layer of the weights just written on some images of
-    the validation split, and notes which query each object was matched to. It costs one more
-    evaluation of those images, and changes nothing of the run.
+    detections: list[tuple[Tensor, Tensor, Tensor]]
+    queries: list[list[int]]
+
+
+class CurveRecorder:
+    """Records a run's curves from the evaluation that the run makes after each epoch anyway.
+
+    Several processes that train together evaluate different images; the recorder judges those
+    of its own process.
 
     Args:
-        folder: of the run; the curves are kept there as ``curves.json``, over a resume too.
-        table: the images to watch.
-        images: so many of them at most, evenly spread.
-        device: where to compute; None takes a GPU if there is one, as training does.
+        folder: of the run; the curves are kept there as ``curves.json``, also over a resume.
+        table: the validation images.
+        criterion: of the run: how logits are read, how queries are matched.
+        images: at most so many images are judged, evenly spread.
     """
 
     def __init__(
-        self, folder: str | Path, table: Table, images: int = 100, device: str | None = None
+        self, folder: str | Path, table: Table, criterion: Criterion, images: int = 100
     ) -> None:
-        self.folder = Path(folder)
-        self.device = pick_device(device)
+        self.path = Path(folder) / CURVES_FILE
+        self.table = table
+        self.criterion = criterion
         step = max(1, math.ceil(len(table) / images))
-        self.table = table.select(range(0, len(table), step))
+        self._positions = {table.image_id(i): i for i in range(0, len(table), step)}
+        self._seen: dict[int | str, _Seen] = {}
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        """Look at the run after the epoch that ``row`` is about."""
-        from detrlab.api import load
-        from detrlab.data import batches
+    def on_batch(self, batch: Batch, output: ModelOutput) -> None:
+        """Take one evaluated batch."""
+        from detrlab.evaluation.postprocess import decode
 
-        detector = load(self.folder / "weights" / "last.safetensors")
-        parts = batches(
-            self.table, detector.preprocessing, batch=8, seed=0, epoch=0, train=False, workers=0
-        )
-        path = self.folder / CURVES_FILE
+        chosen = [i for i, image_id in enumerate(batch.image_ids) if image_id in self._positions]
+        if not chosen:
+            return
+        layers = [Predictions(each.logits[chosen], each.boxes[chosen]) for each in output.layers]
+        sizes = [batch.original_sizes[i] for i in chosen]
+        decoded = [decode(each, self.criterion.scoring, sizes) for each in layers]
+        device = layers[0].boxes.device
+        targets = [Target(*(part.to(device) for part in batch.targets[i])) for i in chosen]
+        matched = self.criterion.matcher(layers, targets).sets
+        names = query_names(output)[chosen].tolist()
+        for place, i in enumerate(chosen):
+            queries = []
+            for images in matched:
+                row = [-1] * len(targets[place].labels)
+                for query, index in zip(*(part.tolist() for part in images[place]), strict=True):
+                    row[index] = names[place][query]
+                queries.append(row)
+            found = [
+                (each.boxes[place].cpu(), each.scores[place].cpu(), each.labels[place].cpu())
+                for each in decoded
+            ]
+            self._seen[batch.image_ids[i]] = _Seen(found, queries)
+
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Write the curves of the epoch that ``row`` is about."""
+        if not self._seen:
+            return
         try:
-            known = Curves.load(path)
+            known = Curves.load(self.path)
         except UserError:
             known = Curves()  # a damaged record must not stop a training
         # A resumed run may repeat an epoch.
         earlier = tuple(each for each in known.epochs if each.epoch < row["epoch"])
-        network = detector.network.to(self.device)
-        layer_ap, matchings = observe(network, detector.scoring, parts, self.table)
+        matchings = {str(image_id): each.queries for image_id, each in self._seen.items()}
         unstable = instability(known.matchings, matchings) if earlier else ()
-        epoch = EpochCurves(row["epoch"], layer_ap, unstable)
-        Curves((*earlier, epoch), matchings).save(path)
+        epoch = EpochCurves(row["epoch"], self._layer_ap(), unstable)
+        Curves((*earlier, epoch), matchings).save(self.path)
+        self._seen.clear()
 
+    def _layer_ap(self) -> tuple[float | None, ...]:
+        from detrlab.evaluation.coco import Evaluator, as_ground_truth
 
-@torch.no_grad()
-def observe(
-    network: Network, scoring: Scoring, batches: Iterable[Batch], table: Table
-) -> tuple[tuple[float | None, ...], Matchings]:
-    """AP of each decoder layer, and the query of each object, in one pass.
-
-    Args:
-        network: in evaluation mode.
-        scoring: how its logits are read.
-        batches: of ``table``.
-        table: the annotated images.
-    """
-    from detrlab.evaluation.coco import Evaluator, as_ground_truth
-    from detrlab.evaluation.postprocess import decode
-
-    device = next(network.parameters()).device
-    truth = as_ground_truth(table)
-    evaluators: list[Evaluator] = []
-    matchings: Matchings = {}
-    for batch in batches:
-        output = network(ImageBatch(*(part.to(device) for part in batch.images)))
-        evaluators = evaluators or [Evaluator(truth) for _ in output.layers]
-        for evaluator, layer in zip(evaluators, output.layers, strict=True):
-            decoded = decode(layer, scoring, batch.original_sizes)
-            for index, image_id in enumerate(batch.image_ids):
-                boxes, scores, labels = (part[index].cpu() for part in decoded[:3])
-                evaluator.add(image_id, boxes, scores, labels)
-        matchings |= _match(output, batch, scoring)
-    return tuple(each.metrics().ap for each in evaluators), matchings
-
-
-def _match(output: ModelOutput, batch: Batch, scoring: Scoring) -> Matchings:
-    """The query of each object of a batch, in every decoder layer."""
-    device = output.final.boxes.device
-    targets = [Target(*(part.to(device) for part in each)) for each in batch.targets]
-    weights = Weights(classes=scoring.class_weight)
-    layers = match_sets(output.layers, targets, scoring, weights).sets
-    names = query_names(output)
-    return {
-        str(image_id): [
-            _by_object(images[index], names[index], len(targets[index].labels)) for images in layers
-        ]
-        for index, image_id in enumerate(batch.image_ids)
-    }
-
-
-def _by_object(match: Match, names: Tensor, count: int) -> list[int]:
-    queries = [-1] * count
-    for query, index in zip(match.queries.tolist(), match.objects.tolist(), strict=True):
-        queries[index] = int(names[query])
-    return queries
+        truth = as_ground_truth(self.table.select([self._positions[each] for each in self._seen]))
+        layers = []
+        for rows in zip(*(each.detections for each in self._seen.values()), strict=True):
+            evaluator = Evaluator(truth)
+            for image_id, detections in zip(self._seen, rows, strict=True):
+                evaluator.add(image_id, *detections)
+            layers.append(evaluator.metrics().ap)
+        return tuple(layers)
 
 
 def query_names(output: ModelOutput) -> Tensor:
-    """What makes a query the same one in another epoch, (B, Q).
+    """What identifies a query from one epoch to the next, (B, Q).
 
-    A learned query is its index. A two-stage query's index is only its rank: it is the cell of
-    the memory that it came from.
+    A learned query is its index. The index of a two-stage query is only a rank, so the memory's
+    cell that it comes from identifies it.
     """
     batch, count = output.final.boxes.shape[:2]
-    if output.proposals is None:
-        return torch.arange(count).expand(batch, -1)
-    return output.proposals.logits[..., 0].topk(count, dim=1).indices.cpu()
+    return torch.arange(count).expand(batch, -1) if output.cells is None else output.cells.cpu()
 
 
 def instability(before: Matchings, after: Matchings) -> tuple[float, ...]:
-    """For each layer the share of objects whose query has changed; only images in both count.
+    """For each layer the share of objects whose query has changed, over the images in both.
 
     Source: arXiv 2203.01305 (DN-DETR), section 3.1, which sums over the objects of the split.
     """
-    changed: list[int] = []
-    objects = 0
-    for image, layers in after.items():
-        if image not in before or len(before[image]) != len(layers):
-            continue
-        changed = changed or [0] * len(layers)
-        objects += len(layers[0])
-        for layer, (old, new) in enumerate(zip(before[image], layers, strict=True)):
-            changed[layer] += sum(a != b for a, b in zip(old, new, strict=True))
-    return tuple(count / objects for count in changed) if objects else ()
-
-
-# --- pictures ------------------------------------------------------------------------------
-
-
-def draw_layer_ap(runs: Mapping[str, Curves]) -> Figure:
-    """AP of each decoder layer after the last epoch watched: does refinement refine?"""
-    lines = {
-        name: (
-            list(range(1, len(curves.epochs[-1].layer_ap) + 1)),
-            [_points(ap) for ap in curves.epochs[-1].layer_ap],
-        )
-        for name, curves in runs.items()
-        if curves.epochs
-    }
-    figure, (axes,) = _figure(1)
-    _lines(axes, lines, "decoder layer", "AP in points")
-    axes.set_title("AP of each decoder layer", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_stability(runs: Mapping[str, Curves]) -> Figure:
-    """The share of objects that changed their query since the epoch before, last layer."""
-    lines = {
-        name: (
-            [each.epoch for each in curves.epochs if each.unstable],
-            [100 * each.unstable[-1] for each in curves.epochs if each.unstable],
-        )
-        for name, curves in runs.items()
-    }
-    figure, (axes,) = _figure(1)
-    _lines(axes, lines, "epoch", "% of objects")
-    axes.set(ylim=(0, 100))
-    axes.set_title("objects matched to another query than an epoch ago", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_sizes(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """AP of small, medium and large objects against epochs; one panel a size.
-
-    Args:
-        runs: by name, the rows of ``metrics.json`` or ``metrics.csv``.
-    """
-    figure, panels = _figure(3)
-    for axes, size in zip(panels, SIZES, strict=True):
-        lines = {
-            name: (
-                [int(row["epoch"]) for row in rows],
-                [_points(_number(row.get(f"ap_{size}"))) for row in rows],
-            )
-            for name, rows in runs.items()
-        }
-        _lines(axes, lines, "epoch", "AP in points" if size == "small" else "")
-        axes.set_title(f"{size} objects", loc="left", fontsize=10)
-    panels[0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _number(value: Any) -> float | None:
-    """A cell of a CSV or JSON table."""
-    return None if value in (None, "") else float(value)
-
-
-def _points(ap: float | None) -> float:
-    return math.nan if ap is None else 100 * ap
-
-
-def _figure(columns: int) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0 if columns == 1 else 3.6 * columns, 3.6), layout="constrained")
-    grid = figure.subplots(1, columns, squeeze=False, sharey=True)
-    return figure, list(grid.flat)
-
-
-def _lines(
-    axes: Axes,
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str,
-    y_label: str,
-) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    from detrlab.compare.curves import style
-
-    for index, (name, (x, y)) in enumerate(lines.items()):
-        colour, dash = style(index)
-        axes.plot(x, y, label=name, color=colour, linestyle=dash, marker="o", markersize=3)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, alpha=0.25, lw=0.6)
+    pairs = [
+        (before[image], layers)
+        for image, layers in after.items()
+        if image in before and len(before[image]) == len(layers)
+    ]
+    objects = sum(len(layers[0]) for _, layers in pairs)
+    if not objects:
+        return ()
+    return tuple(
+        sum(a != b for old, new in pairs for a, b in zip(old[layer], new[layer], strict=True))
+        / objects
+        for layer in range(len(pairs[0][1]))
+    )

@@ -1,173 +1,126 @@
-"""An explanation as plain values: for ``explanation.json`` and for the page to explore."""
+"""An explanation as plain values: the contents of ``explanation.json``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from detrlab.explain.missed import Candidate, Verdict, sentence
-from detrlab.explain.sampling import Samples
+from detrlab.explain.inspection import Found, Inspection
+from detrlab.explain.looks import Look, Samples
+from detrlab.explain.missed import sentence
+from detrlab.explain.paths import Proposals
 
-if TYPE_CHECKING:
-    from detrlab.explain.explanation import Explanation, Found, Look
+DIGITS = 4
+"""Decimals that are kept; weights of looks get one more."""
 
 
-def as_dict(
-    explanation: Explanation, *, top: int = 20, threshold: float = 0.3, digits: int = 4
-) -> dict[str, Any]:
+def as_dict(inspection: Inspection, *, top: int = 20, threshold: float = 0.3) -> dict[str, Any]:
     """What the detector did with the image, as numbers, lists and texts.
 
     Boxes are cxcywh and points x, y, both as fractions of the image; layers, queries, levels
     and objects are counted from 0.
 
     Args:
-        explanation: of one image.
-        top: so many detections are followed through the layers, the best.
+        inspection: of one image.
+        top: the best detections, so many, are followed through the layers.
         threshold: score from which a detection counts, for the verdicts on annotated objects.
-        digits: decimals that are kept.
 
     Returns:
-        ``model``, ``classes``, ``size``, ``layers``, ``detections`` (each with its ``path`` and
-        its ``look``: ``points`` or a ``map``), ``proposals`` and ``objects`` where there are any.
+        ``model``, ``classes``, ``size``, ``layers``, ``threshold``, ``detections`` (each with
+        its ``path`` and its ``look``: ``points`` or a ``map``), and, None where there are none,
+        ``proposals`` and ``objects``.
     """
-    found = explanation.detections()[:top]
-    looks = {query: explanation.look(query) for query in {each.query for each in found}}
+    found = inspection.detections()[:top]
+    proposals = objects = None
+    if inspection.proposals is not None:
+        queries = dict.fromkeys(each.query for each in found)
+        proposals = [_proposal(inspection.proposals, query) for query in queries]
+    if inspection.target is not None:
+        objects = [
+            _plain(asdict(verdict)) | {"sentence": sentence(verdict, inspection.classes, threshold)}
+            for verdict in inspection.verdicts(threshold)
+        ]
     return {
-        "model": explanation.name,
-        "classes": list(explanation.classes),
-        "size": list(explanation.size),
-        "layers": len(explanation.recording.output.layers),
+        "model": inspection.name,
+        "classes": inspection.classes,
+        "size": inspection.size,
+        "layers": len(inspection.recording.layers),
         "threshold": threshold,
         "detections": [
-            {
-                "query": each.query,
-                "label": each.label,
-                "score": round(each.score, digits),
-                "box": _rounded(each.box, digits),
-                "path": _path(explanation, each, digits),
-                "look": look_as_dict(looks[each.query], digits),
-            }
+            _plain(each)
+            | {"path": _path(inspection, each), "look": look_as_dict(inspection.look(each.query))}
             for each in found
         ],
-        "proposals": _proposals(explanation, [each.query for each in found], digits),
-        "objects": _objects(explanation, threshold, digits),
+        "proposals": proposals,
+        "objects": objects,
     }
 
 
-def look_as_dict(look: Look, digits: int = 4) -> dict[str, Any]:
+def look_as_dict(look: Look, digits: int = DIGITS) -> dict[str, Any]:
     """Where one query looks.
 
     Returns:
         ``points``: x, y, weight (a share of the query's whole attention), level and head of
-        each, the weightiest first; or ``map``: the mean of the heads over (height, width) cells,
-        one row after the other.
+        each, by falling weight; or ``map``: the mean of the heads over (height, width) cells,
+        row by row.
     """
-    if isinstance(look, Samples):
-        heads, levels, points = look.weights.shape[1:]
-        weights = (look.weights[0] / heads).flatten()
-        order = weights.argsort(descending=True)
-        xy = look.locations[0].flatten(0, 2)[order].tolist()
-        rows = zip(xy, weights[order].tolist(), order.tolist(), strict=True)
-        return {
-            "points": [
-                [
-                    round(x, digits),
-                    round(y, digits),
-                    round(weight, digits + 1),
-                    place // points % levels,
-                    place // (points * levels),
-                ]
-                for (x, y), weight, place in rows
-            ]
-        }
-    (mean,) = (each.mean(0) for each in look.maps)
+    if not isinstance(look, Samples):
+        mean = look.maps[0].mean(0)
+        return {"map": {"shape": list(mean.shape), "weights": _plain(mean.flatten(), digits + 1)}}
+    heads, levels, points = look.weights.shape
+    weights = (look.weights / heads).flatten()
+    order = weights.argsort(descending=True)
+    xy = _plain(look.locations.flatten(0, 2)[order], digits)
+    rows = zip(xy, _plain(weights[order], digits + 1), order.tolist(), strict=True)
     return {
-        "map": {"shape": list(mean.shape), "weights": _rounded(mean.flatten().tolist(), digits + 1)}
+        "points": [
+            [x, y, weight, place // points % levels, place // (points * levels)]
+            for (x, y), weight, place in rows
+        ]
     }
 
 
-def _path(explanation: Explanation, found: Found, digits: int) -> list[dict[str, Any]]:
-    """One entry a decoder layer: where it looked from, its box, its score for the class."""
-    path = explanation.paths
+def _path(inspection: Inspection, found: Found) -> list[dict[str, Any]]:
+    """One entry for each decoder layer: where it looked from, its box, its score."""
+    path = inspection.paths
     steps = []
     for layer, references in enumerate(path.references):
-        step: dict[str, Any] = {
-            "box": _numbers(path.boxes[layer, found.query], digits),
-            "score": round(float(path.scores[layer, found.query, found.label]), digits),
+        step = {
+            "box": _plain(path.boxes[layer, found.query]),
+            "score": _plain(path.scores[layer, found.query, found.label]),
         }
         if references is not None:
             parts = [part[found.query] for part in references if part is not None]
-            step["reference"] = [number for part in parts for number in _numbers(part, digits)]
+            step["reference"] = _plain(torch.cat(parts))
         steps.append(step)
     return steps
 
 
-def _proposals(explanation: Explanation, queries: list[int], digits: int) -> list[Any] | None:
-    """Where the followed queries come from; None without a first stage."""
-    seen = explanation.proposals
-    if seen is None:
-        return None
-    return [
-        {
-            "query": query,
-            "level": int(seen.levels[query]),
-            # JSON knows no NaN: a cell that may not propose has no anchor.
-            "anchor": None
-            if seen.anchors[query].isnan().any()
-            else _numbers(seen.anchors[query], digits),
-            "box": _numbers(seen.boxes[query], digits),
-            "objectness": round(float(seen.objectness[query]), digits),
-        }
-        for query in dict.fromkeys(queries)
-    ]
-
-
-def _objects(explanation: Explanation, threshold: float, digits: int) -> list[Any] | None:
-    """What became of the annotated objects; None without annotations."""
-    if explanation.target is None:
-        return None
-    return [
-        _verdict(verdict, explanation, threshold, digits)
-        for verdict in explanation.verdicts(threshold)
-    ]
-
-
-def _verdict(
-    verdict: Verdict, explanation: Explanation, threshold: float, digits: int
-) -> dict[str, Any]:
+def _proposal(seen: Proposals, query: int) -> dict[str, Any]:
+    """Where a query comes from."""
+    anchor = seen.anchors[query]
     return {
-        "label": verdict.label,
-        "box": _rounded(verdict.box, digits),
-        "reason": verdict.reason,
-        "sentence": sentence(verdict, explanation.classes, threshold),
-        "rival_object": verdict.rival_object,
-        "rival_class": verdict.rival_class,
-        "lost_at": verdict.lost_at,
-        "box_lost_at": verdict.box_lost_at,
-        "layers": [
-            {
-                "found": view.found,
-                "best": _candidate(view.best, digits),
-                "matched": None if view.matched is None else _candidate(view.matched, digits),
-                "closest": _candidate(view.closest, digits),
-            }
-            for view in verdict.layers
-        ],
+        "query": query,
+        "level": int(seen.levels[query]),
+        "anchor": None if anchor.isnan().any() else _plain(anchor),  # JSON has no NaN
+        "box": _plain(seen.boxes[query]),
+        "objectness": _plain(seen.objectness[query]),
     }
 
 
-def _candidate(candidate: Candidate, digits: int) -> dict[str, Any]:
-    values = {
-        name: round(value, digits) if isinstance(value, float) else value
-        for name, value in candidate._asdict().items()
-    }
-    return {**values, "cost": round(candidate.cost, digits)}
-
-
-def _numbers(values: Tensor, digits: int) -> list[float]:
-    return _rounded(values.tolist(), digits)
-
-
-def _rounded(values: list[float] | tuple[float, ...], digits: int) -> list[float]:
-    return [round(value, digits) for value in values]
+def _plain(value: Any, digits: int = DIGITS) -> Any:
+    """Numbers rounded, tensors and tuples as lists, named tuples as dictionaries."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist(), digits)
+    if isinstance(value, float):
+        return round(value, digits)
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict(), digits)
+    if isinstance(value, dict):
+        return {name: _plain(each, digits) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each, digits) for each in value]
+    return value

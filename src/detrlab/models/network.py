@@ -43,4 +43,4 @@ class Network(nn.Module):
         features = self.backbone(images.pixels)
         memory = self.encoder(features, images.padding)
         queries, others = self.queries(memory, targets)
-        return supervise(self.decoder(queries, memory), queries.denoising, others)
+        return supervise(self.decoder(queries, memory), queries, others)

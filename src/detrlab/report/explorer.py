@@ -96,13 +96,12 @@ def _detections(detected: Detected, index: int) -> list[dict[str, Any]]:
 
 def _explained(detector: Detector, table: Table, at: int, threshold: float) -> dict[str, Any]:
     """Boxes with their path and where they looked, and why each object was found or missed."""
-    from detrlab.explain import explain_image
     from detrlab.explain.missed import sentence
 
     picture = table.picture(at)
     height, width = picture.shape[-2:]
     size = width, height
-    explanation = explain_image(detector, picture, table.targets(at))
+    explanation = detector.explain(picture, table.targets(at))
     found = [
         each
         for rank, each in enumerate(explanation.detections())

@@ -48,6 +48,7 @@ from detrlab.training.trackers import Tracker, numbers, open_trackers
 if TYPE_CHECKING:
     from detrlab.data import Batch, DataSet
     from detrlab.models.network import Network
+    from detrlab.structures import ModelOutput
 
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED = 25
@@ -76,6 +77,7 @@ class Options:
         say: takes lines for people.
         on_step: takes the report of each step.
         on_epoch: takes the row of each epoch.
+        on_batch: takes each evaluated batch with the network's output.
     """
 
     resume: bool = False
@@ -87,6 +89,7 @@ class Options:
     say: Say = silent
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[Row], None] | None = None
+    on_batch: Callable[[Batch, ModelOutput], None] | None = None
 
     def __post_init__(self) -> None:
         if self.save_every is not None and self.save_every < 1:
@@ -624,7 +627,13 @@ class _Run:
             workers=self.options.workers,
         )
         with self._averaged():
-            evaluate(self.engine.network, self.scoring, self._until_asked(parts), evaluator)
+            evaluate(
+                self.engine.network,
+                self.scoring,
+                self._until_asked(parts),
+                evaluator,
+                on_batch=self.options.on_batch,
+            )
         gather(evaluator)
         return evaluator
 

@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from detrlab.structures import (
-    Denoising,
-    Memory,
-    Pairs,
-    Queries,
-    References,
-    SupervisedSet,
-    Target,
-)
+from detrlab.structures import Denoising, Memory, Pairs, Queries, References, SupervisedSet, Target
 
 EPS = 1e-3
 """Of the inverse sigmoid, as in DINO's code (1e-5 elsewhere)."""
@@ -153,6 +145,7 @@ class DenoisingQueries(nn.Module):
             denoising=Denoising(
                 count, self._pairs(image, place, count), groups=repeats // self.kinds
             ),
+            cells=queries.cells,
         )
 
     def _disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:

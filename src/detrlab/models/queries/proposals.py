@@ -62,24 +62,25 @@ class ProposalQueries(nn.Module):
         logits = self.head.classes(tokens)
         best = self._best(logits)
         if targets is None:
-            return self._queries(self.head.boxes(rows(tokens, best)) + rows(anchors, best)), ()
+            chosen = self.head.boxes(rows(tokens, best)) + rows(anchors, best)
+            return self._queries(chosen, best), ()
         unactivated = self.head.boxes(tokens) + anchors  # inf where no proposal: a box of ones
         proposals = Predictions(logits, unactivated.sigmoid())
         first_stage = SupervisedSet(PROPOSALS, proposals, class_agnostic=True)
-        return self._queries(rows(unactivated, best)), (first_stage,)
+        return self._queries(rows(unactivated, best), best), (first_stage,)
 
     def _best(self, logits: Tensor) -> Tensor:
         """(B, S, K') -> (B, min(Q, S)), the cells most likely to show an object."""
         count = min(self.num_queries, logits.shape[1])
         return logits[..., 0].topk(count, dim=1).indices
 
-    def _queries(self, unactivated: Tensor) -> Queries:
-        """Chosen boxes in logit space, (B, Q, 4), as queries."""
+    def _queries(self, unactivated: Tensor, cells: Tensor) -> Queries:
+        """Chosen boxes in logit space, (B, Q, 4), and their cells, (B, Q), as queries."""
         chosen = unactivated.detach().sigmoid()
         embedding = self.embedding_norm(self.embedding_proj(box_sine_features(chosen, self.width)))
         position, content = embedding.chunk(2, dim=-1)  # position first
         centers, sizes = chosen.split(2, dim=-1)
-        return Queries(content, position, References(centers, sizes))
+        return Queries(content, position, References(centers, sizes), cells=cells)
 
 
 def rows(values: Tensor, indices: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ class SelectedQueries(nn.Module):
             content = features.detach()
         else:
             content = for_each_image(self.content[:count], memory)
-        queries = Queries(content, torch.zeros_like(content), References(centers, sizes))
+        queries = Queries(
+            content, torch.zeros_like(content), References(centers, sizes), cells=chosen
+        )
         if targets is None:
             return queries, ()
         return queries, (SupervisedSet(PROPOSALS, Predictions(rows(logits, chosen), boxes)),)

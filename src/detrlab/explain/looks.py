@@ -1,0 +1,121 @@
+"""Where one query looks: a row of dense attention, or the samples of deformable attention.
+
+Both are computed from the recorded inputs of the attention, one query at a time. The whole
+(M, N, S) matrix is never built: for DETR-DC5 at 640 pixels it would hold 8 x 1,600 x 1,600
+numbers in each encoder layer. Samples use the reference form of the operator, so they do not
+depend on the backend of the forward pass.
+
+The recorded batch is one image without padding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detrlab.explain.capture import Call
+from detrlab.models.attention import DeformableAttention
+from detrlab.ops.reference import sampling_locations
+from detrlab.structures import Memory, References
+
+
+class Row(NamedTuple):
+    """One row of dense attention over the memory.
+
+    Attributes:
+        weights: (M, S), each head's sum to 1.
+        maps: the same as (M, height, width) of each level.
+    """
+
+    weights: Tensor
+    maps: tuple[Tensor, ...]
+
+
+class Samples(NamedTuple):
+    """The sampling points of one query of deformable attention.
+
+    Attributes:
+        locations: (M, L, P, 2), x and y as fractions of the image; samples outside of [0, 1]
+            count as 0.
+        weights: (M, L, P); over L and P of one head they sum to 1.
+    """
+
+    locations: Tensor
+    weights: Tensor
+
+
+Look = Row | Samples
+
+
+@torch.no_grad()
+def look(call: Call, query: int) -> Look:
+    """Where one query looks.
+
+    Args:
+        call: the recorded attention.
+        query: index of the query; in the encoder, of the cell (``cell_at``).
+
+    Source: arXiv 2005.12872, section 3.2 (figures 3 and 6 show rows of dense attention);
+    arXiv 2010.04159, section 4.1 (figure 6 shows samples).
+    """
+    if isinstance(call.attention, DeformableAttention):
+        return _samples(call, call.attention, query)
+    attention, memory = call.attention, call.memory
+    query_weight, key_weight, _ = attention.in_proj_weight.chunk(3)
+    query_bias, key_bias, _ = attention.in_proj_bias.chunk(3)
+    keys = memory.tokens[0] + memory.position[0]
+    q = F.linear(call.query[0, query], query_weight, query_bias)
+    k = F.linear(keys, key_weight, key_bias)
+    q, k = (part.unflatten(-1, (attention.num_heads, -1)) for part in (q, k))
+    weights = (torch.einsum("md,smd->ms", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+    return Row(weights, tuple(as_maps(weights, memory)))
+
+
+def _samples(call: Call, attention: DeformableAttention, query: int) -> Samples:
+    assert call.references is not None
+    here = slice(query, query + 1)
+    shape = (attention.num_heads, attention.levels, attention.points)
+    offsets = attention.sampling_offsets(call.query[:1, here]).unflatten(-1, (*shape, 2))
+    scores = attention.attention_weights(call.query[0, query]).unflatten(0, (shape[0], -1))
+    centers, sizes = call.references
+    locations = sampling_locations(
+        References(centers[:1, here], None if sizes is None else sizes[:1, here]),
+        call.memory.valid_ratios[:1],
+        offsets.to(centers.dtype),
+        call.memory.level_shapes,
+    )
+    return Samples(locations[0, 0], scores.softmax(-1).unflatten(-1, shape[1:]))
+
+
+def cell_at(memory: Memory, point: tuple[float, float], level: int = 0) -> int:
+    """The index of the memory's cell that covers a point.
+
+    Args:
+        memory: of the batch.
+        point: (x, y) in [0, 1], fractions of the image.
+        level: index of the level, the finest first.
+    """
+    rows, columns = memory.level_shapes[level]
+    row, column = min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
+    start = sum(height * width for height, width in memory.level_shapes[:level])
+    return start + row * columns + column
+
+
+def level_of(memory: Memory, cell: int) -> int:
+    """The level that a cell of the memory lies on."""
+    for level, (height, width) in enumerate(memory.level_shapes):
+        if cell < height * width:
+            return level
+        cell -= height * width
+    raise IndexError(f"the memory ends {cell + 1} cells earlier")
+
+
+def as_maps(row: Tensor, memory: Memory) -> list[Tensor]:
+    """Values of all cells as one map for each level: (..., S) -> (..., h, w)."""
+    parts = row.split([height * width for height, width in memory.level_shapes], dim=-1)
+    return [
+        part.unflatten(-1, shape) for part, shape in zip(parts, memory.level_shapes, strict=True)
+    ]
