@@ -14,7 +14,7 @@ from test_sources import YAMLS, voc, voc_xml, yolo
 from detrlab.config import DataConfig
 from detrlab.data import open_data
 from detrlab.data.check import check
-from detrlab.data.check_report import printable
+from detrlab.data.findings import printable
 from detrlab.data.findings import MAX_LISTED, RULES, Findings
 from detrlab.data.repair import fix
 from detrlab.data.shapes import shapes

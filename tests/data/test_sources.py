@@ -12,8 +12,8 @@ from coco_folders import annotation, image_entry, picture, write_coco
 from detrlab.config import DataConfig
 from detrlab.data import batches, open_data
 from detrlab.data.locate import split_of
-from detrlab.data.raw import misfits
-from detrlab.data.sources import read_raw
+from detrlab.data.raw import measure, read_headers
+from detrlab.data.reading import read_raw
 from detrlab.data.split import stratified_split
 from detrlab.errors import UserError
 
@@ -496,13 +496,13 @@ def test_declared_sizes_that_are_not_the_files(tmp_path):
     shutil.copy(tmp_path / "train.json", tmp_path / "val.json")
     for i in (1, 2):
         picture(i, 30, 40).save(tmp_path / "images" / f"p{i}.png")
-    raw = read_raw(tmp_path)
     data = open_data(tmp_path)
     assert data.train.sizes[:3].tolist() == [[30, 40], [30, 40], [60, 80]]
     assert data.train.boxes[:2].tolist() == [[5, 5, 20, 20], [25, 20, 12.5, 9]]
     assert any("declared size" in note for note in data.notes)
-    sizes = np.array([[30, 40], [30, 40]] + [[60, 80]] * 10)
-    assert misfits(raw.splits[0], sizes) == {0: False, 1: True}
+    split = read_raw(tmp_path).splits[0]
+    measured = measure(split, read_headers(split))
+    assert (measured.mismatched, measured.drawn_on_declared) == ([0, 1], [1])
 
 
 def test_large_sets_trust_declared_sizes(tmp_path, monkeypatch):

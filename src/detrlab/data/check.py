@@ -17,16 +17,9 @@ from detrlab.data.check_report import CheckReport, summarize
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
 from detrlab.data.locate import is_image
+from detrlab.data.measure import Measured, measure, read_headers
 from detrlab.data.pictures import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
-from detrlab.data.raw import (
-    Measured,
-    RawSplit,
-    Vocabulary,
-    clean,
-    measure,
-    read_headers,
-    vocabulary,
-)
+from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import split_roles
@@ -127,13 +120,13 @@ def examine(
     inspections = [] if quick else _inspect_all(data, progress)
     headers = [[_header_of(look) for look in looks] for looks in inspections]
     headers = headers or [read_headers(split) for split in data.splits]
-    measured = [measure(*each) for each in zip(data.splits, headers, strict=True)]
-    tables = []
+    measured, tables = [], []
     for k, split in enumerate(data.splits):
+        measured.append(measure(split, headers[k], words.labels[k]))
         _check_files(split, headers[k], inspections[k] if inspections else None, findings)
-        _check_sizes(split, measured[k], findings)
-        check_boxes(split, measured[k], words.labels[k], config, findings)
-        tables.append(clean(split, measured[k], split.name or "train", words, k).table)
+        _check_sizes(measured[k], findings)
+        check_boxes(measured[k], config, findings)
+        tables.append(measured[k].clean(split.name or "train", words, k)[0])
     _check_unlisted(data, findings)
     _check_counts(tables, num_queries, findings)
     pairs = _same_images(data, inspections)
@@ -235,8 +228,8 @@ def mode_rule(mode: str) -> str:
     return "image-cmyk" if mode in ("CMYK", "YCCK") else ""
 
 
-def _check_sizes(split: RawSplit, measured: Measured, findings: Findings) -> None:
-    fits_declared = set(measured.drawn_on_declared)
+def _check_sizes(measured: Measured, findings: Findings) -> None:
+    split, fits_declared = measured.split, set(measured.drawn_on_declared)
     for i in measured.mismatched:
         height, width = split.declared[i].tolist()
         real_height, real_width = measured.sizes[i].tolist()

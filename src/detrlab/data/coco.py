@@ -253,7 +253,7 @@ class _Reader:
 
 
 def _owners(values: list[Any], image_ids: list[int | str]) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each annotation's image, -1 if unlisted; and whether only its text is the same."""
+    """Position of each annotation's image, -1 if unlisted; and whether only the text is equal."""
     position: dict[Any, int] = {image_id: i for i, image_id in enumerate(image_ids)}
     texts = np.zeros(len(values), dtype=bool)
     hashable: Iterable[Any] = values

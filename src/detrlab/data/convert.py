@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from detrlab.data.findings import Findings
+from detrlab.data.measure import measure, read_headers
 from detrlab.data.pictures import Header, decode
-from detrlab.data.raw import Cleaned, clean, measure, read_headers, vocabulary
+from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes
+from detrlab.data.sources import broken
 from detrlab.data.store import MAX_MEMBER, Store
 from detrlab.data.table import Table
 from detrlab.data.writers import Output, unique_names, write
@@ -67,16 +71,21 @@ def convert(
         refuse_inside(data, folder)
         words = vocabulary(data.splits, Findings())
         headers = [read_headers(split) for split in data.splits]
-        cleaned = [
-            clean(split, measure(split, headers[k]), split.name or "train", words, k)
-            for k, split in enumerate(data.splits)
-        ]
+        cleaned = []
+        for k, split in enumerate(data.splits):
+            measured = measure(split, headers[k], words.labels[k])
+            cleaned.append(measured.clean(split.name or "train", words, k))
+            losses += [
+                f"{split.name or 'train'}: {note}"
+                for note in broken(measured)
+                if note.endswith("left out")
+            ]
         outputs = outputs_of(data, cleaned, headers)
-        losses, notes = [*extras_lost(data), *_left_out(cleaned)], data.notes
+        losses, notes = extras_lost(data) + losses, data.notes
         turned = sum(
             header.applies_exif((size[0], size[1]))
-            for part, listed in zip(cleaned, headers, strict=True)
-            for i, size in zip(part.images.tolist(), part.table.sizes.tolist(), strict=True)
+            for (table, images), listed in zip(cleaned, headers, strict=True)
+            for i, size in zip(images.tolist(), table.sizes.tolist(), strict=True)
             if not isinstance(header := listed[i], str)
         )
         if turned:
@@ -104,7 +113,7 @@ def refuse_inside(data: RawData, folder: Path) -> None:
 
 def outputs_of(
     data: RawData,
-    cleaned: Sequence[Cleaned],
+    cleaned: Sequence[tuple[Table, np.ndarray]],
     headers: Sequence[Sequence[Header | str]],
     name: Callable[[int, int], str] | None = None,
     recode: Callable[[int, int], bool] | None = None,
@@ -113,7 +122,7 @@ def outputs_of(
 
     Args:
         data: as annotated.
-        cleaned: what of each split is written.
+        cleaned: the table of each split, and the positions of its images in the split.
         headers: of the image files of each split.
         name: the file name of an image, by the positions of the split and of the image; None
             keeps the name.
@@ -127,18 +136,18 @@ def outputs_of(
         anew = recode is not None and recode(k, i)
         return image_bytes(data.splits[k].store, members[k][i], header, size, recode=anew)
 
-    places = [[(k, i) for i in part.images.tolist()] for k, part in enumerate(cleaned)]
+    places = [[(k, i) for i in images.tolist()] for k, (_, images) in enumerate(cleaned)]
     named = [name(k, i) if name else members[k][i] for place in places for k, i in place]
     names = iter(unique_names(named))
     outputs = []
-    for part, place in zip(cleaned, places, strict=True):
-        sizes = [(height, width) for height, width in part.table.sizes.tolist()]
+    for (table, _), place in zip(cleaned, places, strict=True):
+        sizes = [(height, width) for height, width in table.sizes.tolist()]
         arguments = [(k, i, size) for (k, i), size in zip(place, sizes, strict=True)]
 
         def read(row: int, arguments: list[tuple[int, int, tuple[int, int]]] = arguments) -> bytes:
             return image(*arguments[row])
 
-        outputs.append(Output(part.table, [next(names) for _ in place], read))
+        outputs.append(Output(table, [next(names) for _ in place], read))
     return outputs
 
 
@@ -189,14 +198,6 @@ def extras_lost(data: RawData) -> list[str]:
     for split in data.splits:
         extras.update(split.extras)
     return [f"{count:,} annotations lose their {key}" for key, count in extras.items()]
-
-
-def _left_out(cleaned: Sequence[Cleaned]) -> list[str]:
-    return [
-        f"{part.table.name}: {count:,} {reason} were left out"
-        for part in cleaned
-        for reason, count in part.left_out.items()
-    ]
 
 
 def _numbered(table: Table) -> list[str]:

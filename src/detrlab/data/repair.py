@@ -11,14 +11,15 @@ import numpy as np
 
 from detrlab.config import DataConfig
 from detrlab.data.check import Entry, Examined, examine, mode_rule
-from detrlab.data.check_boxes import misplaced, repeated
+from detrlab.data.check_boxes import repeated
 from detrlab.data.check_report import CheckReport
 from detrlab.data.convert import extras_lost, outputs_of, refuse_inside
 from detrlab.data.findings import printable
+from detrlab.data.measure import Measured, misplaced
 from detrlab.data.pictures import ENDINGS_OF
-from detrlab.data.raw import Cleaned, Measured, RawSplit, clean
+from detrlab.data.raw import RawSplit
 from detrlab.data.reading import Progress, read_raw
-from detrlab.data.table import clamped_corners
+from detrlab.data.table import Table, clamped_corners
 from detrlab.data.writers import write
 from detrlab.errors import UserError
 
@@ -74,11 +75,11 @@ def fix(
     dropped = _superfluous(examined)
     cleaned = []
     for k, split in enumerate(data.splits):
-        repaired, measured, lines = _repaired(split, examined.measured[k], k, dropped)
+        repaired, lines = _repaired(examined.measured[k], k, dropped)
         changes += lines
-        part = clean(repaired, measured, split.name or "train", examined.words, k)
-        cleaned.append(_numbered(part, examined.words.category_ids[0]))
-    if not any(len(part.table) for part in cleaned):
+        table, images = repaired.clean(split.name or "train", examined.words, k)
+        cleaned.append((_numbered(table, examined.words.category_ids[0]), images))
+    if not any(len(images) for _, images in cleaned):
         raise UserError(f"{data.name}: nothing usable would be left")
 
     def recode(k: int, i: int) -> bool:
@@ -134,16 +135,15 @@ def _superfluous(examined: Examined) -> set[Entry]:
     return dropped
 
 
-def _repaired(
-    split: RawSplit, measured: Measured, k: int, dropped: set[Entry]
-) -> tuple[RawSplit, Measured, list[str]]:
+def _repaired(measured: Measured, k: int, dropped: set[Entry]) -> tuple[Measured, list[str]]:
     """The split without superfluous images, its boxes in the image files, and what moved."""
+    split = measured.split
     if not len(split):
-        return split, measured, []
-    original = split.boxes if measured.corners else measured.boxes
+        return measured, []
+    original = split.boxes if measured.masks["box-corners"].any() else measured.boxes
     split = _merged(split)
     boxes = measured.in_files(split.owners).copy()
-    frame = measured.sizes[np.where(split.owners >= 0, split.owners, 0)]
+    frame = measured.sizes[np.maximum(split.owners, 0)]
     scale = misplaced(boxes, split.owners, measured.sizes)["box-scale"]
     boxes[scale] *= np.tile(frame[scale, ::-1], 2)
     over = misplaced(boxes, split.owners, measured.sizes)["box-over-edge"]
@@ -170,7 +170,8 @@ def _repaired(
         areas=np.where(moved, np.nan, split.areas)[keep],
         annotation_ids=split.annotation_ids[keep],
     )
-    return repaired, Measured(measured.sizes, measured.sizes, boxes[keep], False, [], []), lines
+    sizes = measured.sizes
+    return Measured(repaired, sizes, sizes, boxes[keep], {}, [], []), lines
 
 
 def _merged(split: RawSplit) -> RawSplit:
@@ -185,9 +186,9 @@ def _merged(split: RawSplit) -> RawSplit:
     return replace(split, members=members, owners=target[split.owners])
 
 
-def _numbered(part: Cleaned, category_ids: tuple[int, ...]) -> Cleaned:
+def _numbered(table: Table, category_ids: tuple[int, ...]) -> Table:
     """The same list of categories in every split, and image ids as numbers if any was text."""
-    ids = part.table.image_ids
+    ids = table.image_ids
     if ids.dtype.kind not in "iu":
         ids = np.arange(1, len(ids) + 1, dtype=np.int64)
-    return part._replace(table=replace(part.table, image_ids=ids, category_ids=category_ids))
+    return replace(table, image_ids=ids, category_ids=category_ids)

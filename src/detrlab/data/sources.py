@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detrlab.data.check_boxes import misplaced
-from detrlab.data.findings import Findings
+from detrlab.data.findings import LEFT_OUT, RULES, Findings
 from detrlab.data.locate import links_note
-from detrlab.data.raw import Measured, RawSplit, clean, measure, read_headers, vocabulary
+from detrlab.data.measure import Measured, measure, read_headers
+from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes
 from detrlab.data.split import VAL_SHARE, stratified_split
@@ -144,19 +144,14 @@ def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
     for position, split in enumerate(data.splits):
         name = split.name if len(data.splits) > 1 else "train"
         needed = measured_all or (split.declared <= 0).any()
-        measured = measure(split, read_headers(split) if needed else None)
-        cleaned = clean(split, measured, name, words, position)
-        said = [*_box_notes(split, measured), *_reader_notes(split)]
-        said += [f"left out {count:,} {reason}" for reason, count in cleaned.left_out.items()]
-        if measured.mismatched:
-            said.append(
-                f"the declared size of {len(measured.mismatched):,} images is not the file's size, "
-                f"which is used; the boxes of {len(measured.drawn_on_declared):,} of them only fit "
-                "the declared size and were scaled"
-            )
-        notes += [f"{name}: {note}" for note in said]
-        _refuse_unusable(split, cleaned.table, cleaned.left_out)
-        tables[split.name] = cleaned.table
+        headers = read_headers(split) if needed else None
+        measured = measure(split, headers, words.labels[position])
+        _refuse_wrong_units(measured)
+        tables[split.name], _ = measured.clean(name, words, position)
+        _refuse_unusable(measured, tables[split.name])
+        notes += [f"{name}: {note}" for note in broken(measured)]
+        if drawn := len(measured.drawn_on_declared):
+            notes.append(f"{name}: boxes of {drawn:,} images fit the declared size and are scaled")
     for finding in data.findings:
         # A broken test split does no harm if there is a validation split.
         if "val" not in tables:
@@ -172,34 +167,26 @@ def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
     return tables, notes
 
 
-def _reader_notes(split: RawSplit) -> list[str]:
-    """What the reader left out or read differently, if it is not counted later."""
-    counted = {"image-unknown"}
-    if split.format == "coco":
-        counted |= {"file-missing", "file-unsafe", "file-link"}
+def broken(measured: Measured) -> list[str]:
+    """The rules that a split breaks, and how often; a line each."""
+    counts = measured.counts()
     return [
-        f"{rule.title} ({count:,})"
-        for rule, count, _ in split.findings.by_rule()
-        if rule.severity != "note" and rule.key not in counted
+        f"{rule.title} ({counts[key]:,})" + "; left out" * (rule.repair == LEFT_OUT)
+        for key, rule in RULES.items()
+        if key in counts and rule.severity != "note" and key != "box-whole-image"
     ]
 
 
-def _box_notes(split: RawSplit, measured: Measured) -> list[str]:
-    """The part of ``check`` that is cheap and that training must not skip.
-
-    Raises:
-        UserError: the boxes have another meaning than the format says: corners, fractions, or
-            pixels of images of another size.
-    """
+def _refuse_wrong_units(measured: Measured) -> None:
+    """Refuse boxes that have another meaning than the format says."""
+    split, total = measured.split, len(measured.boxes)
+    count = {rule: int(mask.sum()) for rule, mask in measured.masks.items()}
     fix = f"detrlab check {split.store.root} --fix FOLDER"
-    if measured.corners:
+    if count["box-corners"]:
         raise UserError(
             f"{split.source}: the boxes look like x0 y0 x1 y1, but COCO has x y width height; "
             f"{fix} converts them"
         )
-    masks = misplaced(measured.boxes, split.owners, measured.frame)
-    count = {rule: int(mask.sum()) for rule, mask in masks.items()}
-    total = len(measured.boxes)
     if count["box-scale"] > MAX_LEFT_OUT * total:
         raise UserError(
             f"{split.source}: {count['box-scale']:,} of {total:,} boxes look like fractions of the "
@@ -211,31 +198,21 @@ def _box_notes(split: RawSplit, measured: Measured) -> list[str]:
             f"{split.source}: {count['box-off-image']:,} of {total:,} boxes lie outside of their "
             f"images; they should be {unit}: see detrlab check {split.store.root}"
         )
-    said = {
-        "box-scale": "boxes look like fractions of the image",
-        "box-off-image": "boxes lie outside of their images and are not used for training",
-        "box-over-edge": "boxes extend beyond the edge and are clamped for training",
-    }
-    return [f"{count[rule]:,} {reason}" for rule, reason in said.items() if count[rule]]
 
 
-def _refuse_unusable(split: RawSplit, table: Table, left_out: dict[str, int]) -> None:
+def _refuse_unusable(measured: Measured, table: Table) -> None:
     """Refuse a split of which too much is unusable for a meaningful result."""
-    root = split.store.root
+    split, root = measured.split, measured.split.store.root
+    reasons = "; ".join(broken(measured)) or "it lists none"
     advice = links_note(split.store) or f"run: detrlab check {root}"
-    reasons = [f"{count:,} {reason}" for reason, count in left_out.items()]
     if not len(table):
-        lost = "; ".join(reasons) or "it lists none"
-        raise UserError(f"{split.source} has no usable images ({lost}); {advice}")
-    broken = split.findings.count("record-broken") + split.findings.count("line-broken")
-    if broken:
-        reasons.append(f"{broken:,} entries that cannot be read")
-    images, boxes = len(split), len(split.owners) + broken
+        raise UserError(f"{split.source} has no usable images ({reasons}); {advice}")
+    unread = split.findings.count("record-broken") + split.findings.count("line-broken")
+    images, boxes = len(split), len(split.owners) + unread
     if len(table) < (1 - MAX_LEFT_OUT) * images or len(table.boxes) < (1 - MAX_LEFT_OUT) * boxes:
         raise UserError(
-            f"{split.source}: too much would be left out for a meaningful result "
-            f"({'; '.join(reasons)}); {advice}; detrlab check {root} --fix FOLDER writes a cleaned "
-            "copy"
+            f"{split.source}: too much would be left out for a meaningful result ({reasons}); "
+            f"{advice}; detrlab check {root} --fix FOLDER writes a cleaned copy"
         )
     if table.name == "train" and not len(table.boxes):
         raise UserError(f"{split.source} has no boxes to train on: annotate the images first")
