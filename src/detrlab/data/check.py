@@ -88,7 +88,6 @@ class Examined(NamedTuple):
         report: what was found.
         data: as annotated.
         words: its classes.
-        headers: of each split, of each image; or why it cannot be read.
         measured: of each split.
         inspections: of each split, of each image; empty after a quick check.
         pairs: entries that show the same image.
@@ -97,7 +96,6 @@ class Examined(NamedTuple):
     report: CheckReport
     data: RawData
     words: Vocabulary
-    headers: list[list[Header | str]]
     measured: list[Measured]
     inspections: list[list[Inspection | None]]
     pairs: list[SameImage]
@@ -123,7 +121,8 @@ def examine(
     measured, tables = [], []
     for k, split in enumerate(data.splits):
         measured.append(measure(split, headers[k], words.labels[k]))
-        _check_files(split, headers[k], inspections[k] if inspections else None, findings)
+        looks = inspections[k] if inspections else [None] * len(split)
+        _check_files(split, headers[k], looks, findings)
         _check_sizes(measured[k], findings)
         check_boxes(measured[k], config, findings)
         tables.append(measured[k].clean(split.name or "train", words, k)[0])
@@ -142,7 +141,7 @@ def examine(
         tables=tuple(tables),
         licences=tuple(dict.fromkeys(each for split in data.splits for each in split.licences)),
     )
-    return Examined(report, data, words, headers, measured, inspections, pairs)
+    return Examined(report, data, words, measured, inspections, pairs)
 
 
 # Files -----------------------------------------------------------------------------------------
@@ -184,7 +183,7 @@ def _header_of(inspection: Inspection | None) -> Header | str:
 def _check_files(
     split: RawSplit,
     headers: Sequence[Header | str],
-    inspections: Sequence[Inspection | None] | None,
+    inspections: Sequence[Inspection | None],
     findings: Findings,
 ) -> None:
     """Findings about each image file alone."""
@@ -197,7 +196,7 @@ def _check_files(
             detail = f"also image {first_entry[member]}"
             findings.add("file-shared", split.name, member, image_id, None, detail)
         first_entry.setdefault(member, image_id)
-        for rule, detail in _file_defects(member, header, inspections[i] if inspections else None):
+        for rule, detail in _file_defects(member, header, inspections[i]):
             findings.add(rule, split.name, member, image_id, None, detail)
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from detrlab.data.findings import Findings
-from detrlab.data.measure import measure, read_headers
-from detrlab.data.pictures import Header, decode
+from detrlab.data.measure import Measured, measure, read_headers
+from detrlab.data.pictures import ENDINGS_OF, Header, decode
 from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import broken
-from detrlab.data.store import MAX_MEMBER, Store
+from detrlab.data.store import MAX_MEMBER
 from detrlab.data.table import Table
 from detrlab.data.writers import Output, unique_names, write
 from detrlab.errors import UserError
@@ -70,25 +72,15 @@ def convert(
         data = read_raw(source)
         refuse_inside(data, folder)
         words = vocabulary(data.splits, Findings())
-        headers = [read_headers(split) for split in data.splits]
-        cleaned = []
+        parts = []
         for k, split in enumerate(data.splits):
-            measured = measure(split, headers[k], words.labels[k])
-            cleaned.append(measured.clean(split.name or "train", words, k))
-            losses += [
-                f"{split.name or 'train'}: {note}"
-                for note in broken(measured)
-                if note.endswith("left out")
-            ]
-        outputs = outputs_of(data, cleaned, headers)
+            measured = measure(split, read_headers(split), words.labels[k])
+            parts.append(Part(measured, *measured.clean(split.name or "train", words, k)))
+            left_out = [note for note in broken(measured) if note.endswith("left out")]
+            losses += [f"{split.name or 'train'}: {note}" for note in left_out]
+        outputs = outputs_of(parts)
         losses, notes = extras_lost(data) + losses, data.notes
-        turned = sum(
-            header.applies_exif((size[0], size[1]))
-            for (table, images), listed in zip(cleaned, headers, strict=True)
-            for i, size in zip(images.tolist(), table.sizes.tolist(), strict=True)
-            if not isinstance(header := listed[i], str)
-        )
-        if turned:
+        if turned := sum(part.upright(row) for part in parts for row in range(len(part.table))):
             losses.append(f"{turned:,} images with an EXIF rotation tag are re-encoded upright")
     crowd = sum(int(output.table.crowd.sum()) for output in outputs)
     if to == "yolo" and crowd:
@@ -111,74 +103,70 @@ def refuse_inside(data: RawData, folder: Path) -> None:
         raise UserError(f"{folder} lies inside of the original {root}: choose another --output")
 
 
-def outputs_of(
-    data: RawData,
-    cleaned: Sequence[tuple[Table, np.ndarray]],
-    headers: Sequence[Sequence[Header | str]],
-    name: Callable[[int, int], str] | None = None,
-    recode: Callable[[int, int], bool] | None = None,
-) -> list[Output]:
-    """Tables and image files for the writers, with names that no two images share.
+class Part(NamedTuple):
+    """The images of one split that are copied.
 
-    Args:
-        data: as annotated.
-        cleaned: the table of each split, and the positions of its images in the split.
-        headers: of the image files of each split.
-        name: the file name of an image, by the positions of the split and of the image; None
-            keeps the name.
-        recode: whether an image is written anew; None never.
+    Attributes:
+        measured: the split, with headers.
+        table: what of it is copied.
+        images: position of each of the table's images in the split.
+        recoded: of the split's images, those to encode anew as 8-bit RGB.
     """
-    members = [[member or "" for member in split.members] for split in data.splits]
 
-    def image(k: int, i: int, size: tuple[int, int]) -> bytes:
-        header = headers[k][i]
+    measured: Measured
+    table: Table
+    images: np.ndarray
+    recoded: Container[int] = ()
+
+    def _file(self, row: int) -> tuple[str, Header]:
+        i = int(self.images[row])
+        assert self.measured.headers is not None
+        member, header = self.measured.split.members[i], self.measured.headers[i]
+        assert member is not None
         assert not isinstance(header, str)
-        anew = recode is not None and recode(k, i)
-        return image_bytes(data.splits[k].store, members[k][i], header, size, recode=anew)
+        return member, header
 
-    places = [[(k, i) for i in images.tolist()] for k, (_, images) in enumerate(cleaned)]
-    named = [name(k, i) if name else members[k][i] for place in places for k, i in place]
-    names = iter(unique_names(named))
-    outputs = []
-    for (table, _), place in zip(cleaned, places, strict=True):
-        sizes = [(height, width) for height, width in table.sizes.tolist()]
-        arguments = [(k, i, size) for (k, i), size in zip(place, sizes, strict=True)]
+    def upright(self, row: int) -> bool:
+        """Whether the boxes belong to the image after its EXIF rotation."""
+        height, width = self.table.sizes[row].tolist()
+        return self._file(row)[1].applies_exif((height, width))
 
-        def read(row: int, arguments: list[tuple[int, int, tuple[int, int]]] = arguments) -> bytes:
-            return image(*arguments[row])
+    def name(self, row: int) -> str:
+        """The file's name; its extension fits the contents if any image is encoded anew."""
+        member, header = self._file(row)
+        anew = int(self.images[row]) in self.recoded
+        fitting = ENDINGS_OF["PNG" if anew and header.format == "GIF" else header.format]
+        root, extension = posixpath.splitext(member)
+        return member if extension.lower() in fitting else root + fitting[0]
 
-        outputs.append(Output(table, [next(names) for _ in place], read))
-    return outputs
+    def read(self, row: int) -> bytes:
+        """The bytes of the file for the copy, without an EXIF rotation tag."""
+        member, header = self._file(row)
+        anew = int(self.images[row]) in self.recoded
+        data = self.measured.split.store.read(member, MAX_MEMBER)
+        if not anew and header.orientation == 1:
+            return data
+        is_jpeg = header.format in ("JPEG", "MPO")
+        if not anew and is_jpeg and not self.upright(row):
+            return without_exif(data)
+        from PIL import Image
+
+        height, width = self.table.sizes[row].tolist()
+        pixels = decode(io.BytesIO(data), member, (height, width)).permute(1, 2, 0).numpy()
+        stream = io.BytesIO()
+        if is_jpeg:
+            Image.fromarray(pixels).save(stream, "JPEG", quality=95, subsampling=0)
+        else:
+            kept = header.format if header.format in ("BMP", "TIFF", "PPM", "WEBP") else "PNG"
+            options = {"lossless": True} if kept == "WEBP" else {}
+            Image.fromarray(pixels).save(stream, kept, **options)
+        return stream.getvalue()
 
 
-def image_bytes(
-    store: Store, member: str, header: Header, size: tuple[int, int], *, recode: bool
-) -> bytes:
-    """The bytes of an image file for a copy, without an EXIF rotation tag.
-
-    Args:
-        store: the files.
-        member: the file.
-        header: of the file.
-        size: (height, width) of the image that the boxes were drawn on: stored or upright.
-        recode: encode it anew as 8-bit RGB in any case.
-    """
-    data = store.read(member, MAX_MEMBER)
-    if not recode and header.orientation == 1:
-        return data
-    if not recode and header.format in ("JPEG", "MPO") and not header.applies_exif(size):
-        return without_exif(data)
-    from PIL import Image
-
-    pixels = decode(io.BytesIO(data), member, size).permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    image = Image.fromarray(pixels)
-    if header.format in ("JPEG", "MPO"):
-        image.save(stream, "JPEG", quality=95, subsampling=0)
-    else:
-        kept = header.format if header.format in ("BMP", "TIFF", "PPM", "WEBP") else "PNG"
-        image.save(stream, kept, **({"lossless": True} if kept == "WEBP" else {}))
-    return stream.getvalue()
+def outputs_of(parts: Sequence[Part]) -> list[Output]:
+    """Tables and image files for the writers, with names that no two images share."""
+    names = iter(unique_names([part.name(row) for part in parts for row in range(len(part.table))]))
+    return [Output(part.table, list(islice(names, len(part.table))), part.read) for part in parts]
 
 
 def without_exif(data: bytes) -> bytes:

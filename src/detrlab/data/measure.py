@@ -28,6 +28,7 @@ class Measured:
 
     Attributes:
         split: as annotated.
+        headers: of the image files, or why they cannot be read; None if they were not read.
         sizes: (N, 2) int64 (height, width) of the images that training sees; 0 if unreadable.
         frame: (N, 2) int64 (height, width) of the images that the boxes were drawn on.
         boxes: (M, 4) float64, xywh in pixels of ``frame``.
@@ -37,6 +38,7 @@ class Measured:
     """
 
     split: RawSplit
+    headers: Sequence[Header | str] | None
     sizes: np.ndarray
     frame: np.ndarray
     boxes: np.ndarray
@@ -157,7 +159,7 @@ def measure(
         "category-unknown": ~known & (split.owners >= 0),
         **misplaced(boxes, split.owners, frame),
     }
-    return Measured(split, sizes, frame, boxes, masks, mismatched, drawn)
+    return Measured(split, headers, sizes, frame, boxes, masks, mismatched, drawn)
 
 
 def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:

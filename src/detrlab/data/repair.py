@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,9 @@ from detrlab.config import DataConfig
 from detrlab.data.check import Entry, Examined, examine, mode_rule
 from detrlab.data.check_boxes import repeated
 from detrlab.data.check_report import CheckReport
-from detrlab.data.convert import extras_lost, outputs_of, refuse_inside
+from detrlab.data.convert import Part, extras_lost, outputs_of, refuse_inside
 from detrlab.data.findings import printable
 from detrlab.data.measure import Measured, misplaced
-from detrlab.data.pictures import ENDINGS_OF
 from detrlab.data.raw import RawSplit
 from detrlab.data.reading import Progress, read_raw
 from detrlab.data.table import Table, clamped_corners
@@ -73,32 +71,17 @@ def fix(
     )
     changes = _changes(examined)
     dropped = _superfluous(examined)
-    cleaned = []
+    parts = []
     for k, split in enumerate(data.splits):
         repaired, lines = _repaired(examined.measured[k], k, dropped)
         changes += lines
         table, images = repaired.clean(split.name or "train", examined.words, k)
-        cleaned.append((_numbered(table, examined.words.category_ids[0]), images))
-    if not any(len(images) for _, images in cleaned):
+        if len(table):
+            table = _numbered(table, examined.words.category_ids[0])
+            parts.append(Part(repaired, table, images, _recoded(examined, k)))
+    if not parts:
         raise UserError(f"{data.name}: nothing usable would be left")
-
-    def recode(k: int, i: int) -> bool:
-        header, inspection = examined.headers[k][i], examined.inspections[k][i]
-        assert not isinstance(header, str)
-        return bool(mode_rule(header.mode)) or (inspection is not None and inspection.animated)
-
-    def name(k: int, i: int) -> str:
-        """The file's name with the extension that fits its contents."""
-        header, member = examined.headers[k][i], data.splits[k].members[i] or ""
-        assert not isinstance(header, str)
-        written = "PNG" if header.format == "GIF" and recode(k, i) else header.format
-        root, extension = posixpath.splitext(member)
-        fitting = ENDINGS_OF[written]
-        return member if extension.lower() in fitting else root + fitting[0]
-
-    outputs = [
-        out for out in outputs_of(data, cleaned, examined.headers, name, recode) if out.names
-    ]
+    outputs = outputs_of(parts)
     text = "".join(f"{line}\n" for line in changes) or "nothing had to be changed\n"
     write(data.splits[0].format, folder, outputs, progress, {"changes.txt": text})
     return Repair(
@@ -171,7 +154,17 @@ def _repaired(measured: Measured, k: int, dropped: set[Entry]) -> tuple[Measured
         annotation_ids=split.annotation_ids[keep],
     )
     sizes = measured.sizes
-    return Measured(repaired, sizes, sizes, boxes[keep], {}, [], []), lines
+    return Measured(repaired, measured.headers, sizes, sizes, boxes[keep], {}, [], []), lines
+
+
+def _recoded(examined: Examined, k: int) -> set[int]:
+    """Images that are not 8-bit RGB or grey, or are animated."""
+    looks = enumerate(examined.inspections[k])
+    return {
+        i
+        for i, look in looks
+        if look and look.header and (look.animated or mode_rule(look.header.mode))
+    }
 
 
 def _merged(split: RawSplit) -> RawSplit:
