@@ -57,9 +57,9 @@ def test_what_fix_makes_of_them_opens_and_means_what_was_meant(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (SPOILT["fractions"][0], "train: 1 boxes look like fractions of the image"),
-        (lambda b: [500, 500, *b[2:]], "train: 1 boxes lie outside of their images"),
-        (lambda b: [70, 50, *b[2:]], "train: 1 boxes run over the edge"),
+        (SPOILT["fractions"][0], "train: boxes look like fractions, not pixels (1)"),
+        (lambda b: [500, 500, *b[2:]], "train: box lies outside of the image (1)"),
+        (lambda b: [70, 50, *b[2:]], "train: box extends beyond the edge of the image (1)"),
     ],
 )
 def test_a_few_are_counted(tmp_path, change, words):
@@ -68,21 +68,21 @@ def test_a_few_are_counted(tmp_path, change, words):
 
 def test_many_boxes_over_the_edge_are_no_reason_to_refuse(tmp_path):
     notes = open_data(coco(tmp_path, lambda b: [70, 50, *b[2:]])).notes
-    assert any("20 boxes run over the edge" in note for note in notes)
+    assert any("beyond the edge of the image (20)" in note for note in notes)
 
 
 def test_yolo_labels_in_pixels_are_refused(tmp_path):
     yolo(tmp_path, None)
     for path in tmp_path.rglob("*.txt"):
         path.write_text("0 30 20 12 14\n")
-    with pytest.raises(UserError, match="do they count fractions of the image"):
+    with pytest.raises(UserError, match="should be fractions of the image"):
         open_data(tmp_path)
 
 
 def test_a_broken_validation_file_is_not_replaced_by_a_split(tmp_path):
     coco(tmp_path)
     (tmp_path / "val.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=r"val\.json is not valid json"):
+    with pytest.raises(UserError, match=r"val\.json is not valid JSON"):
         open_data(tmp_path)
     assert check(tmp_path).findings.count("file-broken") == 1
     fix(tmp_path, tmp_path.parent / "fixed")
@@ -93,7 +93,7 @@ def test_a_broken_test_file_does_no_harm_beside_a_validation_split(tmp_path):
     coco(tmp_path)
     coco(tmp_path, name="val.json")
     (tmp_path / "test.json").write_text("{")
-    assert any("test.json is not valid json" in note for note in open_data(tmp_path).notes)
+    assert any("test.json is not valid JSON" in note for note in open_data(tmp_path).notes)
 
 
 def test_one_picture_in_two_splits_is_said(tmp_path):
@@ -177,8 +177,8 @@ def test_labels_behind_a_link_do_not_turn_images_into_negatives(tmp_path):
         ("  ", "no data is named"),
         ("my-photos/images/p0.png", "give the folder of the whole data set, such as 'my-photos/im"),
         ("my-photos/images", "holds 20 images and no.*name the folder that holds both"),
-        ("table", "holds 1 images .*1 files such as table.csv are not read"),
-        ("phone", "1 files such as a.heic are not read"),
+        ("table", "holds 1 images .*1 files such as table.csv"),
+        ("phone", "1 files such as a.heic"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch, asked, words):
@@ -197,7 +197,7 @@ def test_a_second_data_set_in_the_folder_is_mentioned(tmp_path):
     voc(tmp_path / "voc")
     coco(tmp_path)
     notes = open_data(tmp_path).notes
-    assert any("xml files beside it are not, such as voc/Annotations/" in note for note in notes)
+    assert any("XML files beside it are not, such as voc/Annotations/" in note for note in notes)
 
 
 # Whole sets ------------------------------------------------------------------------------------
@@ -216,9 +216,9 @@ def test_the_whole_of_data_without_splits(tmp_path):
 
 
 def test_check_says_what_training_will_split_off(tmp_path):
-    assert any("training will split off 20%" in n for n in check(coco(tmp_path)).notes)
+    assert any("20% of the images are split off" in n for n in check(coco(tmp_path)).notes)
     coco(tmp_path, name="test.json")
-    assert any("judge by the test split" in note for note in check(tmp_path).notes)
+    assert any("the test split is used" in note for note in check(tmp_path).notes)
     coco(tmp_path, name="val.json")
     assert not check(tmp_path).notes
 

@@ -12,7 +12,7 @@ from coco_folders import annotation, image_entry, picture, write_coco
 from detrlab.config import DataConfig
 from detrlab.data import batches, open_data
 from detrlab.data.locate import split_of
-from detrlab.data.raw import measure, read_headers
+from detrlab.data.measure import measure, read_headers
 from detrlab.data.reading import read_raw
 from detrlab.data.split import stratified_split
 from detrlab.errors import UserError
@@ -156,7 +156,7 @@ def test_two_files_for_one_split_are_an_error_unless_one_is_official(tmp_path):
     shutil.copy(path / "instances_val2017.json", path / "my_val.json")
     assert len(open_data(tmp_path).val) == 3
     shutil.copy(path / "my_val.json", path / "instances_val2018.json")
-    with pytest.raises(UserError, match="several files for 'val'"):
+    with pytest.raises(UserError, match="several COCO files for 'val'"):
         open_data(tmp_path)
 
 
@@ -461,7 +461,7 @@ def test_split_off_validation_is_stratified_and_reproducible(tmp_path):
         assert val[2] == 1  # of three
         empty = (np.diff(data.val.starts) == 0).sum()
         assert empty == 2  # of ten
-    assert "stratified by class, seed 0" in one.notes[-1]
+    assert "stratified by class (20 of 100 images, seed 0)" in one.notes[-1]
 
 
 def test_split_of_a_few_images(tmp_path):
@@ -501,7 +501,7 @@ def test_declared_sizes_that_are_not_the_files(tmp_path):
     assert data.train.boxes[:2].tolist() == [[5, 5, 20, 20], [25, 20, 12.5, 9]]
     assert any("declared size" in note for note in data.notes)
     split = read_raw(tmp_path).splits[0]
-    measured = measure(split, read_headers(split))
+    measured = measure(split, read_headers(split), {1: 0})
     assert (measured.mismatched, measured.drawn_on_declared) == ([0, 1], [1])
 
 
@@ -509,7 +509,7 @@ def test_large_sets_trust_declared_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("detrlab.data.sources.MAX_MEASURED", 3)
     coco(tmp_path, LAYOUTS["official"])
     data = open_data(tmp_path)
-    assert any("taken on trust" in note for note in data.notes)
+    assert any("were not compared with the files" in note for note in data.notes)
     assert contents(data.train) == expected(1, 6)
 
 
@@ -543,12 +543,10 @@ def test_bccd_as_it_lies(shared_data):
     assert len(data.notes) == 2
 
 
-def test_licences_are_kept_and_nonsense_is_not():
-    from detrlab.data.coco import _licences
-
+def test_licences_are_kept_and_nonsense_is_not(tmp_path):
     stated = [{"id": 1, "name": "CC BY 4.0", "url": "https://example.org"}, {"name": " MIT "}]
-    assert _licences([*stated, {"name": 3}, "text", None, {}]) == (
-        "CC BY 4.0 (https://example.org)",
-        "MIT",
-    )
-    assert _licences("CC BY") == ()
+    coco(tmp_path, LAYOUTS["official"])
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "licenses": [*stated, {"name": 3}, "text", None, {}]}))
+    assert open_data(tmp_path).licences == ("CC BY 4.0 (https://example.org)", "MIT")
