@@ -28,18 +28,11 @@ _SIZES = ((160, 192), (160, 192), (192, 160), (144, 176), (176, 208))
 _COSINES = (1024, 1004, 946, 851, 724, 569, 392, 200)  # 1024 cos(2 pi k / 32), k = 0..7
 _PALETTE = np.array(
     [
-        (214, 60, 52),
-        (60, 168, 76),
-        (56, 92, 212),
-        (232, 196, 48),
-        (164, 72, 188),
-        (48, 188, 200),
-        (236, 132, 44),
-        (236, 236, 232),
-        (28, 30, 36),
+        (214, 60, 52), (60, 168, 76), (56, 92, 212), (232, 196, 48), (164, 72, 188),
+        (48, 188, 200), (236, 132, 44), (236, 236, 232), (28, 30, 36),
     ],
     dtype=np.int16,
-)
+)  # fmt: skip
 # Outward normals of a regular pentagon's sides, times 1024.
 _PENTAGON = ((0, 1024), (974, 316), (602, -828), (-602, -828), (-974, 316))
 
@@ -244,15 +237,13 @@ def _window(
     stamp: Stamp, x: int, y: int, shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """The part of a stamp inside the image if its center is at (x, y), and its place there."""
-    height, width = stamp.coverage.shape
-    top, left = y + stamp.top, x + stamp.left
-    rows = slice(max(top, 0), min(top + height, shape[0]))
-    columns = slice(max(left, 0), min(left + width, shape[1]))
-    part = (
-        slice(rows.start - top, rows.stop - top),
-        slice(columns.start - left, columns.stop - left),
-    )
-    return part, (rows, columns)
+    part, window = [], []
+    for low, side, bound in zip((y + stamp.top, x + stamp.left), stamp.coverage.shape, shape[:2],
+                                strict=True):  # fmt: skip
+        first, last = max(low, 0), min(low + side, bound)
+        part.append(slice(first - low, last - low))
+        window.append(slice(first, last))
+    return (part[0], part[1]), (window[0], window[1])
 
 
 def _turn(dx: NDArray[Any], dy: NDArray[Any], angle: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -264,9 +255,8 @@ def _turn(dx: NDArray[Any], dy: NDArray[Any], angle: int) -> tuple[NDArray[Any],
 def _cosine(step: int) -> int:
     """1024 times the cosine of ``step`` 32nds of a turn."""
     quarter, rest = divmod(step % 32, 8)
-    forward = _COSINES[rest]
     backward = _COSINES[8 - rest] if rest else 0
-    return (forward, -backward, -forward, backward)[quarter]
+    return (_COSINES[rest], -backward, -_COSINES[rest], backward)[quarter]
 
 
 def _inside(kind: str, r: int, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
@@ -298,9 +288,8 @@ def _paint(
     """Blend a figure into the image by its coverage."""
     part, window = _window(stamp, x, y, canvas.shape)
     share = stamp.coverage[part].astype(np.int16)[..., None]
-    fill = colour
-    if striped:
-        fill = np.where(stamp.dark[part][..., None], colour * 5 // 8, colour)
+    dark = colour * 5 // 8
+    fill = np.where(stamp.dark[part][..., None], dark, colour) if striped else colour
     blend = canvas[window] * (4 - share)
     blend += fill * share + 2
     canvas[window] = blend >> 2
@@ -318,7 +307,7 @@ def table(name: str, numbers: range) -> Table:
     pictures = [draw(number) for number in numbers]
     counts = [len(picture.labels) for picture in pictures]
     boxes = np.concatenate([np.zeros((0, 4)), *(picture.boxes for picture in pictures)])
-    labels = [picture.labels for picture in pictures]
+    labels = [np.zeros(0, np.int64), *(picture.labels for picture in pictures)]
     sizes = np.array([picture.pixels.shape[:2] for picture in pictures], dtype=np.int32)
     ends = np.cumsum(np.prod(sizes, axis=1, dtype=np.int64) * 3)
     ids = np.array(numbers, dtype=np.int64)
@@ -329,10 +318,10 @@ def table(name: str, numbers: range) -> Table:
         image_ids=ids,
         sizes=sizes,
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=boxes.astype(np.float64),
-        labels=np.concatenate([np.zeros(0, np.int64), *labels]),
+        boxes=boxes,
+        labels=np.concatenate(labels),
         crowd=np.zeros(len(boxes), dtype=bool),
-        areas=(boxes[:, 2] * boxes[:, 3]).astype(np.float64),
+        areas=boxes[:, 2] * boxes[:, 3],
         annotation_ids=np.arange(1, len(boxes) + 1, dtype=np.int64),
         pictures=ArrayPictures(
             flat=np.concatenate([picture.pixels.ravel() for picture in pictures]),
