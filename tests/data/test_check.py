@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from broken_data import every_defect
 from coco_folders import annotation, image_entry, picture, write_coco
+from layouts import YAMLS, voc, voc_xml, yolo
 from PIL import Image
-from test_sources import YAMLS, voc, voc_xml, yolo
 
 from detrlab.config import DataConfig
 from detrlab.data import open_data

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 from coco_folders import annotation, image_entry, picture, write_coco
+from layouts import contents
 from PIL import Image
-from test_sources import contents
 
 from detrlab.config import DataConfig
 from detrlab.data import batches, open_data

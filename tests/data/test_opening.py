@@ -5,8 +5,8 @@ import re
 
 import pytest
 from coco_folders import annotation, image_entry, picture, write_coco
+from layouts import PLAIN, voc, yolo
 from PIL import Image
-from test_sources import PLAIN, voc, yolo
 
 from detrlab.data import open_data, open_whole
 from detrlab.data.check import check
