@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.config import DataConfig
-from detrlab.data.check_boxes import check_boxes, check_small
+from detrlab.data.check_boxes import check_boxes
 from detrlab.data.check_report import CheckReport, summarize
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
@@ -66,8 +66,6 @@ def check(
         ).report
     tables = shapes()  # generated: there are no files to check
     findings = Findings()
-    for table in tables:
-        check_small(table, config, findings)
     _check_counts(tables, num_queries, findings)
     splits = tuple(map(summarize, tables))
     return CheckReport("shapes", "shapes", "generated", splits, findings, tables=tables)
@@ -299,11 +297,11 @@ def _same_images(data: RawData, inspections: list[list[Inspection | None]]) -> l
             entries.setdefault(k, i)
     distinct = [entries for _, entries in files.values()]
     if len(distinct) > 1:
-        for pair in near_pairs(np.stack([thumb for thumb, _ in files.values()])):
+        for first, second in near_pairs(np.stack([thumb for thumb, _ in files.values()])):
             pairs += [
                 SameImage(min(a, b), max(a, b), exact=False)
-                for a in distinct[pair.first].items()
-                for b in distinct[pair.second].items()
+                for a in distinct[first].items()
+                for b in distinct[second].items()
             ]
     return pairs
 

@@ -10,7 +10,6 @@ from detrlab.config import DataConfig
 from detrlab.data.findings import Finding, Findings
 from detrlab.data.measure import Measured, sound
 from detrlab.data.raw import RawSplit
-from detrlab.data.table import Table
 from detrlab.data.transforms import evaluation_size
 
 VANISHED = 2.0
@@ -30,15 +29,6 @@ def check_boxes(measured: Measured, config: DataConfig, findings: Findings) -> N
     for rule, mask in masks.items():
         rows = np.flatnonzero(mask)
         findings.extend(rule, len(rows), _findings(rule, rows, split, boxes))
-
-
-def check_small(table: Table, config: DataConfig, findings: Findings) -> None:
-    """Add findings about objects of a table that vanish at the training size."""
-    owners = table.owners()
-    sides = _trained_sides(table.boxes, owners, table.sizes, config)
-    for row in np.flatnonzero((sides < VANISHED) & ~table.crowd).tolist():
-        i, annotation = int(owners[row]), int(table.annotation_ids[row])
-        findings.add("box-vanishes", table.name, table.file(i), table.image_id(i), annotation)
 
 
 def repeated(split: RawSplit, boxes: np.ndarray) -> dict[str, np.ndarray]:

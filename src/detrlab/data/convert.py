@@ -67,7 +67,10 @@ def convert(
     losses: list[str] = []
     notes: tuple[str, ...] = ()
     if str(source) == "shapes":
-        outputs = [Output(table, _numbered(table), _as_png(table)) for table in shapes()]
+        outputs = [
+            Output(table, [table.file(i) for i in range(len(table))], _as_png(table))
+            for table in shapes()
+        ]
     else:
         data = read_raw(source)
         refuse_inside(data, folder)
@@ -186,10 +189,6 @@ def extras_lost(data: RawData) -> list[str]:
     for split in data.splits:
         extras.update(split.extras)
     return [f"{count:,} annotations lose their {key}" for key, count in extras.items()]
-
-
-def _numbered(table: Table) -> list[str]:
-    return [f"{table.image_id(i):06d}.png" for i in range(len(table))]
 
 
 def _as_png(table: Table) -> Callable[[int], bytes]:

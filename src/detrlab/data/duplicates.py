@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 THUMB = 17
@@ -21,14 +19,6 @@ _MIN_CONTRAST = 4.0
 """Standard deviation of the grey levels below which thumbnails are not compared."""
 
 
-class Pair(NamedTuple):
-    """Positions of two images, the smaller one first, and how many bits differ."""
-
-    first: int
-    second: int
-    distance: int
-
-
 def fingerprint(thumbs: np.ndarray) -> np.ndarray:
     """(N, 17, 17) uint8 grey -> (N, 16) uint8, 128 bits.
 
@@ -44,8 +34,8 @@ def fingerprint(thumbs: np.ndarray) -> np.ndarray:
     return np.packbits(np.concatenate([right, down], axis=1), axis=1)
 
 
-def near_pairs(thumbs: np.ndarray) -> list[Pair]:
-    """All pairs of nearly equal images, also if one of them is brighter or recompressed.
+def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
+    """All pairs of nearly equal images, by position; brightness and compression may differ.
 
     Two fingerprints that differ in at most 7 of 128 bits agree in at least one of 8 bands of
     16 bits. So comparing images that share a band finds every pair without comparing all.
@@ -57,7 +47,7 @@ def near_pairs(thumbs: np.ndarray) -> list[Pair]:
     prints = fingerprint(thumbs)
     informative = np.flatnonzero(thumbs.reshape(len(thumbs), -1).std(axis=1) >= _MIN_CONTRAST)
     bands = prints.view(np.uint16)
-    found: dict[tuple[int, int], int] = {}
+    found: set[tuple[int, int]] = set()
     for band in range(_BANDS):
         values = bands[informative, band]
         order = informative[np.argsort(values, kind="stable")]
@@ -66,27 +56,23 @@ def near_pairs(thumbs: np.ndarray) -> list[Pair]:
         for group in np.split(order, starts[1:]):
             if len(group) > 1:
                 _compare(np.sort(group), prints, thumbs, found)
-    return [Pair(first, second, distance) for (first, second), distance in sorted(found.items())]
+    return sorted(found)
 
 
 def _compare(
     group: np.ndarray,
     prints: np.ndarray,
     thumbs: np.ndarray,
-    found: dict[tuple[int, int], int],
+    found: set[tuple[int, int]],
 ) -> None:
     """Add the true pairs of one bucket."""
     for k in range(len(group) - 1):
         reach = _WINDOW if len(group) > _LARGE_BUCKET else len(group)
         i, others = int(group[k]), group[k + 1 : k + 1 + reach]
-        bits = _POPCOUNT[prints[others] ^ prints[i]].sum(axis=1)
-        close = bits <= MAX_DISTANCE
-        if close.any():
-            others, bits = others[close], bits[close]
-            same = _difference(thumbs[i], thumbs[others]) <= MAX_DIFFERENCE
-            found.update(
-                {(i, j): d for j, d in zip(others[same].tolist(), bits[same].tolist(), strict=True)}
-            )
+        close = others[_POPCOUNT[prints[others] ^ prints[i]].sum(axis=1) <= MAX_DISTANCE]
+        if len(close):
+            same = close[_difference(thumbs[i], thumbs[close]) <= MAX_DIFFERENCE]
+            found.update((i, j) for j in same.tolist())
 
 
 def _difference(one: np.ndarray, others: np.ndarray) -> np.ndarray:
