@@ -185,8 +185,8 @@ class Finding(NamedTuple):
         if self.annotation is not None:
             place = str(self.annotation)
             parts.append(f"annotation {place}" if place.isdigit() else place)
-        line = " ".join(map(shortened, parts))
-        return printable(f"{line}: {shortened(self.detail)}" if self.detail else line)
+        line = " ".join(map(shortened, filter(None, parts)))
+        return printable(": ".join(filter(None, [line, shortened(self.detail)])))
 
 
 class Findings:
