@@ -1,11 +1,12 @@
 """What is said, repaired or refused when a data set is opened, and where a mistyped path leads."""
 
 import os
+import re
 
 import pytest
 from coco_folders import annotation, image_entry, picture, write_coco
+from layouts import PLAIN, voc, yolo
 from PIL import Image
-from test_sources import PLAIN, voc, yolo
 
 from detrlab.data import open_data, open_whole
 from detrlab.data.check import check
@@ -31,78 +32,73 @@ def coco(folder, change=lambda box: box, broken=IMAGES, **changes):
     return folder
 
 
-SPOILT = {
-    "corners": (lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]], "look like x0 y0 x1 y1"),
-    "fractions": (lambda b: [b[0] / 80, b[1] / 60, b[2] / 80, b[3] / 60], "look like fractions"),
-    "another size": (lambda b: [v * 4 for v in b], "20 of 20 boxes lie outside of their images"),
+CHANGES = {
+    "corners": lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]],
+    "fractions": lambda b: [b[0] / 80, b[1] / 60, b[2] / 80, b[3] / 60],
+    "another size": lambda b: [v * 4 for v in b],
+    "over the edge": lambda b: [70, 50, *b[2:]],
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_boxes_that_are_not_what_they_are_taken_for_are_refused(tmp_path, name):
-    change, words = SPOILT[name]
-    with pytest.raises(UserError, match=f"{words}.*detrlab check"):
-        open_data(coco(tmp_path, change))
+@pytest.mark.parametrize(
+    ("change", "broken", "refused", "words"),
+    [
+        ("corners", IMAGES, True, "look like x0 y0 x1 y1.*detrlab check"),
+        ("fractions", IMAGES, True, "20 of 20 boxes look like fractions.*detrlab check"),
+        ("another size", IMAGES, True, "20 of 20 boxes lie outside.*detrlab check"),
+        ("fractions", 1, False, r"boxes look like fractions, not pixels \(1\)"),
+        ("another size", 1, False, r"box lies outside of the image \(1\)"),
+        ("over the edge", IMAGES, False, r"box extends beyond the edge of the image \(20\)"),
+    ],
+)
+def test_boxes_in_other_units_are_counted_or_refused(tmp_path, change, broken, refused, words):
+    coco(tmp_path, CHANGES[change], broken)
+    if not refused:
+        assert re.search(words, "\n".join(open_data(tmp_path).notes))
+        return
+    with pytest.raises(UserError, match=words):
+        open_data(tmp_path)
     assert check(tmp_path, quick=True).exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["corners", "fractions"])
-def test_what_fix_makes_of_them_opens_and_means_what_was_meant(tmp_path, name):
+@pytest.mark.parametrize("change", ["corners", "fractions"])
+def test_the_copy_of_fix_has_the_boxes_that_were_meant(tmp_path, change):
     meant = open_data(coco(tmp_path / "meant"))
-    fix(coco(tmp_path / "spoilt", SPOILT[name][0]), tmp_path / "fixed")
+    fix(coco(tmp_path / "spoilt", CHANGES[change]), tmp_path / "fixed")
     found = open_data(tmp_path / "fixed")
     assert found.train.boxes.round(6).tolist() == meant.train.boxes.tolist()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (SPOILT["fractions"][0], "train: 1 boxes look like fractions of the image"),
-        (lambda b: [500, 500, *b[2:]], "train: 1 boxes lie outside of their images"),
-        (lambda b: [70, 50, *b[2:]], "train: 1 boxes run over the edge"),
-    ],
-)
-def test_a_few_are_counted(tmp_path, change, words):
-    assert any(words in note for note in open_data(coco(tmp_path, change, broken=1)).notes)
-
-
-def test_many_boxes_over_the_edge_are_no_reason_to_refuse(tmp_path):
-    notes = open_data(coco(tmp_path, lambda b: [70, 50, *b[2:]])).notes
-    assert any("20 boxes run over the edge" in note for note in notes)
 
 
 def test_yolo_labels_in_pixels_are_refused(tmp_path):
     yolo(tmp_path, None)
     for path in tmp_path.rglob("*.txt"):
         path.write_text("0 30 20 12 14\n")
-    with pytest.raises(UserError, match="do they count fractions of the image"):
+    with pytest.raises(UserError, match="should be fractions of the image"):
         open_data(tmp_path)
 
 
 def test_a_broken_validation_file_is_not_replaced_by_a_split(tmp_path):
     coco(tmp_path)
     (tmp_path / "val.json").write_text('{"images": [')
-    with pytest.raises(UserError, match=r"val\.json is not valid json"):
+    with pytest.raises(UserError, match=r"val\.json is not valid JSON"):
         open_data(tmp_path)
     assert check(tmp_path).findings.count("file-broken") == 1
     fix(tmp_path, tmp_path.parent / "fixed")
     assert check(tmp_path.parent / "fixed").exit_code == 0
 
 
-def test_a_broken_test_file_does_no_harm_beside_a_validation_split(tmp_path):
+def test_what_is_noted_but_not_refused(tmp_path):
     coco(tmp_path)
     coco(tmp_path, name="val.json")
+    voc(tmp_path / "voc")
     (tmp_path / "test.json").write_text("{")
-    assert any("test.json is not valid json" in note for note in open_data(tmp_path).notes)
+    notes = "\n".join(open_data(tmp_path).notes)
+    assert "test.json is not valid JSON" in notes
+    assert "20 images are in train and in val" in notes
+    assert "XML files beside it are not, such as voc/Annotations/" in notes
 
 
-def test_one_picture_in_two_splits_is_said(tmp_path):
-    coco(tmp_path)
-    coco(tmp_path, name="val.json")
-    assert any("20 images are in train and in val" in n for n in open_data(tmp_path).notes)
-
-
-def test_nothing_usable_is_one_sentence_from_fix_as_well(tmp_path):
+def test_nothing_usable_is_one_error_from_fix_as_well(tmp_path):
     coco(tmp_path, images=[])
     with pytest.raises(UserError, match="nothing usable would be left"):
         fix(tmp_path, tmp_path.parent / "fixed")
@@ -177,8 +173,8 @@ def test_labels_behind_a_link_do_not_turn_images_into_negatives(tmp_path):
         ("  ", "no data is named"),
         ("my-photos/images/p0.png", "give the folder of the whole data set, such as 'my-photos/im"),
         ("my-photos/images", "holds 20 images and no.*name the folder that holds both"),
-        ("table", "holds 1 images .*1 files such as table.csv are not read"),
-        ("phone", "1 files such as a.heic are not read"),
+        ("table", "holds 1 images .*1 files such as table.csv"),
+        ("phone", "1 files such as a.heic"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch, asked, words):
@@ -191,13 +187,6 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch, asked, wo
     (tmp_path / "phone" / "a.heic").write_bytes(b"x")
     with pytest.raises(UserError, match=words):
         open_data(asked)
-
-
-def test_a_second_data_set_in_the_folder_is_mentioned(tmp_path):
-    voc(tmp_path / "voc")
-    coco(tmp_path)
-    notes = open_data(tmp_path).notes
-    assert any("xml files beside it are not, such as voc/Annotations/" in note for note in notes)
 
 
 # Whole sets ------------------------------------------------------------------------------------
@@ -216,9 +205,9 @@ def test_the_whole_of_data_without_splits(tmp_path):
 
 
 def test_check_says_what_training_will_split_off(tmp_path):
-    assert any("training will split off 20%" in n for n in check(coco(tmp_path)).notes)
+    assert any("20% of the images are split off" in n for n in check(coco(tmp_path)).notes)
     coco(tmp_path, name="test.json")
-    assert any("judge by the test split" in note for note in check(tmp_path).notes)
+    assert any("the test split is used" in note for note in check(tmp_path).notes)
     coco(tmp_path, name="val.json")
     assert not check(tmp_path).notes
 

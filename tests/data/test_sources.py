@@ -6,103 +6,33 @@ import zipfile
 
 import numpy as np
 import pytest
-import yaml
 from coco_folders import annotation, image_entry, picture, write_coco
+from layouts import (
+    LAYOUTS,
+    PLAIN,
+    YAMLS,
+    coco,
+    contents,
+    expected,
+    rewritten,
+    voc,
+    voc_xml,
+    write_entries,
+    yolo,
+)
 
 from detrlab.config import DataConfig
 from detrlab.data import batches, open_data
 from detrlab.data.locate import split_of
-from detrlab.data.raw import misfits
-from detrlab.data.sources import read_raw
+from detrlab.data.measure import measure, read_headers
+from detrlab.data.reading import read_raw
 from detrlab.data.split import stratified_split
 from detrlab.errors import UserError
 
-CATEGORIES = {1: "cat", 5: "dog"}
 
-
-def entries(first, count):
-    """Images and boxes of one split, every value different."""
-    images = [image_entry(i, f"p{i:03d}.png", 30 + i, 40 + i) for i in range(first, first + count)]
-    boxes = [
-        annotation(10 * i + k, i, (1, 5)[k], [k + 1, 2 * k, 10 + i % 7, 9.5 + k])
-        for i in range(first, first + count)
-        for k in range(2)
-    ]
-    return images, boxes
-
-
-def contents(table):
-    """What a table says, by file stem: boxes with class names."""
-    return {
-        table.file(i).rsplit("/", 1)[-1].rsplit(".", 1)[0]: sorted(
-            (table.classes[table.labels[row]], *table.boxes[row].tolist())
-            for row in range(table.starts[i], table.starts[i + 1])
-        )
-        for i in range(len(table))
-    }
-
-
-def expected(first, count):
-    _, boxes = entries(first, count)
-    found = {f"p{i:03d}": [] for i in range(first, first + count)}
-    for box in boxes:
-        found[f"p{box['image_id']:03d}"].append(
-            (CATEGORIES[box["category_id"]], *map(float, box["bbox"]))
-        )
-    return {key: sorted(value) for key, value in found.items()}
-
-
-def coco(folder, layout):
-    """A data set in one of the usual layouts of COCO's json."""
-    for split, first, count in (("train", 1, 6), ("val", 11, 3)):
-        images, boxes = entries(first, count)
-        name, where = layout[split]
-        write_coco(
-            folder, images=images, annotations=boxes, categories=CATEGORIES, name=name,
-            image_folder=where,
-        )  # fmt: skip
-    return folder
-
-
-LAYOUTS = {
-    "official": {
-        "train": ("annotations/instances_train2017.json", "train2017"),
-        "val": ("annotations/instances_val2017.json", "val2017"),
-    },
-    "custom names": {
-        "train": ("annotations/custom_train.json", "train2017"),
-        "val": ("annotations/custom_val.json", "val2017"),
-    },
-    "one image folder": {
-        "train": ("annotations/train.json", "images"),
-        "val": ("annotations/val.json", "images"),
-    },
-    "roboflow": {
-        "train": ("train/_annotations.coco.json", "train"),
-        "val": ("valid/_annotations.coco.json", "valid"),
-    },
-    "images by split": {
-        "train": ("labels/train.json", "images/train"),
-        "val": ("labels/val.json", "images/val"),
-    },
-    "beside the images": {
-        "train": ("train/annotations.json", "train/images"),
-        "val": ("val/annotations.json", "val/images"),
-    },
-    "fiftyone": {
-        "train": ("train/labels.json", "train/data"),
-        "val": ("validation/labels.json", "validation/data"),
-    },
-    "deeper": {
-        "train": ("my data/v2/annotations/instances_train.json", "my data/v2/images/train"),
-        "val": ("my data/v2/annotations/instances_val.json", "my data/v2/images/val"),
-    },
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"test for val"}))
 def test_coco_layouts(tmp_path, layout):
-    data = open_data(coco(tmp_path, LAYOUTS[layout]))
+    data = open_data(coco(tmp_path, layout))
     assert contents(data.train) == expected(1, 6)
     assert contents(data.val) == expected(11, 3)
     assert data.train.classes == ("cat", "dog")
@@ -131,88 +61,85 @@ def test_same_file_names_in_two_splits_are_two_files(tmp_path):
      "../images/{}", "else/{}"],
 )  # fmt: skip
 def test_file_names_of_other_machines_are_found(tmp_path, written):
-    images, boxes = entries(1, 4)
-    write_coco(tmp_path, images=images, annotations=boxes, categories=CATEGORIES,
-               name="annotations/train.json")  # fmt: skip
-    path = tmp_path / "annotations" / "train.json"
-    document = json.loads(path.read_text())
-    for entry in document["images"]:
-        entry["file_name"] = written.format(entry["file_name"])
-    path.write_text(json.dumps(document))
+    write_entries(tmp_path, 1, 4, "annotations/train.json", "images")
+
+    def rename(document):
+        for entry in document["images"]:
+            entry["file_name"] = written.format(entry["file_name"])
+
+    rewritten(tmp_path / "annotations" / "train.json", rename)
     data = open_data(tmp_path)
     assert len(data.train) + len(data.val) == 4
 
 
 def test_other_tasks_of_the_official_folder_are_left_alone(tmp_path):
-    coco(tmp_path, LAYOUTS["official"])
+    coco(tmp_path)
     for name in ("captions_train2017", "person_keypoints_train2017", "image_info_test2017"):
         (tmp_path / "annotations" / f"{name}.json").write_text("not even json")
     assert len(open_data(tmp_path).train) == 6
 
 
 def test_two_files_for_one_split_are_an_error_unless_one_is_official(tmp_path):
-    coco(tmp_path, LAYOUTS["official"])
+    coco(tmp_path)
     path = tmp_path / "annotations"
     shutil.copy(path / "instances_val2017.json", path / "my_val.json")
     assert len(open_data(tmp_path).val) == 3
     shutil.copy(path / "my_val.json", path / "instances_val2018.json")
-    with pytest.raises(UserError, match="several files for 'val'"):
+    with pytest.raises(UserError, match="several COCO files for 'val'"):
         open_data(tmp_path)
 
 
 def test_a_file_can_be_named_instead_of_a_folder(tmp_path):
-    coco(tmp_path, LAYOUTS["official"])
+    coco(tmp_path)
     data = open_data(tmp_path / "annotations" / "instances_train2017.json")
     assert len(data.train) + len(data.val) == 6
     assert "split off" in data.notes[0]
     assert len(open_data(tmp_path / "annotations").train) == 6  # the folder of jsons means both
 
 
-def test_test_split_stands_in_for_validation(tmp_path):
+def test_test_split_is_used_for_validation(tmp_path):
     """CPPE-5's own layout."""
-    layout = {
-        "train": LAYOUTS["one image folder"]["train"],
-        "val": ("annotations/test.json", "images"),
-    }
-    data = open_data(coco(tmp_path, layout))
+    data = open_data(coco(tmp_path, "test for val"))
     assert contents(data.val) == expected(11, 3)
     assert data.test is None
     assert any("test split is used" in note for note in data.notes)
 
 
-def test_three_splits(tmp_path):
-    coco(tmp_path, LAYOUTS["roboflow"])
-    images, boxes = entries(21, 2)
-    write_coco(tmp_path, images=images, annotations=boxes, categories=CATEGORIES,
-               name="test/_annotations.coco.json", image_folder="test")  # fmt: skip
+def test_three_splits_and_one_without_a_name(tmp_path):
+    coco(tmp_path, "roboflow")
+    write_entries(tmp_path, 21, 2, "test/_annotations.coco.json", "test")
+    write_entries(tmp_path, 31, 2, "other/boxes.json", "other")
     data = open_data(tmp_path)
     assert contents(data.test) == expected(21, 2)
+    assert any("not used" in note and "other/boxes.json" in note for note in data.notes)
 
 
 def test_roboflows_placeholder_category_is_left_out(tmp_path):
-    coco(tmp_path, LAYOUTS["roboflow"])
-    for split in ("train", "valid"):
-        path = tmp_path / split / "_annotations.coco.json"
-        document = json.loads(path.read_text())
+    coco(tmp_path, "roboflow")
+
+    def add(document):
         for category in document["categories"]:
             category["supercategory"] = "animals"
         document["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
-        path.write_text(json.dumps(document))
+
+    for split in ("train", "valid"):
+        rewritten(tmp_path / split / "_annotations.coco.json", add)
     data = open_data(tmp_path)
     assert data.train.classes == ("cat", "dog")
     assert data.train.category_ids == (1, 5)
 
 
 def test_splits_that_number_their_categories_differently_agree_by_name(tmp_path):
-    coco(tmp_path, LAYOUTS["official"])
-    path = tmp_path / "annotations" / "instances_val2017.json"
-    document = json.loads(path.read_text())
-    swap = {1: 5, 5: 1}
-    for category in document["categories"]:
-        category["id"] = swap[category["id"]]
-    for box in document["annotations"]:
-        box["category_id"] = swap[box["category_id"]]
-    path.write_text(json.dumps(document))
+    coco(tmp_path)
+    other = {1: 5, 5: 1}
+
+    def swap(document):
+        for category in document["categories"]:
+            category["id"] = other[category["id"]]
+        for box in document["annotations"]:
+            box["category_id"] = other[box["category_id"]]
+
+    rewritten(tmp_path / "annotations" / "instances_val2017.json", swap)
     data = open_data(tmp_path)
     assert contents(data.val) == expected(11, 3)
     assert data.train.category_ids == (1, 5)
@@ -221,43 +148,6 @@ def test_splits_that_number_their_categories_differently_agree_by_name(tmp_path)
 
 
 # YOLO ------------------------------------------------------------------------------------------
-
-
-def yolo(folder, description, images="images/{}", labels="labels/{}"):
-    for split, first, count in (("train", 1, 6), ("val", 11, 3)):
-        entries_of, boxes = entries(first, count)
-        for where in (images, labels):
-            (folder / where.format(split)).mkdir(parents=True, exist_ok=True)
-        for i, entry in enumerate(entries_of):
-            height, width = entry["height"], entry["width"]
-            name = entry["file_name"]
-            picture(i, height, width).save(folder / images.format(split) / name)
-            lines = []
-            for box in boxes:
-                if box["image_id"] == entry["id"]:
-                    x, y, w, h = box["bbox"]
-                    k = (1, 5).index(box["category_id"])
-                    lines.append(
-                        f"{k} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}"
-                    )
-            path = folder / labels.format(split) / name.replace(".png", ".txt")
-            path.write_text("\n".join(lines) + "\n")
-    if description is not None:
-        (folder / "data.yaml").write_text(yaml.safe_dump(description))
-    return folder
-
-
-PLAIN = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]}
-YAMLS = {
-    "plain": PLAIN,
-    "names as a mapping": {**PLAIN, "names": {0: "cat", 1: "dog"}},
-    "with path": {"path": ".", **PLAIN},
-    "roboflow's dots": {**PLAIN, "train": "../images/train", "val": "../images/val", "nc": 2},
-    "another machine": {"path": "/data/sets/pets", **PLAIN},
-    "absolute": {**PLAIN, "train": "/data/pets/images/train", "val": "D:\\pets\\images\\val"},
-    "lists": {**PLAIN, "train": ["images/train"], "val": ["images/val"]},
-    "valid": {"train": "images/train", "valid": "images/val", "names": ["cat", "dog"]},
-}
 
 
 @pytest.mark.parametrize("kind", YAMLS)
@@ -271,16 +161,14 @@ def test_yolo_yamls(tmp_path, kind):
     assert open_data(tmp_path / "data.yaml").train.file(0) == data.train.file(0)
 
 
-def test_yolo_split_folders_with_images_and_labels_inside(tmp_path):
-    description = {"train": "train/images", "val": "val/images", "names": ["cat", "dog"]}
-    yolo(tmp_path, description, images="{}/images", labels="{}/labels")
-    assert contents(open_data(tmp_path).train) == expected(1, 6)
-
-
-def test_yolo_labels_beside_images(tmp_path):
-    description = {"train": "train", "val": "val", "names": ["cat", "dog"]}
-    yolo(tmp_path, description, images="{}", labels="{}")
-    assert contents(open_data(tmp_path).val) == expected(11, 3)
+@pytest.mark.parametrize("where", ["{}/images", "{}"], ids=["inside the splits", "together"])
+def test_yolo_images_and_labels(tmp_path, where):
+    description = {split: where.format(split) for split in ("train", "val")}
+    labels = where.replace("images", "labels")
+    yolo(tmp_path, {**description, "names": ["cat", "dog"]}, images=where, labels=labels)
+    data = open_data(tmp_path)
+    assert contents(data.train) == expected(1, 6)
+    assert contents(data.val) == expected(11, 3)
 
 
 def test_yolo_lists_of_files(tmp_path):
@@ -320,51 +208,14 @@ def test_yolo_polygons_give_their_extent_and_images_without_labels_are_negatives
 # VOC -------------------------------------------------------------------------------------------
 
 
-def voc_xml(name, height, width, boxes):
-    objects = "".join(
-        f"<object><name>{label}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{x0}</xmin>"
-        f"<ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox>"
-        "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
-        "</bndbox></part></object>"
-        for label, (x0, y0, x1, y1), hard in boxes
-    )
-    return (
-        f"<annotation><filename>{name}</filename><size><width>{width}</width>"
-        f"<height>{height}</height><depth>3</depth></size>{objects}</annotation>"
-    )
-
-
-def voc(folder, lists=None):
-    for where in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / where).mkdir(parents=True, exist_ok=True)
-    for i in range(8):
-        boxes = [("cat", (1, 1, 20, 15 + i), False), ("dog", (5, 6, 30, 30), i == 2)]
-        page = voc_xml(f"v{i}.jpg", 40, 50, boxes)
-        (folder / "Annotations" / f"v{i}.xml").write_text(page)
-        picture(i, 40, 50).save(folder / "JPEGImages" / f"v{i}.jpg")
-    for split, stems in (lists or {}).items():
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems))
-    return folder
-
-
-def test_voc_counts_pixels_from_one_and_both_corners_belong_to_the_box(tmp_path):
+def test_voc_counts_pixels_from_one_unless_a_box_starts_at_zero(tmp_path):
+    """Both corner pixels belong to the box; difficult objects are for the evaluation only."""
     voc(tmp_path, {"train": ["v0", "v1", "v2"], "val": ["v5"]})
     data = open_data(tmp_path)
+    assert (len(data.train), len(data.val)) == (3, 1)
     assert contents(data.train)["v1"] == [("cat", 0, 0, 20, 16), ("dog", 4, 5, 26, 25)]
-    assert len(data.train) == 3
-    assert len(data.val) == 1
-
-
-def test_voc_difficult_objects_are_evaluated_as_regions_and_not_trained(tmp_path):
-    voc(tmp_path, {"train": ["v0", "v2"], "val": ["v5"]})
-    train = open_data(tmp_path).train
-    assert [len(train.read(i).labels) for i in range(2)] == [2, 1]
-    crowd = [record["iscrowd"] for record in train.coco_ground_truth()["annotations"]]
-    assert crowd == [0, 0, 0, 1]
-
-
-def test_voc_that_starts_at_zero_is_taken_as_such(tmp_path):
-    voc(tmp_path, {"train": ["v0", "v1"], "val": ["v5"]})
+    assert [len(data.train.read(i).labels) for i in range(3)] == [2, 2, 1]
+    assert data.train.crowd.tolist() == [False] * 5 + [True]
     page = voc_xml("v0.jpg", 40, 50, [("cat", (0, 0, 20, 15), False)])
     (tmp_path / "Annotations" / "v0.xml").write_text(page)
     train = contents(open_data(tmp_path).train)
@@ -407,12 +258,12 @@ def test_voc_files_beside_images_in_split_folders(tmp_path):
 def test_zip_files_are_read_where_they_lie(tmp_path, kind, method):
     folder = tmp_path / "pets"
     folder.mkdir()
-    if kind == "coco":
-        coco(folder, LAYOUTS["official"])
-    elif kind == "yolo":
-        yolo(folder, YAMLS["plain"])
-    else:
-        voc(folder, {"train": ["v0", "v1", "v2"], "val": ["v5"]})
+    build, *more = {
+        "coco": (coco,),
+        "yolo": (yolo, PLAIN),
+        "voc": (voc, {"train": ["v0", "v1", "v2"], "val": ["v5"]}),
+    }[kind]
+    build(folder, *more)
     plain = open_data(folder)
     with zipfile.ZipFile(tmp_path / "pets.zip", "w", method) as archive:
         for path in sorted(folder.rglob("*")):
@@ -461,7 +312,7 @@ def test_split_off_validation_is_stratified_and_reproducible(tmp_path):
         assert val[2] == 1  # of three
         empty = (np.diff(data.val.starts) == 0).sum()
         assert empty == 2  # of ten
-    assert "stratified by class, seed 0" in one.notes[-1]
+    assert "stratified by class (20 of 100 images, seed 0)" in one.notes[-1]
 
 
 def test_split_of_a_few_images(tmp_path):
@@ -496,20 +347,20 @@ def test_declared_sizes_that_are_not_the_files(tmp_path):
     shutil.copy(tmp_path / "train.json", tmp_path / "val.json")
     for i in (1, 2):
         picture(i, 30, 40).save(tmp_path / "images" / f"p{i}.png")
-    raw = read_raw(tmp_path)
     data = open_data(tmp_path)
     assert data.train.sizes[:3].tolist() == [[30, 40], [30, 40], [60, 80]]
     assert data.train.boxes[:2].tolist() == [[5, 5, 20, 20], [25, 20, 12.5, 9]]
     assert any("declared size" in note for note in data.notes)
-    sizes = np.array([[30, 40], [30, 40]] + [[60, 80]] * 10)
-    assert misfits(raw.splits[0], sizes) == {0: False, 1: True}
+    split = read_raw(tmp_path).splits[0]
+    measured = measure(split, read_headers(split), {1: 0})
+    assert (measured.mismatched, measured.drawn_on_declared) == ([0, 1], [1])
 
 
 def test_large_sets_trust_declared_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("detrlab.data.sources.MAX_MEASURED", 3)
-    coco(tmp_path, LAYOUTS["official"])
+    coco(tmp_path)
     data = open_data(tmp_path)
-    assert any("taken on trust" in note for note in data.notes)
+    assert any("were not compared with the files" in note for note in data.notes)
     assert contents(data.train) == expected(1, 6)
 
 
@@ -543,12 +394,10 @@ def test_bccd_as_it_lies(shared_data):
     assert len(data.notes) == 2
 
 
-def test_licences_are_kept_and_nonsense_is_not():
-    from detrlab.data.coco import _licences
-
+def test_licences_are_kept_and_nonsense_is_not(tmp_path):
     stated = [{"id": 1, "name": "CC BY 4.0", "url": "https://example.org"}, {"name": " MIT "}]
-    assert _licences([*stated, {"name": 3}, "text", None, {}]) == (
-        "CC BY 4.0 (https://example.org)",
-        "MIT",
-    )
-    assert _licences("CC BY") == ()
+    stated += [{"name": 3}, "text", None, {}]
+    coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    rewritten(path, lambda document: {**document, "licenses": stated})
+    assert open_data(tmp_path).licences == ("CC BY 4.0 (https://example.org)", "MIT")

@@ -1,7 +1,6 @@
 """The table: slicing, clamping, crowd regions, and the ids that come back out."""
 
 import json
-import os
 import pickle
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from coco_folders import annotation, image_entry, write_coco
 from PIL import Image
 
-from detrlab.data import open_data
+from detrlab.data import open_data, open_whole
 from detrlab.data.shapes import shapes
 from detrlab.errors import UserError
 
@@ -125,20 +124,12 @@ def test_one_picture_too_few_to_split_is_one_clear_error(tmp_path):
         open_data(tmp_path)
 
 
-def test_large_tables_pickle_without_python_objects():
-    """What another process needs is arrays; a table of 800 images stays small without pixels."""
+def test_tables_can_be_pickled():
     train, _ = shapes(train=3, val=1)
     copy = pickle.loads(pickle.dumps(train))
     assert torch.equal(copy.read(1).image, train.read(1).image)
 
 
 def _single(folder):
-    """Both images in one table: as training and as validation."""
-    for split in ("train", "val"):
-        source = folder / "annotations.json"
-        (folder / f"{split}.json").write_bytes(source.read_bytes())
-    os.unlink(source)
-    data = open_data(folder)
-    (folder / "train.json").rename(source)
-    (folder / "val.json").unlink()
-    return data.train
+    """Both images in one table."""
+    return open_whole(folder).train

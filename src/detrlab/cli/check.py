@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,24 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Look through a data set before it costs an evening: what is in it, and what is wrong.
+    """Check a data set before training: what is in it, and what is wrong with it.
 
-    Exit code 0: nothing is wrong that would spoil a training; 1: something is; 2: there is no
-    data set that could be looked at.
+    Exit code 0: no errors; 1: there are errors; 2: no data set could be read.
     """
 
     data: Annotated[str, tyro.conf.Positional]
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     fix: str | None = None
-    """Write a cleaned copy into this new folder, beside a list of what was changed."""
+    """Write a cleaned copy into this new folder, with a list of all changes."""
     output: str | None = None
-    """Where to write the page; by default check-NAME.html here. Nothing is overwritten."""
+    """The HTML page to write; by default check-NAME.html here. Nothing is overwritten."""
     quick: bool = False
-    """Leave the pixels unread: no truncated files, duplicates or leaks are found."""
+    """Do not read pixels: truncated files, duplicates and leaks are not found."""
     imgsz: int | None = None
-    """Short side that training will use, to find objects that vanish at that size."""
+    """Short side of images in training, to find objects that are too small at that size."""
     queries: int = 100
-    """Objects a detector can find in one image."""
+    """Objects that a detector can find in one image."""
     json: bool = False
     """Print everything as JSON and write no page."""
 
@@ -47,65 +47,52 @@ def run(options: Options) -> int:
     from detrlab.config import DataConfig
     from detrlab.data.check import check
     from detrlab.data.check_page import write_page
+    from detrlab.data.findings import printable
 
     config = DataConfig()
     if options.imgsz is not None:
         config = config.resized(options.imgsz)
     if options.fix is not None:
-        return _fix(options, config)
-    if options.output is not None and not options.json:
-        _page_path(options.output, "")  # a name that is taken is told before the work
+        return _fix(options, options.fix, config)
+    if options.output is not None and not options.json and Path(options.output).exists():
+        raise UserError(f"--output {options.output} exists already: choose another name")
     report = check(
         options.data,
         config,
         num_queries=options.queries,
         quick=options.quick,
-        progress=_progress("looked at"),
+        progress=_progress("checked"),
     )
     if options.json:
         print(json.dumps(report.to_dict()))
         return report.exit_code
     print("\n".join(report.lines()))
-    page = _page_path(options.output, report.name)
+    names = (f"check-{report.name}{f'-{n}' * (n > 1)}.html" for n in count(1))
+    page = Path(options.output or next(name for name in names if not Path(name).exists()))
     write_page(report, page)
-    say(f"page: {page}")
+    say(f"page: {printable(str(page))}")
     return report.exit_code
 
 
-def _fix(options: Options, config: DataConfig) -> int:
+def _fix(options: Options, folder: str, config: DataConfig) -> int:
     from detrlab.data.repair import fix
 
-    assert options.fix is not None
-    repair = fix(options.data, options.fix, config, progress=_progress("done"))
+    repair = fix(options.data, folder, config, progress=_progress("done"))
     if options.json:
         values = {"images": repair.images, "boxes": repair.boxes, "changes": repair.changes}
         print(json.dumps({"folder": str(repair.folder), **values}))
-    else:
-        print("\n".join(repair.changes))
-        print(
-            f"{len(repair.changes):,} change{'s' * (len(repair.changes) != 1)} (see changes.txt); "
-            f"{repair.images:,} images and {repair.boxes:,} boxes are in {repair.folder}; "
-            f"{options.data} is as it was"
-        )
+        return 0
+    print("\n".join(repair.changes))
+    print(
+        f"{len(repair.changes):,} change{'s' * (len(repair.changes) != 1)} (see changes.txt); "
+        f"{repair.images:,} images and {repair.boxes:,} boxes are in {repair.folder}; "
+        f"{options.data} was not changed"
+    )
     return 0
 
 
-def _page_path(asked: str | None, name: str) -> Path:
-    if asked is not None:
-        path = Path(asked)
-        if path.exists():
-            raise UserError(f"--output {path} exists already: choose another name")
-        return path
-    number = 1
-    while True:
-        path = Path(f"check-{name}.html" if number == 1 else f"check-{name}-{number}.html")
-        if not path.exists():
-            return path
-        number += 1
-
-
 def _progress(word: str) -> Callable[[int, int], None] | None:
-    """A line that counts on a terminal; nothing elsewhere."""
+    """A counter on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,33 +12,30 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.config import DataConfig
-from detrlab.data.check_boxes import check_boxes, check_small
-from detrlab.data.check_report import Report, summarize
+from detrlab.data.check_boxes import check_boxes
+from detrlab.data.check_report import CheckReport, summarize
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
 from detrlab.data.locate import is_image
-from detrlab.data.pictures import ENDINGS_OF, Header, Inspection, inspect
-from detrlab.data.raw import (
-    RawSplit,
-    Vocabulary,
-    clean,
-    misfits,
-    read_headers,
-    shown_sizes,
-    vocabulary,
-)
+from detrlab.data.measure import Measured, measure, read_headers
+from detrlab.data.pictures import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
+from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
+from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes
-from detrlab.data.sources import RawData, read_raw
-from detrlab.data.split import VAL_SHARE
+from detrlab.data.sources import split_roles
+from detrlab.data.store import Store
 from detrlab.data.table import Table
 from detrlab.errors import UserError
 
 RARE_BOXES = 10
 RARE_SHARE = 0.01
-"""A class with fewer boxes than this, or than this share of the commonest class's, is rare."""
+"""A class is rare below this many boxes, or below this share of the most frequent class's."""
 
-Progress = Callable[[int, int], None]
-"""Told how many images of how many have been looked at."""
+MAX_IMAGE_BYTES = 3 * MAX_PIXELS
+"""Larger image files are not read: the largest image that is decoded needs no more."""
+
+Entry = tuple[int, int]
+"""Positions of a split and of an image in it."""
 
 
 def check(
@@ -48,64 +45,58 @@ def check(
     num_queries: int | None = 100,
     quick: bool = False,
     progress: Progress | None = None,
-) -> Report:
-    """Look at everything in a data set.
+) -> CheckReport:
+    """Check everything in a data set.
 
     Args:
-        source: what ``open_data`` takes.
+        source: as for ``open_data``.
         config: the size that training will use; None takes DETR's.
         num_queries: objects that a detector can find in one image; None does not compare.
-        quick: leave the pixels unread: no truncated files, no duplicates, no leaks.
-        progress: told how many images have been looked at.
+        quick: do not read pixels: no truncated files, no duplicates, no leaks are found.
+        progress: called with images done and in all.
 
     Raises:
         UserError: there is no data set at all.
     """
     config = config or DataConfig()
-    if str(source) == "shapes":
-        return _generated(config, num_queries)
-    return examine(
-        read_raw(source), str(source), config, num_queries=num_queries, quick=quick,
-        progress=progress,
-    ).report  # fmt: skip
+    if str(source) != "shapes":
+        data = read_raw(source)
+        return examine(
+            data, str(source), config, num_queries=num_queries, quick=quick, progress=progress
+        ).report
+    tables = shapes()  # generated: there are no files to check
+    findings = Findings()
+    _check_counts(tables, num_queries, findings)
+    splits = tuple(map(summarize, tables))
+    return CheckReport("shapes", "shapes", "generated", splits, findings, tables=tables)
+
+
+class SameImage(NamedTuple):
+    """Two entries that show the same image."""
+
+    first: Entry
+    second: Entry
+    exact: bool
 
 
 class Examined(NamedTuple):
-    """A report together with what it was made from, for the repair.
+    """A report together with its inputs, for the repair.
 
     Attributes:
         report: what was found.
-        data: as it lies.
+        data: as annotated.
         words: its classes.
-        headers: of each split, of each image.
-        inspections: of each split, of each image; None after a quick look.
-        pairs: same pictures: positions ``(split, image)`` of both, and whether exactly the same.
+        measured: of each split.
+        inspections: of each split, of each image; empty after a quick check.
+        pairs: entries that show the same image.
     """
 
-    report: Report
+    report: CheckReport
     data: RawData
     words: Vocabulary
-    headers: list[list[Header | str]]
-    inspections: list[list[Inspection | None]] | None
-    pairs: list[SamePicture]
-
-
-def _missing_split(data: RawData) -> list[str]:
-    """What training will do where no split is there to judge by."""
-    names = {split.name for split in data.splits}
-    if "val" in names and len(names) > 1:
-        return []
-    if "test" in names and len(names) > 1:
-        return ["there is no validation split: training will judge by the test split"]
-    return [f"there is no validation split: training will split off {VAL_SHARE:.0%} of the images"]
-
-
-class SamePicture(NamedTuple):
-    """Two entries that show the same picture."""
-
-    first: tuple[int, int]
-    second: tuple[int, int]
-    exact: bool
+    measured: list[Measured]
+    inspections: list[list[Inspection | None]]
+    pairs: list[SameImage]
 
 
 def examine(
@@ -117,68 +108,38 @@ def examine(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> Examined:
-    """All findings about a data set as it lies."""
+    """All findings about a data set; arguments as for ``check``."""
     findings = Findings()
-    findings.merge(data.findings)
-    for split in data.splits:
-        findings.merge(split.findings)
+    for found in (data.findings, *(split.findings for split in data.splits)):
+        findings.merge(found)
     words = vocabulary(data.splits, findings)
-    if not words.names:
-        raise UserError(f"{data.name}: no classes are declared")
-    inspections = None
-    if quick:
-        headers = [read_headers(split) for split in data.splits]
-    else:
-        inspections = _inspect_all(data, progress)
-        headers = [
-            [_header_of(inspection) for inspection in split_inspections]
-            for split_inspections in inspections
-        ]
-    tables = []
-    for position, split in enumerate(data.splits):
-        sizes = shown_sizes(split, headers[position])
-        looks = inspections[position] if inspections else None
-        _check_files(split, headers[position], looks, findings)
-        _check_sizes(split, sizes, findings)
-        check_boxes(split, words.labels[position], sizes, config, findings)
-        name = split.name or "train"
-        table = clean(split, name, words, position, headers[position]).table
-        _check_counts(split.name, table, num_queries, findings)
-        tables.append(table)
+    inspections = [] if quick else _inspect_all(data, progress)
+    headers = [[_header_of(look) for look in looks] for looks in inspections]
+    headers = headers or [read_headers(split) for split in data.splits]
+    measured, tables = [], []
+    for k, split in enumerate(data.splits):
+        measured.append(measure(split, headers[k], words.labels[k]))
+        looks = inspections[k] if inspections else [None] * len(split)
+        _check_files(split, headers[k], looks, findings)
+        _check_sizes(measured[k], findings)
+        check_boxes(measured[k], config, findings)
+        tables.append(measured[k].clean(split.name or "train", words, k)[0])
     _check_unlisted(data, findings)
-    _check_classes(tables, findings)
-    pairs = _same_pictures(data, inspections) if inspections else []
+    _check_counts(tables, num_queries, findings)
+    pairs = _same_images(data, inspections)
     _report_pairs(data, pairs, findings)
-    report = Report(
+    report = CheckReport(
         name=data.name,
         source=source,
         format=data.splits[0].format,
-        splits=tuple(summarize(table) for table in tables),
+        splits=tuple(map(summarize, tables)),
         findings=findings,
-        notes=(*data.notes, *_missing_split(data)),
+        notes=(*data.notes, *split_roles([split.name for split in data.splits])[1]),
         quick=quick,
         tables=tuple(tables),
         licences=tuple(dict.fromkeys(each for split in data.splits for each in split.licences)),
     )
-    return Examined(report, data, words, headers, inspections, pairs)
-
-
-def _generated(config: DataConfig, num_queries: int | None) -> Report:
-    """The built-in set has no files; what can be said of its tables is."""
-    tables = shapes()
-    findings = Findings()
-    _check_classes(tables, findings)
-    for table in tables:
-        check_small(table.name, table, config, findings)
-        _check_counts(table.name, table, num_queries, findings)
-    return Report(
-        name="shapes",
-        source="shapes",
-        format="generated",
-        splits=tuple(summarize(table) for table in tables),
-        findings=findings,
-        tables=tables,
-    )
+    return Examined(report, data, words, measured, inspections, pairs)
 
 
 # Files -----------------------------------------------------------------------------------------
@@ -186,37 +147,32 @@ def _generated(config: DataConfig, num_queries: int | None) -> Report:
 
 def _inspect_all(data: RawData, progress: Progress | None) -> list[list[Inspection | None]]:
     total = sum(len(split) for split in data.splits)
+    results: list[list[Inspection | None]] = []
     done = 0
-    results = []
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
         for split in data.splits:
-            inspections: list[Inspection | None] = []
-            for inspection in pool.map(_inspector(split), range(len(split)), chunksize=1):
-                inspections.append(inspection)
+            stores = [split.store] * len(split)
+            results.append([])
+            for inspection in pool.map(_inspect, stores, split.members):
+                results[-1].append(inspection)
                 done += 1
                 if progress is not None:
                     progress(done, total)
-            results.append(inspections)
     return results
 
 
-def _inspector(split: RawSplit) -> Callable[[int], Inspection | None]:
-    def look(i: int) -> Inspection | None:
-        member = split.members[i]
-        if member is None:
-            return None
-        try:
-            with split.store.open(member) as stream:
-                data = stream.read()
-        except (UserError, OSError, MemoryError) as error:
-            return Inspection(None, str(error), False, False, b"", None)
-        return inspect(data, member, THUMB)
-
-    return look
+def _inspect(store: Store, member: str | None) -> Inspection | None:
+    if member is None:
+        return None
+    try:
+        data = store.read(member, MAX_IMAGE_BYTES)
+    except (UserError, OSError, MemoryError) as error:
+        return Inspection(None, str(error), False, False, b"", None)
+    return inspect(data, member, THUMB)
 
 
 def _header_of(inspection: Inspection | None) -> Header | str:
-    """The header of a file that can be decoded, else why it cannot."""
+    """The header of a file that can be decoded, or why it cannot."""
     if inspection is None:
         return "missing"
     return inspection.header if inspection.header and not inspection.problem else inspection.problem
@@ -225,7 +181,7 @@ def _header_of(inspection: Inspection | None) -> Header | str:
 def _check_files(
     split: RawSplit,
     headers: Sequence[Header | str],
-    inspections: Sequence[Inspection | None] | None,
+    inspections: Sequence[Inspection | None],
     findings: Findings,
 ) -> None:
     """Findings about each image file alone."""
@@ -238,136 +194,123 @@ def _check_files(
             detail = f"also image {first_entry[member]}"
             findings.add("file-shared", split.name, member, image_id, None, detail)
         first_entry.setdefault(member, image_id)
-        inspection = inspections[i] if inspections else None
-        if isinstance(header, str):
-            cut = inspection is not None and inspection.cut_short
-            rule = "image-truncated" if cut else "image-unreadable"
-            findings.add(rule, split.name, member, image_id, None, header)
-            continue
-        for rule, detail in _file_defects(member, header, inspection):
+        for rule, detail in _file_defects(member, header, inspections[i]):
             findings.add(rule, split.name, member, image_id, None, detail)
 
 
 def _file_defects(
-    member: str, header: Header, inspection: Inspection | None
+    member: str, header: Header | str, inspection: Inspection | None
 ) -> Iterable[tuple[str, str]]:
-    ending = posixpath.splitext(member)[1].lower()
-    if ending not in ENDINGS_OF.get(header.format, (ending,)):
-        yield "image-mislabelled", f"ends in {ending} and is {header.format}"
+    if isinstance(header, str):
+        cut = inspection is not None and inspection.cut_short
+        yield "image-truncated" if cut else "image-unreadable", header
+        return
+    extension = posixpath.splitext(member)[1].lower()
+    if extension not in ENDINGS_OF.get(header.format, (extension,)):
+        yield "image-mislabelled", f"has the extension {extension} and is {header.format}"
     if header.orientation != 1:
         yield "image-orientation", f"EXIF orientation {header.orientation}"
-    if header.mode in ("CMYK", "YCCK"):
-        yield "image-cmyk", header.mode
-    if header.mode.startswith(("I", "F")):
-        yield "image-16bit", f"mode {header.mode}"
-    if header.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        yield "image-alpha", header.mode
+    if rule := mode_rule(header.mode):
+        yield rule, f"mode {header.mode}"
     if inspection is not None and inspection.animated:
         yield "image-animated", header.format
 
 
-def _check_sizes(split: RawSplit, sizes: np.ndarray, findings: Findings) -> None:
-    for i, scaled in misfits(split, sizes).items():
+def mode_rule(mode: str) -> str:
+    """The rule that an image of this Pillow mode breaks; empty if there is none."""
+    if mode.startswith(("I", "F")):
+        return "image-16bit"
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return "image-alpha"
+    return "image-cmyk" if mode in ("CMYK", "YCCK") else ""
+
+
+def _check_sizes(measured: Measured, findings: Findings) -> None:
+    split, fits_declared = measured.split, set(measured.drawn_on_declared)
+    for i in measured.mismatched:
         height, width = split.declared[i].tolist()
-        real_height, real_width = sizes[i].tolist()
+        real_height, real_width = measured.sizes[i].tolist()
         detail = f"declared {width} x {height}, the file has {real_width} x {real_height}"
-        detail += "; its boxes fit the declared size" * scaled
+        detail += "; its boxes fit the declared size" * (i in fits_declared)
         member = split.members[i] or ""
         findings.add("image-size", split.name, member, split.image_ids[i], None, detail)
 
 
 def _check_unlisted(data: RawData, findings: Findings) -> None:
-    """Images beside the listed ones that no split mentions."""
+    """Images in the folders of listed ones that no split lists."""
     listed = {member for split in data.splits for member in split.members if member}
     folders = {posixpath.dirname(member) for member in listed}
-    store = data.splits[0].store
-    others = sorted(
-        name
-        for name in store.names - listed
-        if posixpath.dirname(name) in folders and is_image(name)
-    )
-    findings.extend(
-        "file-unlisted", len(others), (Finding("file-unlisted", "", name) for name in others)
-    )
+    for name in sorted(data.splits[0].store.names - listed):
+        if posixpath.dirname(name) in folders and is_image(name):
+            findings.add("file-unlisted", "", name)
 
 
 # Classes and counts ----------------------------------------------------------------------------
 
 
-def _check_counts(split: str, table: Table, num_queries: int | None, findings: Findings) -> None:
-    if num_queries is None:
-        return
-    owners = np.repeat(np.arange(len(table)), np.diff(table.starts))
-    counts = np.bincount(owners[~table.crowd], minlength=len(table))
-    for i in np.flatnonzero(counts > num_queries).tolist():
-        findings.add(
-            "too-many-objects", split, table.file(i), table.image_id(i), None,
-            f"{counts[i]:,} objects, {num_queries:,} queries",
-        )  # fmt: skip
-
-
-def _check_classes(tables: Sequence[Table], findings: Findings) -> None:
-    """Classes that a split lacks, and classes with few boxes."""
-    counts = {
-        table.name: np.bincount(table.labels[~table.crowd], minlength=table.num_classes)
-        for table in tables
-    }
-    total = np.sum(list(counts.values()), axis=0)
+def _check_counts(tables: Sequence[Table], num_queries: int | None, findings: Findings) -> None:
+    """Images with too many objects, classes that a split lacks, and classes with few boxes."""
     classes = tables[0].classes
+    counts = {}
+    for table in tables:
+        objects = np.bincount(table.owners()[~table.crowd], minlength=len(table))
+        for i in np.flatnonzero(objects > num_queries).tolist() if num_queries is not None else ():
+            detail = f"{objects[i]:,} objects, {num_queries:,} queries"
+            findings.add(
+                "too-many-objects", table.name, table.file(i), table.image_id(i), None, detail
+            )
+        counts[table.name] = np.bincount(table.labels[~table.crowd], minlength=len(classes))
+    total = np.sum(list(counts.values()), axis=0)
     for name, of_split in counts.items():
         for label in np.flatnonzero((of_split == 0) & ((total > 0) | (len(counts) == 1))).tolist():
             findings.add("class-missing", name, "", None, None, classes[label])
+    for label in np.flatnonzero((total == 0) & (len(counts) > 1)).tolist():
+        findings.add("class-missing", "", "", None, None, f"{classes[label]}: in no split")
     first = counts.get("train", total)
-    enough = max(RARE_BOXES, round(RARE_SHARE * int(first.max(initial=0))))
+    most = int(first.max(initial=0))
+    enough = max(RARE_BOXES, round(RARE_SHARE * most))
     for label in np.flatnonzero((first > 0) & (first < enough)).tolist():
-        detail = f"{classes[label]}: {first[label]} boxes, the commonest class has {first.max():,}"
+        detail = f"{classes[label]}: {first[label]} boxes, the most frequent class has {most:,}"
         findings.add("class-rare", "train", "", None, None, detail)
-    if len(counts) > 1:
-        for label in np.flatnonzero(total == 0).tolist():
-            findings.add("class-missing", "", "", None, None, f"{classes[label]}: in no split")
 
 
-# The same picture ------------------------------------------------------------------------------
+# Duplicates ------------------------------------------------------------------------------------
 
 
-def _same_pictures(data: RawData, inspections: list[list[Inspection | None]]) -> list[SamePicture]:
-    """All pairs of entries whose files show the same picture."""
-    where = [(k, i) for k, split in enumerate(data.splits) for i in range(len(split))]
-    looks = [inspections[k][i] for k, i in where]
-    usable = [n for n, look in enumerate(looks) if look is not None and look.thumb is not None]
-    pairs = []
-    # Of each file's contents, the first entry in every split.
-    entries: dict[bytes, dict[int, int]] = {}
-    for n in usable:
-        look = looks[n]
-        assert look is not None
-        known = entries.setdefault(look.digest, {})
-        before = known.get(where[n][0], next(iter(known.values()), n))
-        if before != n and not _one_entry_file(data, where[before], where[n]):
-            pairs.append(SamePicture(where[before], where[n], exact=True))
-        known.setdefault(where[n][0], n)
-    distinct = list(entries.values())
-    thumbs = [looks[next(iter(known.values()))].thumb for known in distinct]  # type: ignore[union-attr]
+def _same_images(data: RawData, inspections: list[list[Inspection | None]]) -> list[SameImage]:
+    """All pairs of entries whose files show the same image."""
+    pairs: list[SameImage] = []
+    # For the contents of each file: its thumbnail, and the first entry in every split.
+    files: dict[bytes, tuple[np.ndarray, dict[int, int]]] = {}
+    for k, looks in enumerate(inspections):
+        for i, look in enumerate(looks):
+            if look is None or look.thumb is None:
+                continue
+            _, entries = files.setdefault(look.digest, (look.thumb, {}))
+            if entries:
+                split = k if k in entries else next(iter(entries))
+                before = (split, entries[split])
+                # Entries of one split that name the same file are another finding.
+                members = data.splits[k].members
+                if split != k or members[before[1]] != members[i]:
+                    pairs.append(SameImage(before, (k, i), exact=True))
+            entries.setdefault(k, i)
+    distinct = [entries for _, entries in files.values()]
     if len(distinct) > 1:
-        for pair in near_pairs(np.stack(thumbs)):  # type: ignore[arg-type]
+        for first, second in near_pairs(np.stack([thumb for thumb, _ in files.values()])):
             pairs += [
-                SamePicture(where[min(a, b)], where[max(a, b)], exact=False)
-                for a in distinct[pair.first].values()
-                for b in distinct[pair.second].values()
+                SameImage(min(a, b), max(a, b), exact=False)
+                for a in distinct[first].items()
+                for b in distinct[second].items()
             ]
     return pairs
 
 
-def _one_entry_file(data: RawData, a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two entries of one split name the same file, which is another finding."""
-    return a[0] == b[0] and data.splits[a[0]].members[a[1]] == data.splits[b[0]].members[b[1]]
-
-
-def _report_pairs(data: RawData, pairs: list[SamePicture], findings: Findings) -> None:
+def _report_pairs(data: RawData, pairs: list[SameImage], findings: Findings) -> None:
     for first, second, exact in pairs:
         across = first[0] != second[0]
         rule = ("leak-" if across else "duplicate-") + ("exact" if exact else "near")
-        # A leak is told of the training picture, which is the one to remove.
+        # A leak is reported for the training image, which is the one to remove.
         swap = across and data.splits[first[0]].name == "train"
         (k, i), (other, j) = (first, second) if swap else (second, first)
         split, partner = data.splits[k], data.splits[other]

@@ -1,22 +1,18 @@
-"""What ``check`` tells: the report, as lines, as JSON and as a page."""
+"""The result of ``check``, as values, as JSON and as lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.findings import Finding, Findings
-from detrlab.data.table import Table
-from detrlab.files import write_json
+from detrlab.data.findings import Findings, printable, shortened
+from detrlab.data.table import Table, by_size
 
 MOST_CLASSES = 100
-"""Classes on the terminal; the commonest of more."""
-SMALL, LARGE = 32**2, 96**2
-"""COCO's bounds of small and large, in square pixels."""
+"""Classes that are printed; if there are more, the most frequent ones."""
 
 
 class Summary(NamedTuple):
@@ -26,12 +22,12 @@ class Summary(NamedTuple):
         name: of the split.
         images: how many.
         empty: images without objects.
-        boxes: objects that train.
-        crowd: regions kept for evaluation only.
+        boxes: objects for training.
+        crowd: regions for evaluation only.
         per_class: objects of each class, by name.
-        sizes: objects that are small, medium and large, by COCO's bounds.
+        sizes: objects that are small, medium and large, by COCO's rule.
         most: the largest number of objects in one image.
-        mean: objects an image.
+        mean: mean number of objects per image.
         smallest: (height, width) of the smallest image.
         largest: (height, width) of the largest image.
     """
@@ -48,20 +44,66 @@ class Summary(NamedTuple):
     smallest: tuple[int, int]
     largest: tuple[int, int]
 
+    def lines(self) -> Iterable[str]:
+        """The summary as text."""
+        small, medium, large = self.sizes.values()
+        yield (
+            f"{self.name}: {self.images:,} images ({self.smallest[1]} x {self.smallest[0]} to "
+            f"{self.largest[1]} x {self.largest[0]}), {self.empty:,} without objects"
+        )
+        crowd = f"; {self.crowd:,} crowd regions" * bool(self.crowd)
+        yield (
+            f"  {self.boxes:,} objects, {self.mean:.1f} per image, at most {self.most:,}; "
+            f"{small:,} small, {medium:,} medium, {large:,} large{crowd}"
+        )
+        shown = most_frequent(self.per_class, MOST_CLASSES)
+        classes = [f"{printable(shortened(name, 80))} {count:,}" for _, name, count in shown]
+        if len(self.per_class) > len(shown):
+            classes.append(f"and {len(self.per_class) - len(shown):,} less frequent classes")
+        yield f"  {', '.join(classes)}"
+
+
+def most_frequent(per_class: dict[str, int], limit: int) -> list[tuple[int, str, int]]:
+    """Index, name and count of at most ``limit`` classes, in the order of their indices."""
+    rows = [(label, name, count) for label, (name, count) in enumerate(per_class.items())]
+    return sorted(sorted(rows, key=lambda row: -row[2])[:limit])
+
+
+def summarize(table: Table) -> Summary:
+    """What is in a table."""
+    plain = ~table.crowd
+    counts = np.bincount(table.owners()[plain], minlength=len(table))
+    per_class = np.bincount(table.labels[plain], minlength=table.num_classes).tolist()
+    sizes = {name: int((mask & plain).sum()) for name, mask in by_size(table.areas).items()}
+    shapes: list[tuple[int, int]] = [(h, w) for h, w in table.sizes.tolist()] or [(0, 0)]
+    return Summary(
+        name=table.name,
+        images=len(table),
+        empty=int((counts == 0).sum()),
+        boxes=int(plain.sum()),
+        crowd=int(table.crowd.sum()),
+        per_class=dict(zip(table.classes, per_class, strict=True)),
+        sizes=sizes,
+        most=int(counts.max(initial=0)),
+        mean=float(counts.mean()) if len(table) else 0.0,
+        smallest=min(shapes, key=lambda shape: shape[0] * shape[1]),
+        largest=max(shapes, key=lambda shape: shape[0] * shape[1]),
+    )
+
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class CheckReport:
     """What ``check`` found.
 
     Attributes:
         name: of the data set.
-        source: where it lies.
+        source: its path or name.
         format: ``coco``, ``yolo``, ``voc`` or ``generated``.
         splits: what is in each split.
         findings: what is wrong.
         notes: what was decided while opening it.
-        quick: whether pixels were left unread.
-        tables: the splits as training would see them, for pictures.
+        quick: whether pixels were not read.
+        tables: the splits as training would see them, for the images of the page.
         licences: of the images, as the annotations state them.
     """
 
@@ -77,12 +119,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that would spoil training or evaluation."""
+        """Whether there are no errors; warnings and notes may exist."""
         return not self.findings.severities()["error"]
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if there are errors; warnings and notes are for people."""
+        """0, or 1 if there are errors."""
         return 0 if self.ok else 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,127 +150,33 @@ class Report:
                 }
                 for rule, count, _ in self.findings.by_rule()
             ],
-            "findings": [
-                {
-                    key: printable(value) if isinstance(value, str) else value
-                    for key, value in finding.to_dict().items()
-                }
-                for finding in self.findings
-            ],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def lines(self, examples: int = 3) -> list[str]:
         """The report as lines of text; each rule with a few of its findings."""
-        lines = [f"{self.name} ({self.format}): {printable(self.source)}"]
-        lines += [f"  {line}" for split in self.splits for line in _summary_lines(split)]
+        lines = [f"{printable(self.name)} ({self.format}): {printable(self.source)}"]
+        lines += [f"  {line}" for split in self.splits for line in split.lines()]
         lines += [f"  {printable(shortened(note))}" for note in self.notes]
         if self.licences:
             lines.append(f"  licence as stated: {printable('; '.join(self.licences))}")
         for rule, count, listed in self.findings.by_rule():
             lines += ["", f"{rule.severity}: {rule.title} ({count:,})  [{rule.key}]"]
-            lines += [f"    {describe(finding)}" for finding in listed[:examples]]
+            lines += [f"    {finding.describe()}" for finding in listed[:examples]]
             if count > examples:
                 lines.append(f"    ... and {count - min(examples, len(listed)):,} more")
             lines.append(f"    -> {rule.remedy}" + f"; --fix {rule.repair}" * bool(rule.repair))
         return [*lines, "", self.verdict()]
 
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         counts = self.findings.severities()
         found = [f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count]
         if not found:
-            return "Nothing is wrong that could be found."
+            return "No problems found."
         fixable = any(
             rule.repair and rule.severity != "note" for rule, _, _ in self.findings.by_rule()
         )
         advice = "; --fix FOLDER writes a cleaned copy" if fixable else ""
-        opening = "No errors" if self.ok else "Something is wrong"
+        opening = "No errors" if self.ok else "Problems found"
         return f"{opening}: {', '.join(found)}{advice}."
-
-    def write_json(self, path: str | Path) -> None:
-        """Write ``to_dict()``."""
-        write_json(path, self.to_dict())
-
-    def write_html(self, path: str | Path) -> None:
-        """Write a self-contained page with pictures."""
-        from detrlab.data.check_page import write_page
-
-        write_page(self, Path(path))
-
-
-def describe(finding: Finding) -> str:
-    """One line: file, annotation, values."""
-    parts = [finding.file]
-    if finding.image is not None:
-        parts.append(f"image {finding.image}")
-    if finding.annotation is not None:
-        place = str(finding.annotation)
-        parts.append(place if not place.isdigit() else f"annotation {place}")
-    if finding.split:
-        parts.insert(0, f"{finding.split}:")
-    parts = [shortened(part) for part in parts]
-    detail = f": {shortened(finding.detail)}" if finding.detail else ""
-    return printable(" ".join(parts) + detail)
-
-
-def shortened(text: str, length: int = 300) -> str:
-    """Text of strangers may have megabytes; its ends tell what it is."""
-    return text if len(text) <= length else f"{text[: length - 60]} ... {text[-50:]}"
-
-
-def printable(text: str) -> str:
-    """Text from strangers' files without control characters or broken encodings."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def summarize(table: Table) -> Summary:
-    """What is in a table."""
-    plain = ~table.crowd
-    owners = np.repeat(np.arange(len(table)), np.diff(table.starts))
-    counts = np.bincount(owners[plain], minlength=len(table))
-    per_class = np.bincount(table.labels[plain], minlength=table.num_classes)
-    areas = table.boxes[plain, 2] * table.boxes[plain, 3]
-    surfaces = table.sizes.astype(np.int64).prod(axis=1)
-    few = len(table) == 0
-    return Summary(
-        name=table.name,
-        images=len(table),
-        empty=int((counts == 0).sum()),
-        boxes=int(plain.sum()),
-        crowd=int(table.crowd.sum()),
-        per_class=dict(zip(table.classes, per_class.tolist(), strict=True)),
-        sizes={
-            "small": int((areas < SMALL).sum()),
-            "medium": int(((areas >= SMALL) & (areas <= LARGE)).sum()),
-            "large": int((areas > LARGE).sum()),
-        },
-        most=0 if few else int(counts.max()),
-        mean=0.0 if few else float(counts.mean()),
-        smallest=(0, 0) if few else _pair(table.sizes[surfaces.argmin()]),
-        largest=(0, 0) if few else _pair(table.sizes[surfaces.argmax()]),
-    )
-
-
-def _pair(size: np.ndarray) -> tuple[int, int]:
-    return int(size[0]), int(size[1])
-
-
-def _summary_lines(split: Summary) -> Iterable[str]:
-    small, medium, large = split.sizes.values()
-    yield (
-        f"{split.name}: {split.images:,} images ({split.smallest[1]} x {split.smallest[0]} to "
-        f"{split.largest[1]} x {split.largest[0]}), {split.empty:,} without objects"
-    )
-    yield (
-        f"  {split.boxes:,} objects, {split.mean:.1f} an image, at most {split.most:,}; "
-        f"{small:,} small, {medium:,} medium, {large:,} large"
-        + f"; {split.crowd:,} crowd regions"
-        * bool(split.crowd)
-    )
-    counts = list(split.per_class.items())
-    shown = sorted(range(len(counts)), key=lambda k: -counts[k][1])[:MOST_CLASSES]
-    classes = [f"{printable(shortened(counts[k][0], 80))} {counts[k][1]:,}" for k in sorted(shown)]
-    if len(counts) > MOST_CLASSES:
-        classes.append(f"and {len(counts) - MOST_CLASSES:,} classes with fewer")
-    yield f"  {', '.join(classes)}"

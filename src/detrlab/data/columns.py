@@ -1,102 +1,74 @@
-"""Lists of whatever a json file holds, turned into numpy columns: fast when all is well."""
+"""Columns of numbers from lists of arbitrary JSON values; fast when every value is a number."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-FINE, REPAIRED, BROKEN = 0, 1, 2
-"""State of a value: as it should be, a number written as text, unusable."""
+FINE, TEXT, BROKEN = 0, 1, 2
+"""State of a value: a number, a number written as text, not a number."""
 
-_LIMIT = 2**63
+_INT64 = 2**63
 
 
 def integer(value: Any) -> tuple[int | None, bool]:
-    """A whole number in 64 bits, and whether it had to be read out of a text."""
-    if isinstance(value, bool):
+    """A whole number of 64 bits or None, and whether it was written as text."""
+    text = isinstance(value, str) and len(value) <= 24
+    if text or (isinstance(value, float) and value.is_integer()):
+        with suppress(ValueError):
+            value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         return None, False
-    if isinstance(value, int):
-        return (value, False) if -_LIMIT <= value < _LIMIT else (None, False)
-    if isinstance(value, float) and value.is_integer() and abs(value) < _LIMIT:
-        return int(value), False
-    if isinstance(value, str) and len(value) <= 24:
-        try:
-            number = int(value)
-        except ValueError:
-            return None, False
-        return (number, True) if -_LIMIT <= number < _LIMIT else (None, False)
-    return None, False
+    return (value, text) if -_INT64 <= value < _INT64 else (None, False)
 
 
 def number(value: Any) -> tuple[float | None, bool]:
-    """A float (NaN and infinity included), and whether it had to be read out of a text."""
-    if isinstance(value, bool):
+    """A float (NaN and infinity included) or None, and whether it was written as text."""
+    text = isinstance(value, str) and len(value) <= 40
+    if isinstance(value, bool) or not (text or isinstance(value, int | float)):
         return None, False
-    if isinstance(value, int | float):
-        try:
-            return float(value), False
-        except OverflowError:
-            return float("inf"), False
-    if isinstance(value, str) and len(value) <= 40:
-        try:
-            return float(value), True
-        except ValueError:
-            return None, False
-    return None, False
+    try:
+        return float(value), text
+    except ValueError:
+        return None, False
+    except OverflowError:
+        return float("inf"), False
 
 
 def integers(values: list[Any], default: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(N,) int64 and (N,) int8 states; broken values become ``default``."""
-    if set(map(type, values)) <= {int}:
-        try:
-            return np.array(values, dtype=np.int64), np.zeros(len(values), dtype=np.int8)
-        except OverflowError:
-            pass
-    column = np.full(len(values), default, dtype=np.int64)
-    states = np.zeros(len(values), dtype=np.int8)
-    for i, value in enumerate(values):
-        whole, text = integer(value)
-        if whole is None:
-            states[i] = BROKEN
-        else:
-            column[i] = whole
-            states[i] = REPAIRED if text else FINE
-    return column, states
+    return _column(values, {int}, integer, np.full(len(values), default, dtype=np.int64))
 
 
-def numbers(values: list[Any]) -> np.ndarray:
-    """(N,) float64, NaN where there is no number."""
-    if set(map(type, values)) <= {int, float}:
-        try:
-            return np.array(values, dtype=np.float64)
-        except OverflowError:
-            pass
-    found = (number(value)[0] for value in values)
-    return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+def numbers(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) float64 and (N,) int8 states; broken values become NaN."""
+    return _column(values, {int, float}, number, np.full(len(values), np.nan))
 
 
 def boxes_column(values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) float64 and (N,) int8 states of lists that should hold four numbers."""
-    if not values:
-        return np.zeros((0, 4)), np.zeros(0, dtype=np.int8)
-    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
-        flat = list(chain.from_iterable(values))
-        if set(map(type, flat)) <= {int, float}:
-            try:
-                column = np.array(flat, dtype=np.float64).reshape(-1, 4)
-            except OverflowError:
-                pass
-            else:
-                return column, np.zeros(len(values), dtype=np.int8)
-    column = np.zeros((len(values), 4))
-    states = np.full(len(values), BROKEN, dtype=np.int8)
+    rows = [v if isinstance(v, list) and len(v) == 4 else (None,) * 4 for v in values]
+    column, states = numbers(list(chain.from_iterable(rows)))
+    return column.reshape(-1, 4), states.reshape(-1, 4).max(axis=1, initial=FINE)
+
+
+def _column(
+    values: list[Any], plain: set[type], read: Callable[[Any], Any], column: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values as the column's type; ``column`` holds the default."""
+    states = np.zeros(len(values), dtype=np.int8)
+    if set(map(type, values)) <= plain:
+        with suppress(OverflowError):
+            return np.array(values, dtype=column.dtype), states
     for i, value in enumerate(values):
-        if not isinstance(value, list | tuple) or len(value) != 4:
-            continue
-        parts = [number(part) for part in value]
-        if all(part is not None for part, _ in parts):
-            column[i] = [part for part, _ in parts]
-            states[i] = REPAIRED if any(text for _, text in parts) else FINE
+        found, text = read(value)
+        if found is None:
+            states[i] = BROKEN
+        else:
+            column[i] = found
+            states[i] = TEXT if text else FINE
     return column, states

@@ -1,39 +1,29 @@
-"""Pictures that are the same, or nearly: a perceptual hash and a search that misses none."""
+"""Near duplicates of images: a perceptual hash and an exact search for close hashes."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
 THUMB = 17
-"""Side of the grey thumbnail that everything is computed from."""
+"""Side of the grey thumbnails that are compared."""
 BITS = 128
 MAX_DISTANCE = 7
-"""Bits that may differ; one less than the bands, so that a common band is certain."""
+"""Bits that may differ; less than the number of bands, so that at least one band is equal."""
 _BANDS = 8
 MAX_DIFFERENCE = 6.0
-"""Mean difference in grey levels of two thumbnails that count as one picture."""
+"""Mean difference in grey levels up to which two thumbnails count as the same image."""
 _LARGE_BUCKET, _WINDOW = 500, 20
-"""In a bucket of hundreds, where all pictures look alike, only so many neighbours are compared."""
+"""In a bucket of hundreds of similar images, each is compared with this many others only."""
 _POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
 _MIN_CONTRAST = 4.0
-"""Standard deviation of the grey levels below which a thumbnail says nothing."""
-
-
-class Pair(NamedTuple):
-    """Two pictures by position, the smaller one first, and how many bits differ."""
-
-    first: int
-    second: int
-    distance: int
+"""Standard deviation of the grey levels below which thumbnails are not compared."""
 
 
 def fingerprint(thumbs: np.ndarray) -> np.ndarray:
     """(N, 17, 17) uint8 grey -> (N, 16) uint8, 128 bits.
 
-    Each bit says whether brightness rises from one coarse cell to the next: 64 times to the
-    right, 64 times down. Brightness, contrast, scale and compression hardly change it.
+    Each bit says whether brightness increases from one coarse cell to the next: 64 bits to the
+    right, 64 bits down. Brightness, contrast, scale and compression hardly change them.
     """
     grey = thumbs.astype(np.int32)
     # 9 x 9 cells out of 17 x 17 points, by averaging each point with its neighbours.
@@ -44,12 +34,12 @@ def fingerprint(thumbs: np.ndarray) -> np.ndarray:
     return np.packbits(np.concatenate([right, down], axis=1), axis=1)
 
 
-def near_pairs(thumbs: np.ndarray) -> list[Pair]:
-    """All pairs of nearly equal pictures, also where one of them is brighter or recompressed.
+def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
+    """All pairs of nearly equal images, by position; brightness and compression may differ.
 
     Two fingerprints that differ in at most 7 of 128 bits agree in at least one of 8 bands of
-    16 bits: only pictures that share a band are compared, which finds every pair without
-    comparing all. Pictures without contrast are left out: they would all be alike.
+    16 bits. So comparing images that share a band finds every pair without comparing all.
+    Images without contrast are left out, because they all look the same.
 
     Args:
         thumbs: (N, 17, 17) uint8 grey.
@@ -57,7 +47,7 @@ def near_pairs(thumbs: np.ndarray) -> list[Pair]:
     prints = fingerprint(thumbs)
     informative = np.flatnonzero(thumbs.reshape(len(thumbs), -1).std(axis=1) >= _MIN_CONTRAST)
     bands = prints.view(np.uint16)
-    found: dict[tuple[int, int], int] = {}
+    found: set[tuple[int, int]] = set()
     for band in range(_BANDS):
         values = bands[informative, band]
         order = informative[np.argsort(values, kind="stable")]
@@ -66,31 +56,27 @@ def near_pairs(thumbs: np.ndarray) -> list[Pair]:
         for group in np.split(order, starts[1:]):
             if len(group) > 1:
                 _compare(np.sort(group), prints, thumbs, found)
-    return [Pair(first, second, distance) for (first, second), distance in sorted(found.items())]
+    return sorted(found)
 
 
 def _compare(
     group: np.ndarray,
     prints: np.ndarray,
     thumbs: np.ndarray,
-    found: dict[tuple[int, int], int],
+    found: set[tuple[int, int]],
 ) -> None:
     """Add the true pairs of one bucket."""
     for k in range(len(group) - 1):
         reach = _WINDOW if len(group) > _LARGE_BUCKET else len(group)
         i, others = int(group[k]), group[k + 1 : k + 1 + reach]
-        bits = _POPCOUNT[prints[others] ^ prints[i]].sum(axis=1)
-        close = bits <= MAX_DISTANCE
-        if close.any():
-            others, bits = others[close], bits[close]
-            same = _difference(thumbs[i], thumbs[others]) <= MAX_DIFFERENCE
-            found.update(
-                {(i, j): d for j, d in zip(others[same].tolist(), bits[same].tolist(), strict=True)}
-            )
+        close = others[_POPCOUNT[prints[others] ^ prints[i]].sum(axis=1) <= MAX_DISTANCE]
+        if len(close):
+            same = close[_difference(thumbs[i], thumbs[close]) <= MAX_DIFFERENCE]
+            found.update((i, j) for j in same.tolist())
 
 
 def _difference(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Mean difference in grey levels after brightness and contrast are made equal: (N,)."""
+    """(N,) mean difference in grey levels after brightness and contrast are normalized."""
     a, b = one.reshape(1, -1).astype(np.float32), others.reshape(len(others), -1).astype(np.float32)
     spread_a, spread_b = a.std(axis=1, keepdims=True), b.std(axis=1, keepdims=True)
     a = (a - a.mean(axis=1, keepdims=True)) / spread_a

@@ -1,23 +1,24 @@
-"""What can be wrong with a data set: the rules, and the findings that break them."""
+"""What can be wrong with a data set: the rules, and the findings of a check."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
 
 MAX_LISTED = 1000
-"""Findings of one rule that are kept one by one; the rest is only counted."""
+"""Findings of one rule that are listed; further ones are only counted."""
 
 
 class Rule(NamedTuple):
-    """One thing that should hold.
+    """One property that the data should have.
 
     Attributes:
-        key: the name that scripts see.
+        key: the name in JSON output.
         severity: ``error`` spoils training or evaluation, ``warning`` probably does,
-            ``note`` is worth knowing.
+            ``note`` is for information.
         title: what is wrong, in a few words.
         remedy: what to do about it.
         repair: what ``check --fix`` does about it; empty when it can do nothing.
@@ -30,94 +31,94 @@ class Rule(NamedTuple):
     repair: str = ""
 
 
-_LEFT_OUT = "leaves it out"
+LEFT_OUT = "leaves it out"
 
 RULES: dict[str, Rule] = {
     rule.key: rule
     for rule in (
         # The annotation file itself.
-        Rule("record-broken", "error", "entry is not what the format asks for",
-             "correct or delete the entry", _LEFT_OUT),
+        Rule("record-broken", "error", "entry does not match the format",
+             "correct or delete the entry", LEFT_OUT),
         Rule("value-text", "warning", "number written as text",
              "write the number without quotes", "writes the number"),
         Rule("file-broken", "error", "annotation file cannot be read",
-             "export it again or delete it", "leaves the file out"),
+             "export it again or delete it", LEFT_OUT),
         Rule("line-broken", "error", "line is not 'class x y width height'",
-             "correct or delete the line", _LEFT_OUT),
-        Rule("polygon", "note", "polygon where a box was expected; its extent is used",
+             "correct or delete the line", LEFT_OUT),
+        Rule("polygon", "note", "polygon instead of a box; its bounding box is used",
              "nothing to do", "writes the box"),
         # Ids and categories.
-        Rule("image-id-duplicate", "error", "several images have one id",
-             "give every image its own id", "leaves all of them out: their boxes are ambiguous"),
-        Rule("image-repeated", "warning", "the same file is listed twice with one id",
+        Rule("image-id-duplicate", "error", "several images have the same id",
+             "give every image its own id; their boxes are ambiguous", LEFT_OUT),
+        Rule("image-repeated", "warning", "the same file is listed twice with the same id",
              "delete one entry", "keeps the first entry"),
         Rule("image-id-text", "note", "image ids are text",
              "some evaluators refuse text ids: number the images", "numbers the images"),
-        Rule("annotation-id-duplicate", "warning", "annotation ids repeat or are missing",
+        Rule("annotation-id-duplicate", "warning", "annotation ids are repeated or missing",
              "number the annotations", "numbers the annotations"),
         Rule("image-unknown", "error", "annotation of an image that is not listed",
-             "list the image or delete the annotation", _LEFT_OUT),
+             "list the image or delete the annotation", LEFT_OUT),
         Rule("category-unknown", "error", "annotation of a category that is not declared",
-             "declare the category or correct the id (off by one?)", _LEFT_OUT),
-        Rule("category-name-duplicate", "error", "several categories have one name",
+             "declare the category or correct the id (off by one?)", LEFT_OUT),
+        Rule("category-name-duplicate", "error", "several categories have the same name",
              "merge or rename them", "adds the id to the name"),
         Rule("category-mismatch", "error", "splits disagree on category ids",
-             "use one list of categories in every split", "writes one list"),
+             "use the same list of categories in every split", "writes the same list"),
         Rule("category-placeholder", "note", "category without boxes that only names a group",
-             "nothing to do: it is left out", "leaves it out"),
+             "nothing to do: it is left out", LEFT_OUT),
         Rule("class-missing", "warning", "class has no boxes in a split",
              "add images of it or remove the class"),
         Rule("class-rare", "note", "class is rare",
              "expect a noisy score for it; add images if it matters"),
         # Files.
-        Rule("file-missing", "error", "image file is not there",
-             "put the file back or delete the image's entry", _LEFT_OUT),
-        Rule("file-unsafe", "error", "file name leads outside of the data folder",
-             "write the name relative to the data folder", _LEFT_OUT),
-        Rule("file-link", "error", "link leads outside of the data folder",
-             "copy the file into the folder, or set DETRLAB_LINKS=follow if you trust it",
-             _LEFT_OUT),
+        Rule("file-missing", "error", "image file not found",
+             "put the file back or delete the image's entry", LEFT_OUT),
+        Rule("file-unsafe", "error", "file name points outside of the data folder",
+             "write the name relative to the data folder", LEFT_OUT),
+        Rule("file-link", "error", "file is behind a link that leaves the data folder",
+             "set DETRLAB_LINKS=follow to follow links, or copy the files into the folder",
+             LEFT_OUT),
         Rule("file-shared", "warning", "several entries name the same image file",
              "merge them into one", "merges them"),
         Rule("file-unlisted", "note", "image file without an entry in the annotations",
-             "annotate it, or list it without boxes if it shows none"),
+             "annotate it, or list it without boxes if it shows no objects"),
         Rule("label-orphan", "note", "label file without an image",
-             "delete it or put the image back", _LEFT_OUT),
+             "delete it or put the image back", LEFT_OUT),
         # Pixels.
         Rule("image-unreadable", "error", "image file cannot be decoded",
-             "replace or delete the file", _LEFT_OUT),
-        Rule("image-truncated", "error", "image file is cut short",
-             "copy it again from its source", _LEFT_OUT),
-        Rule("image-mislabelled", "warning", "file ending belies the format",
-             "rename the file", "writes a file whose ending is right"),
-        Rule("image-size", "error", "declared size is not the file's",
-             "correct width and height, and look whether the boxes fit",
-             "writes the file's size; scales the boxes where they fit the declared one only"),
-        Rule("image-orientation", "warning", "image is turned by an EXIF tag",
-             "write the pixels upright", "writes the picture that the boxes belong to, untagged"),
+             "replace or delete the file", LEFT_OUT),
+        Rule("image-truncated", "error", "image file is truncated",
+             "copy it again from its source", LEFT_OUT),
+        Rule("image-mislabelled", "warning", "extension does not match the file's format",
+             "rename the file", "writes the file with the right extension"),
+        Rule("image-size", "error", "declared size is not the file's size",
+             "correct width and height, and check that the boxes fit",
+             "writes the file's size; scales boxes that only fit the declared size"),
+        Rule("image-orientation", "warning", "image has an EXIF rotation tag",
+             "store the pixels upright", "writes the image that the boxes fit, without the tag"),
         Rule("image-cmyk", "warning", "image is in CMYK",
              "convert it to RGB", "converts it"),
         Rule("image-16bit", "warning", "image has 16 bits per channel; the upper 8 are used",
              "convert it to 8 bits", "converts it"),
         Rule("image-alpha", "note", "image has transparency, which is dropped",
              "convert it to RGB", "converts it"),
-        Rule("image-animated", "note", "file holds several pictures; the first is used",
+        Rule("image-animated", "note", "file holds several images; the first is used",
              "save the first one alone", "writes the first one"),
         # Boxes.
         Rule("box-not-finite", "error", "box is NaN or infinite",
-             "correct or delete the annotation", _LEFT_OUT),
+             "correct or delete the annotation", LEFT_OUT),
         Rule("box-empty", "error", "box has no width or no height",
-             "correct or delete the annotation", _LEFT_OUT),
+             "correct or delete the annotation", LEFT_OUT),
         Rule("box-off-image", "error", "box lies outside of the image",
-             "correct or delete the annotation", _LEFT_OUT),
-        Rule("box-over-edge", "warning", "box runs over the edge of the image",
+             "correct or delete the annotation", LEFT_OUT),
+        Rule("box-over-edge", "warning", "box extends beyond the edge of the image",
              "clamp it to the image", "clamps it"),
         Rule("box-duplicate", "warning", "same box and class twice in one image",
              "delete one", "keeps the first"),
         Rule("box-two-classes", "warning", "same box with two classes",
              "decide for one class"),
         Rule("box-whole-image", "warning", "box covers the whole image",
-             "look whether it is meant as a box"),
+             "check whether it is meant as a box"),
         Rule("box-scale", "error", "boxes look like fractions, not pixels",
              "multiply them by the image's width and height", "multiplies them"),
         Rule("box-corners", "error", "boxes look like x0 y0 x1 y1, not x y width height",
@@ -126,17 +127,16 @@ RULES: dict[str, Rule] = {
              "train at a larger --imgsz, or cut the images into tiles"),
         Rule("too-many-objects", "warning", "image has more objects than the detector has queries",
              "give the detector more: --set model.num_queries=300"),
-        # Pictures that are the same.
-        Rule("duplicate-exact", "warning", "same picture twice in one split",
+        # Duplicates.
+        Rule("duplicate-exact", "warning", "same image twice in one split",
              "delete one", "keeps the first"),
-        Rule("duplicate-near", "note", "nearly the same picture twice in one split",
-             "look whether both are needed"),
-        Rule("leak-exact", "error", "same picture in two splits",
-             "delete it from the training split: the score would be of what was learnt by heart",
-             "takes it out of the training split"),
-        Rule("leak-near", "warning", "nearly the same picture in two splits",
-             "keep pictures of one scene in one split",
-             "takes it out of the training split"),
+        Rule("duplicate-near", "note", "nearly the same image twice in one split",
+             "check whether both are needed"),
+        Rule("leak-exact", "error", "same image in two splits",
+             "delete it from the training split: the score would reward memorized images",
+             "removes it from the training split"),
+        Rule("leak-near", "warning", "nearly the same image in two splits",
+             "keep images of one scene in one split", "removes it from the training split"),
     )
 }  # fmt: skip
 
@@ -151,7 +151,7 @@ class Finding(NamedTuple):
         image: the image's id, if it is about one.
         annotation: the annotation's id or line, if it is about one.
         detail: the offending values.
-        other: split and id of the other image, where the finding is about two.
+        other: split and id of the other image, if it is about two.
         box: x, y, width and height of the annotation in pixels, if it is about one.
     """
 
@@ -167,22 +167,30 @@ class Finding(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the rule's severity, remedy and repair."""
         rule = RULES[self.rule]
-        return {
-            "rule": self.rule,
-            "severity": rule.severity,
-            "split": self.split,
-            "file": self.file,
-            "image": self.image,
-            "annotation": self.annotation,
-            "detail": self.detail,
+        values = {
+            **self._asdict(),
             "other": list(self.other) if self.other else None,
+            "severity": rule.severity,
             "remedy": rule.remedy,
             "repair": rule.repair,
         }
+        del values["box"]  # may be NaN; the detail holds its values
+        return {k: printable(v) if isinstance(v, str) else v for k, v in values.items()}
+
+    def describe(self) -> str:
+        """One line: file, annotation, values."""
+        parts = [f"{self.split}:"] * bool(self.split) + [self.file]
+        if self.image is not None:
+            parts.append(f"image {self.image}")
+        if self.annotation is not None:
+            place = str(self.annotation)
+            parts.append(f"annotation {place}" if place.isdigit() else place)
+        line = " ".join(map(shortened, filter(None, parts)))
+        return printable(": ".join(filter(None, [line, shortened(self.detail)])))
 
 
 class Findings:
-    """Findings by rule: every one counted, the first thousand of each rule kept."""
+    """Findings by rule: all are counted, the first thousand of each rule are kept."""
 
     def __init__(self) -> None:
         self._listed: dict[str, list[Finding]] = {}
@@ -201,7 +209,7 @@ class Findings:
         self.extend(rule, 1, [Finding(rule, split, file, image, annotation, detail)])
 
     def extend(self, rule: str, count: int, findings: Iterable[Finding]) -> None:
-        """``count`` findings of one rule, of which only the first few are looked at."""
+        """``count`` findings of one rule; the iterable is read as far as they are listed."""
         assert rule in RULES, rule
         if not count:
             return
@@ -213,7 +221,7 @@ class Findings:
             listed.append(finding)
 
     def merge(self, other: Findings) -> None:
-        """Take over another's findings."""
+        """Add another's findings."""
         for rule, listed in other._listed.items():
             self.extend(rule, other._counts[rule], listed)
 
@@ -229,11 +237,14 @@ class Findings:
         return totals
 
     def by_rule(self) -> list[tuple[Rule, int, list[Finding]]]:
-        """Rule, count and listed findings, errors first, in the order of ``RULES``."""
+        """Rule, count and listed findings; errors first, then in the order of ``RULES``."""
         rank = {"error": 0, "warning": 1, "note": 2}
-        order = {key: i for i, key in enumerate(RULES)}
-        keys = sorted(self._counts, key=lambda key: (rank[RULES[key].severity], order[key]))
-        return [(RULES[key], self._counts[key], self._listed[key]) for key in keys]
+        rules = sorted(RULES.values(), key=lambda rule: rank[rule.severity])
+        return [
+            (rule, self._counts[rule.key], self._listed[rule.key])
+            for rule in rules
+            if rule.key in self._counts
+        ]
 
     def __iter__(self) -> Iterator[Finding]:
         for _, _, listed in self.by_rule():
@@ -241,3 +252,22 @@ class Findings:
 
     def __len__(self) -> int:
         return sum(self._counts.values())
+
+
+def shortened(text: str, length: int = 300) -> str:
+    """Both ends of a text that is too long to print."""
+    return text if len(text) <= length else f"{text[: length - 60]} ... {text[-50:]}"
+
+
+def excerpt(value: Any, length: int = 40) -> str:
+    """The start of any value's repr; the time and memory it takes do not depend on the value."""
+    bounded = reprlib.Repr()
+    bounded.maxlevel, bounded.maxstring = 3, length
+    text = bounded.repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """The text without control characters and invalid Unicode, which terminals would obey."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

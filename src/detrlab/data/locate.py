@@ -1,4 +1,4 @@
-"""Which file of a store an annotation's file name means, and which split a name speaks of."""
+"""Which file of a store an annotated file name means, and which split a name means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
 from detrlab.data.findings import Findings
@@ -24,7 +24,7 @@ _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in wo
 def split_of(name: str) -> str:
     """``train``, ``val`` or ``test`` if the file or a folder around it says so, else empty.
 
-    The word closest to the file counts: ``train/old_val/a.json`` speaks of ``val``.
+    The word closest to the file counts: ``train/old_val/a.json`` means ``val``.
     """
     for part in reversed(posixpath.splitext(name)[0].split("/")):
         for word in reversed(re.findall(r"[a-z]+", part.lower())):
@@ -34,123 +34,98 @@ def split_of(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image's."""
+    """Whether a file has an image's extension."""
     return name.lower().endswith(ENDINGS)
 
 
-def _image_folders(names: Iterable[str]) -> Counter[str]:
-    return Counter(name.rpartition("/")[0] for name in names if is_image(name))
+def stem(name: str) -> str:
+    """The last part of a file's name, without its extension."""
+    return posixpath.splitext(posixpath.basename(name))[0]
+
+
+def links_note(store: Store) -> str:
+    """One sentence about links that were not followed; empty if there are none."""
+    count = len(store.refused)
+    if not count:
+        return ""
+    names = ", ".join(store.refused[:3]) + ", ..." * (count > 3)
+    return (
+        f"{count:,} links lead outside of {store.root} and were not followed ({names}): set "
+        "DETRLAB_LINKS=follow to follow them"
+    )
+
+
+def missing_rule(store: Store, name: str) -> str:
+    """The rule for a file that was not found: ``file-link`` if a refused link may hide it."""
+    last = posixpath.basename(name)
+    hidden = any(posixpath.basename(link) == last or not is_image(link) for link in store.refused)
+    return "file-link" if hidden else "file-missing"
 
 
 def locate_images(
     store: Store, files: list[str], annotation_file: str, split: str, findings: Findings
 ) -> list[str | None]:
-    """The store's file of each image, None where there is none.
+    """The store's file of each image, None if there is none.
 
-    Names are looked up below the folder that most of them are found in: next to the
-    annotations, in ``images``, in the split's own folder, wherever. Absolute names and names
-    of another system are looked up by their last part; so are names that differ in case only, in
-    how accents are written, or that are written as in an address (``my%20photo.jpg``).
+    Names are looked up below the folder in which most of them exist: next to the annotations,
+    in ``images``, in the split's own folder, or any other. Names that are not found there, such
+    as absolute names, are looked up by their last part, then by its ``_loose`` form.
     """
     names = store.names
-    here = posixpath.dirname(annotation_file)
-    folders = _candidates(store, here, split)
     sample = files[:: max(1, len(files) // 200)]
-
-    def hits(folder: str) -> int:
-        return sum(within(folder, file) in names for file in sample)
-
-    best = max(folders, key=hits) if sample else here
-    members: list[str | None] = []
-    refused = set(store.refused)
-    by_name: dict[str, str] | None = None
-    loose: dict[str, str] | None = None
+    folders = _candidates(store, posixpath.dirname(annotation_file), split)
+    best = max(folders, key=lambda folder: sum(within(folder, file) in names for file in sample))
     prefix = best + "/" if best else ""
+    by_name: dict[str, str | None] | None = None
+    members: list[str | None] = []
     for file in files:
-        plain = prefix + file
-        # A name that is listed as it stands needs no thought; the store's names are safe.
-        member = plain if plain in names else within(best, file)
+        # A name that is listed as it stands needs no normalization: the store's names are safe.
+        member = prefix + file if prefix + file in names else within(best, file)
         if member is None or member not in names:
-            if by_name is None:
-                by_name = _unique_names(store, best)
+            by_name = _by_last_part(store, best) if by_name is None else by_name
             last = posixpath.basename(file.replace("\\", "/"))
-            found = by_name.get(last)
+            found = by_name.get(last) or by_name.get(_loose(last))
             if found is None:
-                loose = _loosely(by_name) if loose is None else loose
-                found = loose.get(_loose(last))
-            _report(file, member, found, refused, annotation_file, split, findings)
+                rule = "file-unsafe" if member is None else missing_rule(store, file)
+                findings.add(rule, split, annotation_file, None, None, file)
             member = found
         members.append(member)
     return members
 
 
 def _candidates(store: Store, here: str, split: str) -> list[str]:
-    """Folders that file names may be relative to, the likeliest first."""
-    counts = _image_folders(store.names)
+    """Folders that file names may be relative to; if several fit equally well, the first counts."""
     parents = [here]
     while parents[-1]:
         parents.append(posixpath.dirname(parents[-1]))
-    folders = dict.fromkeys(parents)
-    for folder in parents:
-        folders[posixpath.join(folder, "images") if folder else "images"] = None
-    same_split = [
-        folder for folder, _ in counts.most_common() if split and split_of(folder + "/") == split
-    ]
-    folders.update(dict.fromkeys(same_split))
-    for folder, _ in counts.most_common():
-        folders[folder] = None
-        folders[posixpath.dirname(folder)] = None
-    # The split's own folder wins over another that holds the same names, by standing first.
-    return same_split + [folder for folder in folders if folder not in same_split]
+    holding = Counter(posixpath.dirname(name) for name in store.names if is_image(name))
+    common = [folder for folder, _ in holding.most_common()]
+    # The split's own folder comes first: another may hold files of the same names.
+    folders = [folder for folder in common if split and split_of(folder + "/") == split]
+    folders += [*parents, *(posixpath.join(folder, "images") for folder in parents)]
+    folders += [each for folder in common for each in (folder, posixpath.dirname(folder))]
+    return list(dict.fromkeys(folders))
 
 
-def _unique_names(store: Store, preferred: str) -> dict[str, str]:
-    """Files by their last part, where that is unambiguous or lies in the preferred folder."""
-    found: dict[str, str] = {}
-    twice: set[str] = set()
-    for name in store.names:
-        if not is_image(name):
-            continue
-        last = posixpath.basename(name)
-        if posixpath.dirname(name) == preferred:
-            found[last] = name
-            twice.discard(last)
-        elif last in found and posixpath.dirname(found[last]) != preferred:
-            twice.add(last)
-        else:
-            found.setdefault(last, name)
-    return {last: name for last, name in found.items() if last not in twice}
+def _by_last_part(store: Store, preferred: str) -> dict[str, str | None]:
+    """Image files by the last part of their name and by its loose form; None if several fit.
+
+    A file in the preferred folder is taken rather than another of the same name.
+    """
+    images = [name for name in store.names if is_image(name)]
+    inside = [name for name in images if posixpath.dirname(name) == preferred]
+    exact = {**_unique(images, posixpath.basename), **_unique(inside, posixpath.basename)}
+    return {**_unique(filter(None, exact.values()), lambda n: _loose(posixpath.basename(n))),
+            **exact}  # fmt: skip
+
+
+def _unique(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in names:
+        found[key(name)] = None if key(name) in found else name
+    return found
 
 
 def _loose(name: str) -> str:
-    """What stays the same on disks that ignore case or write accents apart, and in addresses."""
+    """The same for names that differ only in case, Unicode normalization or URL encoding."""
     return unicodedata.normalize("NFC", unquote(name)).casefold()
-
-
-def _loosely(by_name: dict[str, str]) -> dict[str, str]:
-    """Files by the loose form of their last part, where that is unambiguous."""
-    found: dict[str, str | None] = {}
-    for last, name in by_name.items():
-        key = _loose(last)
-        found[key] = None if key in found else name
-    return {key: name for key, name in found.items() if name is not None}
-
-
-def _report(
-    file: str,
-    member: str | None,
-    found: str | None,
-    refused: set[str],
-    annotation_file: str,
-    split: str,
-    findings: Findings,
-) -> None:
-    """Say why a name was not simply there."""
-    if found is not None:
-        return
-    if member is None:
-        findings.add("file-unsafe", split, annotation_file, None, None, file)
-    elif member in refused or any(member.startswith(name + "/") for name in refused):
-        findings.add("file-link", split, annotation_file, None, None, file)
-    else:
-        findings.add("file-missing", split, annotation_file, None, None, file)

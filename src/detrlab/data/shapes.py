@@ -1,9 +1,8 @@
-"""The built-in generated set ``shapes``: six kinds of figures among clutter.
+"""The built-in generated data set ``shapes``: six kinds of figures among clutter.
 
 ``docs/shapes.md`` is its specification. Everything is integer arithmetic on the words of a
-counter-based generator, rasterised here, so that every machine and every version of every
-library draws the same pixels; a test pins their hash. Whatever changes a pixel or a box is a
-new set with a new name, never an edit.
+counter-based random generator, so that all machines and library versions draw the same pixels;
+a test pins their hash. A change of any pixel or box needs a new data set with a new name.
 """
 
 from __future__ import annotations
@@ -29,30 +28,23 @@ _SIZES = ((160, 192), (160, 192), (192, 160), (144, 176), (176, 208))
 _COSINES = (1024, 1004, 946, 851, 724, 569, 392, 200)  # 1024 cos(2 pi k / 32), k = 0..7
 _PALETTE = np.array(
     [
-        (214, 60, 52),
-        (60, 168, 76),
-        (56, 92, 212),
-        (232, 196, 48),
-        (164, 72, 188),
-        (48, 188, 200),
-        (236, 132, 44),
-        (236, 236, 232),
-        (28, 30, 36),
+        (214, 60, 52), (60, 168, 76), (56, 92, 212), (232, 196, 48), (164, 72, 188),
+        (48, 188, 200), (236, 132, 44), (236, 236, 232), (28, 30, 36),
     ],
     dtype=np.int16,
-)
+)  # fmt: skip
 # Outward normals of a regular pentagon's sides, times 1024.
 _PENTAGON = ((0, 1024), (974, 316), (602, -828), (-602, -828), (-974, 316))
 
 
 class Stamp(NamedTuple):
-    """A figure, drawn once and then put wherever it fits.
+    """A rasterized figure.
 
     Attributes:
         coverage: (h, w) uint8, how many of 4 points of each pixel the figure covers.
-        left: column of the window's first pixel, counted from the figure's middle.
-        top: row of the window's first pixel, counted from the figure's middle.
-        dark: (h, w) bool, where stripes would darken it.
+        left: column of the first pixel, counted from the figure's center.
+        top: row of the first pixel, counted from the figure's center.
+        dark: (h, w) bool, where stripes darken the figure, if it is striped.
     """
 
     coverage: NDArray[Any]
@@ -66,7 +58,7 @@ class Picture(NamedTuple):
 
     Attributes:
         pixels: (height, width, 3) uint8.
-        boxes: (N, 4) int64, xywh, the extent of what is visible of each object.
+        boxes: (N, 4) int64, xywh, the extent of the visible part of each object.
         labels: (N,) int64 class indices.
     """
 
@@ -76,7 +68,7 @@ class Picture(NamedTuple):
 
 
 class _Draws:
-    """The words of one image's stream, turned into small integers without floats."""
+    """Small integers from the random stream of one image, computed without floats."""
 
     def __init__(self, number: int) -> None:
         self._bits = np.random.Philox(key=np.array([number, _STREAM], dtype=np.uint64))
@@ -118,7 +110,7 @@ def draw(number: int) -> Picture:
 
 
 def _background(draws: _Draws, height: int, width: int, base: NDArray[Any]) -> NDArray[Any]:
-    """Soft colour clouds: random colours every 32 pixels, blended linearly in between."""
+    """Random colours every 32 pixels, interpolated linearly."""
     rows, columns = -(-height // 32) + 1, -(-width // 32) + 1
     # At most 31, so that the blend, times 1024, still fits 16 bits.
     knots = draws.noise(rows * columns * 3).reshape(rows, columns, 3) % 63 - 31
@@ -133,7 +125,7 @@ def _background(draws: _Draws, height: int, width: int, base: NDArray[Any]) -> N
 
 
 def _clutter(draws: _Draws, canvas: NDArray[Any], base: NDArray[Any]) -> None:
-    """One thing that is no object: a bar, a flat ellipse or a dot."""
+    """One figure that is not an object: a bar, a flat ellipse or a dot."""
     kind = draws.below(3)
     if kind == 0:
         _bar(draws, canvas, base, thickest=5)
@@ -149,14 +141,14 @@ def _bar(draws: _Draws, canvas: NDArray[Any], base: NDArray[Any], thickest: int)
 
 
 def _strew(draws: _Draws, canvas: NDArray[Any], base: NDArray[Any], kind: str, radius: int) -> None:
-    """Put a figure anywhere, in any colour that shows."""
+    """Draw a figure at a random place in a random visible colour."""
     stamp = _stamp(draws, kind, radius)
     x, y = draws.below(canvas.shape[1]), draws.below(canvas.shape[0])
     _paint(canvas, stamp, x, y, _colour(draws, base, home=None), striped=False)
 
 
 def _colour(draws: _Draws, base: NDArray[Any], home: int | None) -> NDArray[Any]:
-    """A colour that stands out from the background; half of the objects wear their class's."""
+    """A colour that differs from the background; for half of the objects it is their class's."""
     choice = draws.below(len(_PALETTE))
     if home is not None and draws.below(2) == 0:
         choice = home
@@ -176,15 +168,15 @@ def _object(
     labels: list[int],
     full: list[int],
 ) -> None:
-    """Draw one object where it hides nothing entirely, or give up after ten attempts.
+    """Draw one object where all objects stay visible; give up after ten attempts.
 
     Args:
         draws: the image's stream.
         canvas: the image so far.
         base: the background's colour.
-        owner: (H, W), the object whose body lies on top at each pixel, or -1.
+        owner: (H, W), the topmost object at each pixel, or -1.
         labels: class indices so far; the object's is added.
-        full: pixels of each object if nothing hid it; the object's is added.
+        full: pixels of each object if nothing covered it; the object's is added.
     """
     label = draws.below(len(CLASSES))
     colour = _colour(draws, base, home=label)
@@ -215,7 +207,7 @@ def _object(
 def _shows_others(
     owner: NDArray[Any], window: tuple[slice, slice], mask: NDArray[Any], full: list[int]
 ) -> bool:
-    """Whether 2/5 of every other object stay visible under this mask."""
+    """Whether at least 2/5 of every other object stay visible under this mask."""
     if not full:
         return True
     hidden = np.bincount(owner[window][mask] + 1, minlength=len(full) + 1)[1:]
@@ -226,9 +218,9 @@ def _shows_others(
 
 
 def _stamp(draws: _Draws, kind: str, radius: int) -> Stamp:
-    """Rasterise a figure, turned and shifted by quarter pixels at random.
+    """Rasterize a figure, rotated and shifted by quarter pixels at random.
 
-    Lengths are in quarter pixels; the 4 points of a pixel lie at its 1/4 and 3/4.
+    Lengths are in quarter pixels; the 4 points of a pixel are at its 1/4 and 3/4.
     """
     angle, shift_x, shift_y = draws.below(32), draws.below(4), draws.below(4)
     reach = radius // 4 + 2
@@ -244,20 +236,18 @@ def _stamp(draws: _Draws, kind: str, radius: int) -> Stamp:
 def _window(
     stamp: Stamp, x: int, y: int, shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of a stamp that lies inside the image when its middle is at (x, y), and where."""
-    height, width = stamp.coverage.shape
-    top, left = y + stamp.top, x + stamp.left
-    rows = slice(max(top, 0), min(top + height, shape[0]))
-    columns = slice(max(left, 0), min(left + width, shape[1]))
-    part = (
-        slice(rows.start - top, rows.stop - top),
-        slice(columns.start - left, columns.stop - left),
-    )
-    return part, (rows, columns)
+    """The part of a stamp inside the image if its center is at (x, y), and its place there."""
+    part, window = [], []
+    for low, side, bound in zip((y + stamp.top, x + stamp.left), stamp.coverage.shape, shape[:2],
+                                strict=True):  # fmt: skip
+        first, last = max(low, 0), min(low + side, bound)
+        part.append(slice(first - low, last - low))
+        window.append(slice(first, last))
+    return (part[0], part[1]), (window[0], window[1])
 
 
 def _turn(dx: NDArray[Any], dy: NDArray[Any], angle: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Coordinates along axes that are turned by ``angle`` 32nds of a turn."""
+    """Coordinates along axes that are rotated by ``angle`` 32nds of a turn."""
     cosine, sine = _cosine(angle), _cosine(angle - 8)
     return dx * cosine + dy * sine >> 10, dy * cosine - dx * sine >> 10
 
@@ -265,13 +255,12 @@ def _turn(dx: NDArray[Any], dy: NDArray[Any], angle: int) -> tuple[NDArray[Any],
 def _cosine(step: int) -> int:
     """1024 times the cosine of ``step`` 32nds of a turn."""
     quarter, rest = divmod(step % 32, 8)
-    forward = _COSINES[rest]
     backward = _COSINES[8 - rest] if rest else 0
-    return (forward, -backward, -forward, backward)[quarter]
+    return (_COSINES[rest], -backward, -_COSINES[rest], backward)[quarter]
 
 
 def _inside(kind: str, r: int, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
-    """Which points, in the figure's own axes, a figure of radius r covers."""
+    """Which points, in the figure's own coordinates, a figure of radius r covers."""
     if kind == "disc":
         return u * u + v * v <= r * r
     if kind == "ring":
@@ -296,12 +285,11 @@ def _inside(kind: str, r: int, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]
 def _paint(
     canvas: NDArray[Any], stamp: Stamp, x: int, y: int, colour: NDArray[Any], striped: bool
 ) -> None:
-    """Blend a figure into the canvas by its coverage."""
+    """Blend a figure into the image by its coverage."""
     part, window = _window(stamp, x, y, canvas.shape)
     share = stamp.coverage[part].astype(np.int16)[..., None]
-    fill = colour
-    if striped:
-        fill = np.where(stamp.dark[part][..., None], colour * 5 // 8, colour)
+    dark = colour * 5 // 8
+    fill = np.where(stamp.dark[part][..., None], dark, colour) if striped else colour
     blend = canvas[window] * (4 - share)
     blend += fill * share + 2
     canvas[window] = blend >> 2
@@ -315,11 +303,11 @@ def _extent(mask: NDArray[Any]) -> tuple[int, int, int, int]:
 
 
 def table(name: str, numbers: range) -> Table:
-    """The images with these ids as a table."""
+    """A table of the images with these ids."""
     pictures = [draw(number) for number in numbers]
     counts = [len(picture.labels) for picture in pictures]
     boxes = np.concatenate([np.zeros((0, 4)), *(picture.boxes for picture in pictures)])
-    labels = [picture.labels for picture in pictures]
+    labels = [np.zeros(0, np.int64), *(picture.labels for picture in pictures)]
     sizes = np.array([picture.pixels.shape[:2] for picture in pictures], dtype=np.int32)
     ends = np.cumsum(np.prod(sizes, axis=1, dtype=np.int64) * 3)
     ids = np.array(numbers, dtype=np.int64)
@@ -330,10 +318,10 @@ def table(name: str, numbers: range) -> Table:
         image_ids=ids,
         sizes=sizes,
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=boxes.astype(np.float64),
-        labels=np.concatenate([np.zeros(0, np.int64), *labels]),
+        boxes=boxes,
+        labels=np.concatenate(labels),
         crowd=np.zeros(len(boxes), dtype=bool),
-        areas=(boxes[:, 2] * boxes[:, 3]).astype(np.float64),
+        areas=boxes[:, 2] * boxes[:, 3],
         annotation_ids=np.arange(1, len(boxes) + 1, dtype=np.int64),
         pictures=ArrayPictures(
             flat=np.concatenate([picture.pixels.ravel() for picture in pictures]),

@@ -1,4 +1,4 @@
-"""A validation split where the data has none: reproducible and stratified by class."""
+"""A validation split for data without one: reproducible and stratified by class."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ VAL_SHARE = 0.2
 
 
 def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tuple[Table, Table]:
-    """Two tables without a common picture; every class is in both in about the same proportion.
+    """Two tables without a common image; both have about the same proportion of every class.
 
-    Classes are dealt with from the rarest on, each by the pictures that are still free;
-    pictures without objects come last. The same seed and data give the same split everywhere.
+    Classes are split from the rarest to the most frequent, each over the images that are not
+    assigned yet; images without objects come last. The same seed and data give the same split.
 
     Args:
         table: all images.
-        share: the validation's part of the pictures.
-        seed: key of the draw.
+        share: of the images for validation.
+        seed: of the random choice.
 
     Returns:
         the training and the validation table, in the original order.
@@ -30,7 +30,7 @@ def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tu
     count = int(group.max(initial=-1)) + 1
     in_val = np.full(count, -1, dtype=np.int8)  # -1 undecided, 0 train, 1 val
     rank = np.argsort(keyed("split", seed, count).permutation(count))
-    owners = group[np.repeat(np.arange(len(table)), np.diff(table.starts))]
+    owners = group[table.owners()]
     with_class = [np.unique(owners[table.labels == k]) for k in range(table.num_classes)]
     occupied = sorted((members for members in with_class if len(members)), key=len)
     for members in [*occupied, np.setdiff1d(np.arange(count), owners)]:
@@ -39,7 +39,7 @@ def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tu
         already = int((in_val[members] == 1).sum())
         wanted = round(share * len(members)) - already
         if len(members) > 1 and not already:
-            wanted = max(wanted, 1)  # a class of two or more pictures is seen on both sides
+            wanted = max(wanted, 1)  # a class of two or more images is in both splits
         wanted = min(max(wanted, 0), len(free))
         in_val[free[:wanted]] = 1
         in_val[free[wanted:]] = 0
@@ -51,10 +51,10 @@ def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tu
 
 
 def _groups(table: Table) -> np.ndarray:
-    """(N,) which picture each image shows: versions that a tool made of one belong together.
+    """(N,) a number for each image; augmented versions of one image have the same number.
 
-    Roboflow writes several augmented versions of a picture as ``NAME.rf.HASH.jpg``; parted,
-    they would let the validation be learnt by heart.
+    Roboflow writes several versions of an image as ``NAME.rf.HASH.jpg``: splitting them would
+    leak validation images into training.
     """
     names: dict[str, int] = {}
     group = np.empty(len(table), dtype=np.int64)

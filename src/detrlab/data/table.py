@@ -1,8 +1,8 @@
-"""The in-memory table every reader fills: numpy columns, cheap to share between processes.
+"""The in-memory table of a split: numpy columns, cheap to share between processes.
 
-Class indices inside are contiguous, 0..K-1; the data set's own ids and names stay beside them.
-Boxes stand as the annotation file has them (xywh in pixels, double precision), so that
-evaluation sees the annotator's numbers; what training gets is clamped when a sample is read.
+Class indices are contiguous, 0..K-1; the data set's own ids and names are kept beside them.
+Boxes are kept as annotated (xywh in pixels, double precision) for the evaluation; they are
+clamped to the image when a training sample is read.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 class Table:
     """One split of a data set: N images with M boxes, K classes.
 
-    The columns are plain numpy arrays without Python objects in them: forked loader processes
-    share their pages, and never copy them by counting references.
+    The columns are numpy arrays without Python objects, so that forked loader processes share
+    their memory: reference counting never copies them.
 
     Attributes:
-        name: what the split is called in messages, such as ``train``.
+        name: of the split, such as ``train``.
         classes: class names, by class index.
         category_ids: the data set's id of each class, by class index.
-        image_ids: (N,) int64; text where the data set's ids are text, objects where mixed.
+        image_ids: (N,) int64; text if the data set's ids are text, objects if they are mixed.
         sizes: (N, 2) int32, (height, width) as declared.
         starts: (N + 1,) int64, the boxes of image i are ``starts[i]:starts[i + 1]``.
         boxes: (M, 4) float64, xywh in pixels, as annotated.
         labels: (M,) int64 class indices.
-        crowd: (M,) bool, regions that are kept for evaluation only.
+        crowd: (M,) bool, regions that only the evaluation uses.
         areas: (M,) float64, as annotated.
         annotation_ids: (M,) int64.
-        pictures: where the pixels come from.
+        pictures: source of the pixels.
     """
 
     name: str
@@ -67,8 +67,7 @@ class Table:
         assert self.starts[-1] == boxes
         assert self.boxes.shape == (boxes, 4)
         of_boxes: list[NDArray[Any]] = [self.labels, self.crowd, self.areas, self.annotation_ids]
-        for column in of_boxes:
-            assert column.shape == (boxes,)
+        assert all(column.shape == (boxes,) for column in of_boxes)
         for column in (*of_boxes, self.image_ids, self.sizes, self.starts, self.boxes):
             column.setflags(write=False)
 
@@ -81,15 +80,15 @@ class Table:
         return len(self.classes)
 
     def with_classes(self, classes: Sequence[str]) -> Table:
-        """The same table in terms of another list of classes, which has all of its own.
+        """The same table with another list of classes.
 
         Raises:
-            UserError: boxes of a class that the list lacks.
+            UserError: the table has boxes of a class that is not in the list.
         """
         used = set(np.unique(self.labels).tolist())
         strange = [name for k, name in enumerate(self.classes) if k in used and name not in classes]
         if strange:
-            raise UserError(f"not among {', '.join(classes)}: {', '.join(strange)}")
+            raise UserError(f"classes not among {', '.join(classes)}: {', '.join(strange)}")
         own = dict(zip(self.classes, self.category_ids, strict=True))
         fresh = max(self.category_ids, default=0) + 1
         ids = [own.get(name, fresh + k) for k, name in enumerate(classes)]
@@ -100,6 +99,10 @@ class Table:
             category_ids=tuple(ids),
             labels=np.array(index, dtype=np.int64)[self.labels],
         )
+
+    def owners(self) -> NDArray[np.int64]:
+        """(M,) position of each box's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
     def image_id(self, i: int) -> int | str:
         """The data set's own id of image i, as a plain Python value."""
@@ -120,9 +123,7 @@ class Table:
         return self.pictures.read(i, (height, width))
 
     def read(self, i: int) -> Sample:
-        """Image i with its boxes, clamped to the picture; crowd regions are left out.
-
-        The size of the decoded picture counts, not the declared one.
+        """Image i with its boxes, clamped to the decoded image; crowd regions are left out.
 
         Raises:
             UserError: the file cannot be read; the message names it.
@@ -139,7 +140,7 @@ class Table:
         )
 
     def targets(self, i: int) -> Target:
-        """What image i should yield, from the declared size, without opening its file."""
+        """The target of image i, from the declared size, without opening its file."""
         height, width = self.sizes[i].tolist()
         boxes, labels = self._trainable(i, height, width)
         corners = boxes / np.array([width, height, width, height], dtype=np.float64)
@@ -149,7 +150,7 @@ class Table:
         )
 
     def _trainable(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (xyxy, clamped, not empty) and labels that an image of this size trains with."""
+        """Boxes (xyxy, clamped, not empty) and labels for training at this image size."""
         rows = slice(int(self.starts[i]), int(self.starts[i + 1]))
         corners = clamped_corners(self.boxes[rows], height, width)
         keep = ~self.crowd[rows] & (corners[:, 2:] > corners[:, :2]).all(axis=1)
@@ -158,19 +159,13 @@ class Table:
     def coco_ground_truth(self) -> dict[str, Any]:
         """The annotations as a COCO dict with the data set's ids, for the evaluator.
 
-        Boxes are the annotator's, not clamped; crowd regions and areas are kept.
+        Boxes are as annotated, not clamped; crowd regions and areas are kept.
         """
         ids = self.image_ids.tolist()
-        owners = np.repeat(np.arange(len(self)), np.diff(self.starts)).tolist()
-        rows = zip(
-            self.annotation_ids.tolist(),
-            owners,
-            self.labels.tolist(),
-            self.boxes.tolist(),
-            self.areas.tolist(),
-            self.crowd.tolist(),
-            strict=True,
-        )
+        columns = (
+            self.annotation_ids, self.owners(), self.labels, self.boxes, self.areas, self.crowd
+        )  # fmt: skip
+        rows = zip(*(column.tolist() for column in columns), strict=True)
         return {
             "info": {"description": self.name},
             "licenses": [],
@@ -201,11 +196,11 @@ class Table:
         """The table of some images, by their positions, in the order given."""
         images = np.asarray(images, dtype=np.int64)
         if len(images) and (images.min() < 0 or images.max() >= len(self)):
-            raise UserError(f"{self.name} has {len(self)} images: a position lies outside")
+            last = len(self) - 1
+            raise UserError(f"{self.name} has {len(self)} images: a position is outside 0..{last}")
         counts = np.diff(self.starts)[images]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
-        rows = np.repeat(self.starts[:-1][images], counts) + within
+        rows = np.repeat(self.starts[:-1][images] - starts[:-1], counts) + np.arange(starts[-1])
         return replace(
             self,
             name=name or self.name,
@@ -219,6 +214,15 @@ class Table:
             annotation_ids=self.annotation_ids[rows],
             pictures=self.pictures.select(images),
         )
+
+
+def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Which objects are small, medium and large: (M,) bool by name.
+
+    COCO's rule on annotated areas: small < 32 x 32 <= medium < 96 x 96 <= large.
+    """
+    small, large = areas < 32**2, areas >= 96**2
+    return {"small": small, "medium": ~small & ~large, "large": large}
 
 
 def clamped_corners(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

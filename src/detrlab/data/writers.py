@@ -1,4 +1,4 @@
-"""Writers of COCO, YOLO and Pascal VOC folders."""
+"""Writers of data sets in COCO's, YOLO's and Pascal VOC's format."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import numpy as np
+
 from detrlab.data.table import Table
 from detrlab.errors import UserError, did_you_mean
 
-FORMATS = ("coco", "yolo", "voc")
-
 
 class Output(NamedTuple):
-    """One split to be written.
+    """One split to write.
 
     Attributes:
         table: its annotations.
@@ -33,10 +33,10 @@ class Output(NamedTuple):
 
 
 def unique_names(files: Sequence[str]) -> list[str]:
-    """The last part of each file name, made different where two are the same.
+    """The last part of each file name, made unique.
 
-    Two names count as the same if only their endings differ: YOLO and VOC call the
-    annotations after what stands before.
+    Names that differ only in their extension are not unique: YOLO and VOC name the annotation
+    file after the part before it.
     """
     taken: set[str] = set()
     names = []
@@ -52,21 +52,50 @@ def unique_names(files: Sequence[str]) -> list[str]:
     return names
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which takes its place only when all is written.
+def write(
+    name: str,
+    folder: Path,
+    outputs: Sequence[Output],
+    progress: Callable[[int, int], None] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a data set to a new folder, which appears complete or not at all.
+
+    Args:
+        name: the format: ``coco``, ``yolo`` or ``voc``.
+        folder: the new folder.
+        outputs: its splits.
+        progress: called with images written and in all.
+        texts: further text files, by name.
 
     Raises:
-        UserError: something is there already, or the folder cannot be written.
+        UserError: an unknown format, or the folder exists or cannot be written.
     """
+    writers = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
+    if name not in writers:
+        raise UserError(f"unknown format {name!r}{did_you_mean(name, writers)}")
+    total, done = sum(len(output.names) for output in outputs), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    with _new_folder(folder) as temporary:
+        writers[name](temporary, outputs, tick)
+        for file, text in (texts or {}).items():
+            (temporary / file).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: choose another folder, or delete it first")
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    try:
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
@@ -75,24 +104,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        if temporary.exists():
+        if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def writer(name: str) -> Callable[[Path, Sequence[Output], Callable[[], None]], None]:
-    """The writer of a format.
-
-    Raises:
-        UserError: there is none of this name; the closest is named.
-    """
-    writers = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
-    if name not in writers:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}")
-    return writers[name]
-
-
-def number(value: float) -> int | float:
-    """Whole numbers without a decimal point."""
+def _number(value: float) -> int | float:
+    """A whole number without a decimal point."""
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
 
@@ -104,15 +121,15 @@ def _write_images(folder: Path, output: Output, tick: Callable[[], None]) -> Non
 
 
 def write_coco(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
-    """``annotations/instances_SPLIT.json`` beside ``SPLIT/``, as the official data lies."""
+    """``annotations/instances_SPLIT.json`` beside ``SPLIT/``, as the official data."""
     (folder / "annotations").mkdir(parents=True)
     for output in outputs:
         document = output.table.coco_ground_truth()
         for image, name in zip(document["images"], output.names, strict=True):
             image["file_name"] = name
         for record in document["annotations"]:
-            record["bbox"] = [number(value) for value in record["bbox"]]
-            record["area"] = number(record["area"])
+            record["bbox"] = [_number(value) for value in record["bbox"]]
+            record["area"] = _number(record["area"])
         split = output.table.name
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
@@ -122,7 +139,7 @@ def write_coco(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]
 def write_yolo(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
     """``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``; crowd regions are left out.
 
-    Twelve digits: a millionth of a pixel survives in any image that is read.
+    Twelve digits keep a millionth of a pixel in any image that can be read.
     """
     import yaml
 
@@ -131,22 +148,13 @@ def write_yolo(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]
         labels = folder / "labels" / split
         labels.mkdir(parents=True)
         _write_images(folder / "images" / split, output, tick)
+        sides = table.sizes[table.owners(), ::-1]
+        centers = (table.boxes[:, :2] + table.boxes[:, 2:] / 2) / sides
+        columns = np.column_stack([table.labels, centers, table.boxes[:, 2:] / sides])
         for i, name in enumerate(output.names):
-            height, width = table.sizes[i].tolist()
             rows = slice(int(table.starts[i]), int(table.starts[i + 1]))
-            lines = [
-                f"{label} {(x + w / 2) / width:.12g} {(y + h / 2) / height:.12g} "
-                f"{w / width:.12g} {h / height:.12g}\n"
-                for label, (x, y, w, h), crowd in zip(
-                    table.labels[rows].tolist(),
-                    table.boxes[rows].tolist(),
-                    table.crowd[rows].tolist(),
-                    strict=True,
-                )
-                if not crowd
-            ]
             path = labels / (posixpath.splitext(name)[0] + ".txt")
-            path.write_text("".join(lines), encoding="utf-8")
+            np.savetxt(path, columns[rows][~table.crowd[rows]], fmt="%d" + 4 * " %.12g")
     document: dict[str, Any] = {
         output.table.name: f"images/{output.table.name}" for output in outputs
     }
@@ -158,7 +166,7 @@ def write_yolo(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]
 def write_voc(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
     """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``; crowd regions become difficult.
 
-    Corners count pixels from 1 and belong to the box, as in the original devkit.
+    Corners count pixels from 1 and both belong to the box, as in the original devkit.
     """
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
@@ -176,21 +184,27 @@ def write_voc(folder: Path, outputs: Sequence[Output], tick: Callable[[], None])
 
 def _voc_page(table: Table, i: int, name: str) -> ElementTree.Element:
     height, width = table.sizes[i].tolist()
-    page = ElementTree.Element("annotation")
-    ElementTree.SubElement(page, "folder").text = "JPEGImages"
-    ElementTree.SubElement(page, "filename").text = name
-    size = ElementTree.SubElement(page, "size")
-    for key, value in (("width", width), ("height", height), ("depth", 3)):
-        ElementTree.SubElement(size, key).text = str(value)
+    size = _tree("size", {"width": str(width), "height": str(height), "depth": "3"})
+    page = _tree("annotation", {"folder": "JPEGImages", "filename": name})
+    page.append(size)
     for row in range(int(table.starts[i]), int(table.starts[i + 1])):
         x, y, w, h = table.boxes[row].tolist()
-        thing = ElementTree.SubElement(page, "object")
-        ElementTree.SubElement(thing, "name").text = table.classes[int(table.labels[row])]
-        ElementTree.SubElement(thing, "pose").text = "Unspecified"
-        ElementTree.SubElement(thing, "truncated").text = "0"
-        ElementTree.SubElement(thing, "difficult").text = str(int(table.crowd[row]))
-        box = ElementTree.SubElement(thing, "bndbox")
         corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
-        for key, value in corners.items():
-            ElementTree.SubElement(box, key).text = str(number(round(value, 6)))
+        thing = {
+            "name": table.classes[int(table.labels[row])],
+            "pose": "Unspecified",
+            "truncated": "0",
+            "difficult": str(int(table.crowd[row])),
+        }
+        page.append(_tree("object", thing))
+        box = {key: str(_number(round(value, 6))) for key, value in corners.items()}
+        page[-1].append(_tree("bndbox", box))
     return page
+
+
+def _tree(tag: str, texts: dict[str, str]) -> ElementTree.Element:
+    """An element with one child for each text."""
+    element = ElementTree.Element(tag)
+    for key, text in texts.items():
+        ElementTree.SubElement(element, key).text = text
+    return element

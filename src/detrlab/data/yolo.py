@@ -1,16 +1,18 @@
-"""Reader of YOLO's text files: a ``data.yaml``, or folders ``images`` and ``labels`` alone."""
+"""Reader of YOLO's text files: with a ``data.yaml``, or only folders ``images`` and ``labels``."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from detrlab.data.columns import integer
-from detrlab.data.findings import Findings
-from detrlab.data.locate import is_image, split_of
+from detrlab.data.findings import Findings, excerpt
+from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
 from detrlab.data.store import Store, within
 from detrlab.errors import UserError
@@ -20,15 +22,18 @@ MAX_LABELS = 64 << 20
 
 _SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt")
+_NO_LABELS = (
+    *_CLASS_FILES, "readme.txt", "readme.dataset.txt", "readme.roboflow.txt", "train.txt",
+    "val.txt", "test.txt", "requirements.txt", "license.txt",
+)  # fmt: skip
 
 
 class _Layout(NamedTuple):
-    """What a YOLO data set says of itself."""
+    """The class names, and the image files of each split."""
 
     source: str
     names: dict[int, str]
     splits: dict[str, list[str]]
-    """Image files of each split."""
 
 
 def yolo_yaml(store: Store) -> str | None:
@@ -39,7 +44,12 @@ def yolo_yaml(store: Store) -> str | None:
         if name.lower().endswith((".yaml", ".yml")) and name.count("/") <= 2
     )
     for _, _, name in candidates:
-        document = _parse_yaml(store, name, strict=posixpath.basename(name) == "data.yaml")
+        try:
+            document = _read_yaml(store, name)
+        except UserError:
+            if posixpath.basename(name) == "data.yaml":
+                raise
+            continue
         if isinstance(document, dict) and "names" in document and "train" in document:
             return name
     return None
@@ -47,9 +57,7 @@ def yolo_yaml(store: Store) -> str | None:
 
 def yolo_folders(store: Store) -> bool:
     """Whether the store looks like YOLO without a yaml: text files beside images."""
-    labels = {_stem(name) for name in store.names if _is_label(name)}
-    images = [name for name in store.names if is_image(name)]
-    return bool(labels) and any(_stem(_label_of(name)) in labels for name in images)
+    return any(_label_of(name) in store.names for name in store.names if is_image(name))
 
 
 def read_yolo(store: Store, yaml_name: str | None) -> list[RawSplit]:
@@ -65,69 +73,70 @@ def read_yolo(store: Store, yaml_name: str | None) -> list[RawSplit]:
         _read_split(store, layout, split, sorted(names), numbers)
         for split, names in layout.splits.items()
     ]
-    _report_orphans(store, every_image, splits)
-    if not layout.names:
-        splits = [_numbered_classes(split, splits) for split in splits]
+    expected = {_label_of(image) for image in every_image}
+    folders = {posixpath.dirname(label) for label in expected}
+    for name in sorted(store.names - expected):
+        if _is_label(name) and posixpath.dirname(name) in folders:
+            splits[0].findings.add("label-orphan", "", name)
+    if not layout.names:  # nothing names the classes: their numbers do
+        used = np.unique(np.concatenate([split.category_ids for split in splits])).tolist()
+        named = {k: str(k) for k in used if 0 <= k < 10_000}
+        splits = [replace(split, categories=named) for split in splits]
     return splits
 
 
-def _parse_yaml(store: Store, name: str, *, strict: bool) -> Any:
-    """A yaml document; broken ones are errors only where the name says they matter."""
+def _read_yaml(store: Store, name: str) -> Any:
+    """A yaml document of lists, mappings and text only: ``no`` and ``1.10`` stay as written.
+
+    Aliases are refused: a few lines of them stand for gigabytes. So are Python's own tags.
+    """
     import yaml
 
-    where = store.root / name
+    class Loader(yaml.BaseLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"aliases such as *{event.anchor} are not supported")
+            if "python" in (getattr(event, "tag", None) or ""):
+                raise yaml.YAMLError("Python tags are not supported")
+            return super().compose_node(parent, index)
+
     try:
-        text = store.read(name, MAX_YAML).decode("utf-8-sig")
-        return yaml.safe_load(text)
-    except UserError:
-        if strict:
-            raise
+        return yaml.load(store.read(name, MAX_YAML).decode("utf-8-sig"), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if strict:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{where} is not valid yaml ({reason}): correct it") from None
-    return None
+        if isinstance(error, UserError):
+            raise
+        reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{store.root / name} is not valid yaml ({reason}): correct it") from None
 
 
 def _from_yaml(store: Store, name: str) -> _Layout:
     where = str(store.root / name)
-    document = _parse_yaml(store, name, strict=True)
+    document = _read_yaml(store, name)
     if not isinstance(document, dict):
         raise UserError(f"{where} should hold 'train:', 'val:' and 'names:'")
-    names = _class_names(_as_written(store, name, document.get("names")), where)
+    names = _class_names(document.get("names"), where)
     here = posixpath.dirname(name)
-    base = document.get("path")
+    folders = [here]
+    if isinstance(base := document.get("path"), str):
+        folders = [*filter(None, [within(here, base.strip())]), here]
     splits: dict[str, list[str]] = {}
     for split, keys in _SPLIT_KEYS.items():
         entry = next((document[key] for key in keys if document.get(key)), None)
         if entry is None:
             continue
         entries = entry if isinstance(entry, list) else [entry]
-        images = [image for part in entries for image in _resolve(store, here, base, part)]
+        images = [image for part in entries for image in _resolve(store, folders, part)]
         if images:
             splits[split] = list(dict.fromkeys(images))
         elif split == "train":
-            raise UserError(
-                f"{where}: no images at train: {entry!r}; write the folder relative to the yaml, "
-                "which has to lie in the data's own folder"
+            advice = links_note(store) or (
+                "write the folder relative to the yaml, which has to be in the data's own folder"
             )
+            raise UserError(f"{where}: no images at train: {excerpt(entry)}; {advice}")
     if not splits:
         raise UserError(f"{where} names no images: write 'train: images/train'")
     return _Layout(where, names, splits)
-
-
-def _as_written(store: Store, name: str, names: Any) -> Any:
-    """Class names as text where yaml makes something else of them: no, null, 1.10, dates."""
-    import yaml
-
-    listed = list(names.values()) if isinstance(names, dict) else names
-    if not isinstance(listed, list) or all(isinstance(each, str) for each in listed):
-        return names
-    text = store.read(name, MAX_YAML).decode("utf-8-sig")
-    try:
-        return yaml.load(text, yaml.BaseLoader)["names"]  # builds nothing but text
-    except (yaml.YAMLError, RecursionError):  # lists that hold themselves
-        return names
 
 
 def _class_names(value: Any, where: str) -> dict[int, str]:
@@ -135,67 +144,59 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
     if isinstance(value, list):
         value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{where}: names should be a list of class names, not {value!r:.60}")
+        raise UserError(f"{where}: names should be a list of class names, not {excerpt(value)}")
     names = {}
     for key, name in value.items():
         number, _ = integer(key)
-        if number is None or isinstance(name, dict | list):
-            raise UserError(f"{where}: names has an entry {key!r:.40}: {name!r:.40}")
-        names[number] = str(name).strip()
+        if number is None or not isinstance(name, str):
+            raise UserError(f"{where}: names has an entry {excerpt(key)}: {excerpt(name)}")
+        names[number] = name.strip()
     return dict(sorted(names.items()))
 
 
-def _resolve(store: Store, here: str, base: Any, entry: Any) -> list[str]:
-    """The images that a ``train:`` entry means: below a folder, or listed in a text file.
+def _resolve(store: Store, folders: list[str], entry: Any) -> list[str]:
+    """The images of a ``train:`` entry: in a folder, or listed in a text file.
 
-    Yamls are full of paths of the machine that wrote them. Whatever the path, its longest
-    ending that exists below the yaml's own folder is taken; nothing outside is looked at.
+    A yaml often has paths of the machine that wrote it. The longest ending of the path that
+    exists below one of the folders counts; nothing outside of the store is looked at.
     """
     if not isinstance(entry, str) or not entry.strip():
         return []
-    parts = [part for part in re.split(r"[\\/]+", entry.strip()) if part not in ("", ".", "..")]
-    prefixes = [here]
-    if isinstance(base, str):
-        inner = within(here, base.strip())
-        prefixes = ([inner] if inner is not None else []) + prefixes
-    for start in range(len(parts) + 1):
-        ending = "/".join(parts[start:])
-        if not ending and parts:
-            break
-        for prefix in prefixes:
-            place = within(prefix, ending or ".")
-            if place is None:
-                continue
-            if place in store.names and place.lower().endswith(".txt"):
-                return _listed(store, place, prefix)
-            folder = "" if place == "." else place + "/"
-            images = [n for n in store.names if n.startswith(folder) and is_image(n)]
-            if images:
-                return images
+    for place in _endings(entry, folders):
+        if place in store.names and place.lower().endswith(".txt"):
+            return _listed(store, place, folders)
+        folder = "" if place == "." else place + "/"
+        images = [n for n in store.names if n.startswith(folder) and is_image(n)]
+        if images:
+            return images
     return []
 
 
-def _listed(store: Store, name: str, prefix: str) -> list[str]:
+def _listed(store: Store, name: str, folders: list[str]) -> list[str]:
     """Images named by the lines of a text file."""
-    lines = store.read(name, MAX_LABELS).decode("utf-8", "replace").splitlines()
-    images = []
-    for line in lines:
-        parts = [part for part in re.split(r"[\\/]+", line.strip()) if part not in ("", ".", "..")]
-        endings = ["/".join(parts[start:]) for start in range(len(parts))]
-        places = [within(folder, end) for end in endings
-                  for folder in (posixpath.dirname(name), prefix)]  # fmt: skip
-        found = next((place for place in places if place in store.names), None)
-        if found is not None and is_image(found):
-            images.append(found)
-    return images
+    text = store.read(name, MAX_LABELS).decode("utf-8", "replace")
+    beside = [posixpath.dirname(name), *folders]
+    found = (
+        next((place for place in _endings(line, beside) if place in store.names), "")
+        for line in text.splitlines()
+    )
+    return [image for image in found if is_image(image)]
+
+
+def _endings(path: str, folders: list[str]) -> Iterable[str]:
+    """All endings of a path, the longest first, below each of the folders."""
+    parts = [part for part in re.split(r"[\\/]+", path.strip()) if part not in ("", ".", "..")]
+    for start in range(max(len(parts), 1)):
+        for folder in folders:
+            if place := within(folder, "/".join(parts[start:]) or "."):
+                yield place
 
 
 def _from_folders(store: Store) -> _Layout:
-    """``images/train`` beside ``labels/train``, and class names in a text file if there is one."""
-    labels = {_stem(name) for name in store.names if _is_label(name)}
+    """``images/train`` beside ``labels/train``, and class names from a text file if any."""
     images = [name for name in store.names if is_image(name)]
-    # Folders that hold labels at all: their images without a label show no objects.
-    folders = {posixpath.dirname(name) for name in images if _stem(_label_of(name)) in labels}
+    # In a folder that has labels at all, images without a label show no objects.
+    folders = {posixpath.dirname(name) for name in images if _label_of(name) in store.names}
     splits: dict[str, list[str]] = {}
     for name in images:
         if posixpath.dirname(name) in folders:
@@ -210,85 +211,63 @@ def _from_folders(store: Store) -> _Layout:
 
 
 def _is_label(name: str) -> bool:
-    return name.endswith(".txt") and posixpath.basename(name).lower() not in (
-        *_CLASS_FILES, "readme.txt", "readme.dataset.txt", "readme.roboflow.txt",
-        "train.txt", "val.txt", "test.txt", "requirements.txt", "license.txt",
-    )  # fmt: skip
-
-
-def _stem(name: str) -> str:
-    return posixpath.splitext(name)[0]
+    return name.endswith(".txt") and posixpath.basename(name).lower() not in _NO_LABELS
 
 
 def _label_of(image: str) -> str:
-    """The label file that belongs to an image: the last folder ``images`` becomes ``labels``."""
+    """The label file of an image: the last folder ``images`` becomes ``labels``."""
     folder, slash, rest = ("/" + image).rpartition("/images/")
     path = f"{folder}/labels/{rest}" if slash else "/" + image
-    return _stem(path[1:]) + ".txt"
+    return posixpath.splitext(path[1:])[0] + ".txt"
 
 
-def _is_refused(label: str, refused: frozenset[str]) -> bool:
-    """Whether a label file is, or lies behind, a link that leaves the data folder."""
-    if not refused:
-        return False
+def _behind_link(label: str, refused: frozenset[str]) -> bool:
+    """Whether a label file is, or is behind, a link that leaves the data folder."""
     parts = label.split("/")
     return any("/".join(parts[:end]) in refused for end in range(1, len(parts) + 1))
-
-
-class _Lines(NamedTuple):
-    classes: np.ndarray
-    fractions: np.ndarray
-    numbers: list[int]
-
-
-_NO_LINES = _Lines(np.zeros(0, dtype=np.int64), np.zeros((0, 4)), [])
 
 
 def _read_split(
     store: Store, layout: _Layout, split: str, images: list[str], numbers: dict[str, int]
 ) -> RawSplit:
     findings = Findings()
-    parts: list[_Lines] = []
+    rows: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     places: list[str] = []
     kept: list[str] = []
     refused = frozenset(store.refused)
     for image in images:
-        label = _label_of(image)
-        # An image without a label file shows no objects.
-        lines = _NO_LINES
-        if _is_refused(label, refused):
-            findings.add("file-link", split, label, numbers[image], None, label)
-            continue
+        label, number = _label_of(image), numbers[image]
         if label in store.names:
-            read = _read_labels(store, label, split, numbers[image], findings)
+            read = _read_labels(store, label, split, number, findings)
             if read is None:
-                continue  # nobody knows what it shows
-            lines = read
-        parts.append(lines)
-        owners.append(np.full(len(lines.classes), len(kept)))
-        places += [f"{label} line {number}" for number in lines.numbers]
-        kept.append(image)
-    images = kept
-    boxes = sum(len(part.classes) for part in parts)
+                continue  # what the image shows is unknown
+            values, lines = read
+            rows.append(values)
+            owners.append(np.full(len(lines), len(kept)))
+            places += [f"{label} line {line}" for line in lines]
+        elif refused and _behind_link(label, refused):
+            findings.add("file-link", split, label, number, None, label)
+            continue
+        kept.append(image)  # without a label file, an image shows no objects
+    values = np.concatenate([np.zeros((0, 5)), *rows])
     return RawSplit(
         name=split,
         source=layout.source,
         store=store,
         format="yolo",
         categories=layout.names,
-        groups={},
-        image_ids=[numbers[image] for image in images],
-        files=images,
-        members=list(images),
-        declared=np.zeros((len(images), 2), dtype=np.int64),
+        image_ids=[numbers[image] for image in kept],
+        files=kept,
+        members=list(kept),
+        declared=np.zeros((len(kept), 2), dtype=np.int64),
         owners=np.concatenate([np.zeros(0, np.int64), *owners]),
-        boxes=np.zeros((boxes, 4)),
-        category_ids=np.concatenate([np.zeros(0, np.int64), *(part.classes for part in parts)]),
-        crowd=np.zeros(boxes, dtype=bool),
-        areas=np.full(boxes, np.nan),
-        annotation_ids=np.arange(1, boxes + 1),
-        fractions=np.concatenate([np.zeros((0, 4)), *(part.fractions for part in parts)]),
+        boxes=values[:, 1:],
+        category_ids=values[:, 0].astype(np.int64),
+        crowd=np.zeros(len(values), dtype=bool),
+        areas=np.full(len(values), np.nan),
+        annotation_ids=np.arange(1, len(values) + 1),
+        fractions=True,
         places=places,
         findings=findings,
     )
@@ -296,73 +275,33 @@ def _read_split(
 
 def _read_labels(
     store: Store, name: str, split: str, image: int, findings: Findings
-) -> _Lines | None:
-    """The lines of one label file; those that are no boxes are reported."""
+) -> tuple[np.ndarray, list[int]] | None:
+    """(K, 5) class, center and size, and their line numbers; broken lines are findings."""
     try:
         text = store.read(name, MAX_LABELS).decode("utf-8-sig")
-    except UserError as error:
-        findings.add("file-broken", split, name, image, None, str(error))
+    except (UserError, UnicodeDecodeError) as error:
+        reason = str(error) if isinstance(error, UserError) else "not text in UTF-8"
+        findings.add("file-broken", split, name, image, None, reason)
         return None
-    except UnicodeDecodeError:
-        findings.add("file-broken", split, name, image, None, "not text in UTF-8")
-        return None
-    rows = [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1)]
-    rows = [(number, tokens) for number, tokens in rows if tokens]
-    try:
-        values = np.array([tokens for _, tokens in rows], dtype=np.float64).reshape(-1, 5)
-        whole = (values[:, 0] == np.floor(values[:, 0])) & (np.abs(values[:, 0]) < 2**53)
-        if len(values) == len(rows) and whole.all():
-            classes = values[:, 0].astype(np.int64)
-            return _Lines(classes, values[:, 1:], [number for number, _ in rows])
-    except ValueError:
-        pass
-    found = [
-        (number, parsed)
-        for number, tokens in rows
-        if (parsed := _parse_line(tokens, name, number, split, image, findings)) is not None
-    ]
-    values = np.array([parsed for _, parsed in found], dtype=np.float64).reshape(-1, 5)
-    classes = values[:, 0].astype(np.int64)
-    return _Lines(classes, values[:, 1:], [number for number, _ in found])
-
-
-def _parse_line(
-    tokens: list[str], name: str, number: int, split: str, image: int, findings: Findings
-) -> list[float] | None:
-    """Class, center and size; a polygon gives its extent."""
-    shown = " ".join(tokens)[:60]
-    place = f"{name} line {number}"
-    try:
-        values = [float(token) for token in tokens]
-    except ValueError:
-        values = []
-    if values and not (values[0].is_integer() and abs(values[0]) < 2**31):
-        values = []
-    if len(values) == 5:
-        return values
-    if len(values) >= 7 and len(values) % 2 == 1:
-        x, y = values[1::2], values[2::2]
-        findings.add("polygon", split, name, image, place, f"{len(x)} points")
-        low_x, high_x, low_y, high_y = min(x), max(x), min(y), max(y)
-        return [
-            values[0], (low_x + high_x) / 2, (low_y + high_y) / 2, high_x - low_x, high_y - low_y
-        ]  # fmt: skip
-    findings.add("line-broken", split, name, image, place, repr(shown))
-    return None
-
-
-def _report_orphans(store: Store, images: list[str], splits: list[RawSplit]) -> None:
-    """Label files in the same folders that no image belongs to."""
-    expected = {_label_of(image) for image in images}
-    folders = {posixpath.dirname(label) for label in expected}
-    for name in sorted(store.names):
-        if _is_label(name) and posixpath.dirname(name) in folders and name not in expected:
-            splits[0].findings.add("label-orphan", "", name)
-
-
-def _numbered_classes(split: RawSplit, splits: list[RawSplit]) -> RawSplit:
-    """Classes named by their numbers, where nothing names them."""
-    from dataclasses import replace
-
-    used = np.unique(np.concatenate([part.category_ids for part in splits])).tolist()
-    return replace(split, categories={k: str(k) for k in used if 0 <= k < 10_000})
+    rows: list[list[float]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        try:
+            values = [float(token) for token in tokens]
+        except ValueError:
+            values = []
+        place = f"{name} line {number}"
+        if len(values) >= 7 and len(values) % 2:  # a polygon; its bounding box is used
+            findings.add("polygon", split, name, image, place, f"{len(values) // 2} points")
+            low, high = ([f(values[1::2]), f(values[2::2])] for f in (min, max))
+            centers = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+            values = [values[0], *centers, high[0] - low[0], high[1] - low[1]]
+        if len(values) != 5 or not (values[0].is_integer() and abs(values[0]) < 2**53):
+            findings.add("line-broken", split, name, image, place, excerpt(line, 60))
+            continue
+        rows.append(values)
+        lines.append(number)
+    return np.array(rows, dtype=np.float64).reshape(-1, 5), lines
