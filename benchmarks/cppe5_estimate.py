@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from detrlab.compare.cost import gflops
+from detrlab.benchmark.cost import gflops
 from detrlab.models.build import build_network
 from detrlab.presets import FIVE, RECIPES, model_config
 from detrlab.structures import ImageBatch, References

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from detrlab.benchmark.op import compare_backends, table, to_dict
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.models.build import build_network, build_scoring
 from detrlab.models.prepare import prepare
 from detrlab.ops import cuda, deformable
-from detrlab.ops.benchmark import compare_backends, table, to_dict
 from detrlab.presets import FIVE, PRESETS, model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion

@@ -12,6 +12,7 @@ writes a json file and a Markdown table; ``--share 0.1`` makes a tenth of the tr
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 from simulated_detectors import Architecture, detect, draw_scenes, trainings
 
-from detrlab.compare.statistics import Comparison, Contender, compare, quantities
+from detrlab.compare.resampling import quantities
+from detrlab.compare.statistics import Findings, compare
 from detrlab.evaluation.matching import average_precision, match
 
 BASE = Architecture()
@@ -49,17 +51,17 @@ def truth_of(detector: Architecture, images: int = 20_000, times: int = 6) -> np
 
 def comparisons(
     detectors: list[Architecture], images: int, seeds: int, trials: int, target: float
-) -> Iterator[Comparison]:
+) -> Iterator[Findings]:
     """Independent small comparisons of neighbours, as a user would make them."""
     # Other scenes under every condition, so that chance does not repeat itself.
     rng = np.random.default_rng([images, seeds, len(detectors), int(1e6 * detectors[-1].skill)])
     for trial in range(trials):
         scenes = draw_scenes(rng, images)
-        contenders = [
-            Contender(f"d{i}", trainings(rng, scenes, detector, seeds))
-            for i, detector in enumerate(detectors)
-        ]
-        yield compare(contenders, replicates=REPLICATES, seed=trial, target=target)
+        judged = {
+            f"d{i}": trainings(rng, scenes, detector, seeds) for i, detector in enumerate(detectors)
+        }
+        pairs = list(itertools.pairwise(judged))
+        yield compare(judged, pairs, replicates=REPLICATES, seed=trial, target=target)
 
 
 def study(

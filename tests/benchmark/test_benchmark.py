@@ -5,7 +5,7 @@ import torch
 
 from detrlab.benchmark import memory, subjects, timing
 from detrlab.benchmark.report import benchmark, lines
-from detrlab.compare.cost import multiply_adds
+from detrlab.benchmark.cost import multiply_adds
 from detrlab.errors import UserError
 from tiny_detectors import tiny_config
 
