@@ -12,7 +12,9 @@ def test_every_backend_is_verified_and_timed():
     backends = {row.backend for row in rows if row.problem is None}
     assert "reference" in backends
     assert ("cpu" in backends) == (cpu.problem() is None)
-    assert all(len(row.forward.wall) == len(row.both.wall) == 3 for row in rows if row.problem is None)
+    assert all(
+        len(row.forward.wall) == len(row.both.wall) == 3 for row in rows if row.problem is None
+    )
     report = json.loads(json.dumps(op.to_dict(rows)))
     (plain,) = [
         row

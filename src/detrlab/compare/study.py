@@ -154,8 +154,8 @@ def compare(
             ``NAME=FILE``.
         device: where to compute; None takes a GPU if there is one.
         processes: how many train one run together.
-        trainer: trains a run in another way than in a process of its own.
-        command: repeats the comparison; None works it out.
+        trainer: trains a run; None starts a process for it.
+        command: repeats the comparison; worked out where it is empty.
         report: takes lines of text about the progress.
 
     Raises:
@@ -223,11 +223,11 @@ def collect(
         other = Definition.read(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
-        first = definition or other  # its recipe and its seeds come first
+        known, first = definition is not None, definition or other  # whose recipe is kept
         joined = other.joined(definition, source)
         definition = joined.model_copy(update={"recipe": first.recipe, "data": first.data})
         for name in (TRUTH_FILE, *map(_copy_of, other.predictions)):
-            if not (folder / name).is_file():
+            if not known or not (folder / name).is_file():
                 refuse_link(source / name)
                 refuse_link((source / name).parent)
                 _keep(source / name, folder / name)
@@ -250,7 +250,11 @@ def _conclude(
     """Judge the finished runs in a comparison's folder, and write its files."""
     from detrlab.evaluation.records import GroundTruth
 
-    truth = GroundTruth.from_coco(json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8")))
+    try:
+        values = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8"))
+        truth = GroundTruth.from_coco(values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
     results += [_foreign(name, truth, folder, report) for name in definition.predictions]
     order = [*(entrant.name for entrant in definition.entrants), *definition.predictions]

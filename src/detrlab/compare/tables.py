@@ -102,7 +102,7 @@ class Grid:
                 # Text, not markup: a class may be called "[red]".
                 Text(header, overflow="fold"),
                 justify="right" if c else "left",
-                min_width=self._width(c),
+                min_width=self._width(c) if c else None,
             )
         for r, row in enumerate(self.cells):
             table.add_row(
@@ -115,7 +115,7 @@ class Grid:
 
     def _room(self, width: int) -> int:
         """How wide each column after the first may be."""
-        return (width - self._width(0)) // max(1, len(self.headers) - 1) - 2
+        return (width - min(width // 2, self._width(0))) // max(1, len(self.headers) - 1) - 2
 
     def _width(self, column: int) -> int:
         from rich.cells import cell_len

@@ -17,8 +17,9 @@ from detrlab.compare import curves
 from detrlab.compare.curves import Chart, Crossing, Curve
 from detrlab.compare.entrants import recipe_differences
 from detrlab.compare.results import Row, RunResult
-from detrlab.compare.statistics import Difference, verdict
+from detrlab.compare.statistics import Difference
 from detrlab.compare.tables import NOTHING, Grid
+from detrlab.compare.verdicts import verdict
 from detrlab.explain.curves import CURVES_FILE, Curves
 from detrlab.report.charts import (
     NUM_HUES,
@@ -377,7 +378,7 @@ def _estimate(difference: Difference, level: float) -> Estimate:
 def _more_sentences(comparison: Comparison) -> list[str]:
     found = comparison.verdicts.found
     return [
-        verdict(each, found.level)
+        verdict(each)
         for each in found.differences
         if each.quantity != "ap" and each.estimate is not None
     ]
