@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from detrlab.benchmark.op import compare_backends, table, to_dict
+from detrlab.benchmark.op import compare_backends, records, table
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.models.build import build_network, build_scoring
@@ -60,7 +60,7 @@ def main() -> None:
     if options.only in (None, "op"):
         rows = compare_backends(*options.size, device=device, rounds=15, batch=options.batch)
         print("\n".join(table(rows)), flush=True)
-        report["op"] = to_dict(rows)
+        report["op"] = records(rows)
     for name in PRESETS if options.only in (None, "agreement") else ():
         config = model_config(name, 91, backbone=options.backbone, dropout=0.0)
         report["agreement"][name] = row = agreement(config, device)

@@ -15,7 +15,8 @@ PAGE = RESULTS / "performance.md"
 COMMANDS = {
     "op": "detrlab benchmark --op --rounds 9 --output docs/results/performance-op.json",
     "step": "detrlab benchmark --model deformable-detr detr detr-dc5 deformable-detr-two-stage "
-    "deformable-detr-refine --rounds 5 --against transformers --output docs/results/performance-step.json",
+    "deformable-detr-refine --rounds 5 --against transformers "
+    "--output docs/results/performance-step.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
     "scaling": "python benchmarks/scaling.py --models deformable-detr --rounds 2 "

@@ -16,7 +16,7 @@ import torch
 
 from detrlab import files
 from detrlab.benchmark import memory, subjects, timing
-from detrlab.benchmark.report import provenance
+from detrlab.benchmark.cost import provenance
 from detrlab.presets import model_config
 
 SIDES = (320, 448, 640, 800, 1066, 1333)

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from detrlab import files
 from detrlab.benchmark import subjects
-from detrlab.benchmark.report import provenance
+from detrlab.benchmark.cost import provenance
 from detrlab.models.build import build_scoring
 from detrlab.presets import FIVE, model_config
 from detrlab.training.matcher import Weights, match_sets

@@ -15,10 +15,10 @@ def test_every_backend_is_verified_and_timed():
     assert all(
         len(row.forward.wall) == len(row.both.wall) == 3 for row in rows if row.problem is None
     )
-    report = json.loads(json.dumps(op.to_dict(rows)))
+    report = json.loads(json.dumps(op.records(rows)))
     (plain,) = [
         row
-        for row in report["rows"]
+        for row in report
         if (row["size"], row["form"], row["backend"]) == ("encoder", "attend", "reference")
     ]
     assert plain["speedup"] == 1
@@ -42,6 +42,6 @@ def test_wrong_backends_are_named_and_not_timed(monkeypatch):
 
 
 def test_encoder_sizes_are_the_published_ones():
-    encoder, decoder = op.sizes_for(800, 1066)
+    encoder, decoder = op.sizes_for(800, 1066).values()
     assert encoder.shapes == ((100, 134), (50, 67), (25, 34), (13, 17))
     assert decoder.queries == 300

@@ -7,7 +7,7 @@ import torch
 
 from compare_cases import definition, in_process, small_recipe
 from detrlab.compare import compare
-from detrlab.compare.runner import backbone_fingerprint
+from detrlab.compare.runner import fingerprints
 from detrlab.data import open_data
 from detrlab.presets import FIVE
 from detrlab.training import loop
@@ -54,10 +54,10 @@ def test_two_detectors_see_the_same_batches_whatever_the_worker_count(data, tmp_
     assert train("detr", data, tmp_path / "c", seen, workers=0, seed=1) != detr
 
 
-def test_all_start_from_the_same_backbone(data, tmp_path):
+def test_all_start_from_the_same_backbone_and_read_in_the_same_order(data, tmp_path):
     found = open_data(data)
     prints = {0: set(), 1: set()}
     for run in definition(data, FIVE, seeds=(0, 1)).runs(tmp_path):
-        prints[run.seed].add(backbone_fingerprint(run, found))
+        prints[run.seed].add(tuple(fingerprints(run, found).values()))
     assert len(prints[0]) == len(prints[1]) == 1
     assert prints[0] != prints[1]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from compare_cases import FakeTrainer, detections, small_recipe, write_data
+from detrlab.cli.compare import finish
 from detrlab.compare import collect, compare
 from detrlab.data import open_data
 from detrlab.errors import UserError
@@ -212,6 +213,28 @@ def test_seeds_are_lines_of_the_csv(run):
         ("detr", "1"), ("detr", "2"), ("deformable-detr", "1"), ("deformable-detr", "2"),
     ]  # fmt: skip
     assert "2 seeds" in found.verdicts.sentences[-1]
+
+
+def test_where_nothing_is_learnt_no_detector_is_called_better(run, truth):
+    trainer = FakeTrainer(truth, dict.fromkeys(FIVE, 9.0))
+    found, _ = run(trainer=trainer)
+    (sentence,) = found.verdicts.sentences
+    assert "0.0" in sentence
+
+
+def test_the_command_line_writes_the_page_and_prints_the_tables(run, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("detrlab.compare.curves.write_pictures", lambda *given: drawn.append(given))
+    found, _ = run(models=THREE[:2])
+    assert finish(found, as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert "deformable-detr" in printed
+    assert found.verdicts.sentences[0][:40] in printed
+    assert found.report.is_file()
+    assert len(drawn) == 1
+    failed, _ = run(models=THREE, failing=THREE[2:])
+    assert finish(failed, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["failures"][0]["entrant"] == THREE[2]
 
 
 def test_the_command_repeats_it(run):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from detrlab.benchmark.timing import for_seconds
 from detrlab.data.transforms import evaluation_size
 from detrlab.models.attention import DeformableAttention
+from detrlab.ops import deformable
 from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -125,9 +126,14 @@ def machine() -> str:
     return ", ".join(words)
 
 
-def load() -> float | None:
-    """The system's load average over one minute; None where it is not known."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def provenance() -> dict[str, Any]:
+    """The machine, its load average over a minute (None where unknown) and the software."""
+    return {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "backend": deformable.backend(),
+    }
 
 
 def blank(network: nn.Module, size: tuple[int, int]) -> ImageBatch:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,29 +20,22 @@ EXTENSION = "torch-ms-deform-attn"
 """A compiled extension that, where it is installed, is timed on the CPU for comparison."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """The sizes of one call.
+class Size(NamedTuple):
+    """The sizes of one call: (height, width) of each level, and queries.
 
-    Attributes:
-        name: of the row.
-        shapes: (height, width) of each level.
-        queries: Q; None has one query for every cell, as in an encoder.
-        batch: images.
+    ``queries`` is None where there is one for every cell, as in an encoder.
     """
 
-    name: str
     shapes: LevelShapes
     queries: int | None
-    batch: int = 1
 
 
-def sizes_for(height: int, width: int, *, queries: int = 300, batch: int = 1) -> list[Size]:
+def sizes_for(height: int, width: int) -> dict[str, Size]:
     """The encoder's and the decoder's calls for an image of this size; strides 8, 16, 32, 64."""
     shapes = tuple(
         (math.ceil(height / stride), math.ceil(width / stride)) for stride in (8, 16, 32, 64)
     )
-    return [Size("encoder", shapes, None, batch), Size("decoder", shapes, queries, batch)]
+    return {"encoder": Size(shapes, None), "decoder": Size(shapes, 300)}
 
 
 @dataclass
@@ -106,20 +98,22 @@ def compare_backends(
     """
     device = torch.device(device)
     rows = []
-    for size in sizes_for(height, width, batch=batch):
-        for form in forms:
-            calls: dict[tuple[str, str], Callable[[], Any]] = {}
-            group = []
-            for name, function, problem in _backends(form, device):
-                group.append(Row(size.name, form, name, problem))
-                if problem is None:
-                    calls |= _calls(name, form, function, size, device)
-            times = in_turn(calls, rounds)
-            for row in group:
-                if row.problem is None:
-                    row.forward = times[row.backend, "forward"]
-                    row.both = times[row.backend, "both"]
-            rows += group
+    sizes = sizes_for(height, width)
+    for (name, size), form in itertools.product(sizes.items(), forms):
+        calls: dict[tuple[str, str], Callable[[], Any]] = {}
+        group = []
+        for backend, function, problem in _backends(form, device):
+            group.append(Row(name, form, backend, problem))
+            if problem is None:
+                inputs = _inputs(size, batch, device)
+                forward, both = _passes(form, function, size.shapes, inputs)
+                calls |= {(backend, "forward"): forward, (backend, "both"): both}
+        times = in_turn(calls, rounds)
+        for row in group:
+            if row.problem is None:
+                row.forward = times[row.backend, "forward"]
+                row.both = times[row.backend, "both"]
+        rows += group
     return rows
 
 
@@ -153,35 +147,37 @@ def _verify(attend: testing.Attend, device: torch.device) -> str | None:
     return None
 
 
-def _calls(
-    name: str, form: str, function: Callable[..., Tensor], size: Size, device: torch.device
-) -> dict[tuple[str, str], Callable[[], Any]]:
-    """One backend's forward pass, and its forward and backward pass, at one size."""
-    values, ratios, references, offsets, scores = _inputs(size, device)
-    output_grad = torch.ones(size.batch, offsets.shape[1], 256, device=device)
+Inputs = tuple[Tensor, Tensor, References, Tensor, Tensor]
+
+
+def _passes(
+    form: str, function: Callable[..., Tensor], shapes: LevelShapes, inputs: Inputs
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """One backend's forward pass without gradients, and its forward and backward pass."""
+    values, ratios, references, offsets, scores = inputs
+    between: tuple[Any, ...] = (shapes, ratios, references)
     learned: tuple[Tensor, ...] = (values, offsets, scores)
     if form == "sample":
+        between = (shapes,)
         learned = (
             values,
             *reference.locations_and_weights(
-                size.shapes, ratios, references, offsets, scores, values.dtype
+                shapes, ratios, references, offsets, scores, values.dtype
             ),
         )
-    inputs = [each.detach().requires_grad_() for each in learned]
+    first, *others = [each.detach().requires_grad_() for each in learned]
+    output_grad = values.new_ones(*offsets.shape[:2], values.shape[2] * values.shape[3])
 
-    def compute() -> Tensor:
-        first, second, third = inputs
-        if form == "sample":
-            return function(first, size.shapes, second, third)
-        return function(first, size.shapes, ratios, references, second, third)
+    def forward() -> Tensor:
+        return function(first, *between, *others)
 
     def both() -> None:
-        torch.autograd.grad(compute(), inputs, output_grad)
+        torch.autograd.grad(forward(), [first, *others], output_grad)
 
-    return {(name, "forward"): torch.no_grad()(compute), (name, "both"): both}
+    return torch.no_grad()(forward), both
 
 
-def _inputs(size: Size, device: torch.device) -> tuple[Tensor, Tensor, References, Tensor, Tensor]:
+def _inputs(size: Size, batch: int, device: torch.device) -> Inputs:
     """Values, valid ratios, references, offsets and logits: 8 heads of 32 channels, 4 points.
 
     Points lie in a ring of 1 to 4 cells around the reference, as when training starts, each
@@ -192,17 +188,17 @@ def _inputs(size: Size, device: torch.device) -> tuple[Tensor, Tensor, Reference
     cells = sum(rows * columns for rows, columns in size.shapes)
     if size.queries is None:
         centers = torch.cat([_centers(*shape) for shape in size.shapes])
-        centers = centers.expand(size.batch, -1, -1).contiguous()
+        centers = centers.expand(batch, -1, -1).contiguous()
     else:
-        centers = torch.rand(size.batch, size.queries, 2, generator=draw)
+        centers = torch.rand(batch, size.queries, 2, generator=draw)
     angles = torch.arange(heads) * (2 * math.pi / heads)
     ring = torch.stack([angles.cos(), angles.sin()], -1)[:, None, None]  # (M, 1, 1, 2)
     steps = torch.arange(1.0, points + 1)[:, None]  # (P, 1)
-    shape = (size.batch, centers.shape[1], heads, levels, points, 2)
+    shape = (batch, centers.shape[1], heads, levels, points, 2)
     offsets = ring * steps + torch.randn(shape, generator=draw)
     return (
-        torch.randn(size.batch, cells, heads, width, generator=draw).to(device),
-        torch.ones(size.batch, levels, 2, device=device),
+        torch.randn(batch, cells, heads, width, generator=draw).to(device),
+        torch.ones(batch, levels, 2, device=device),
         References(centers.to(device)),
         offsets.to(device),
         torch.randn(*shape[:3], levels * points, generator=draw).to(device),
@@ -215,22 +211,17 @@ def _centers(rows: int, columns: int) -> Tensor:
     return torch.cartesian_prod(y, x).flip(-1)
 
 
-def to_dict(rows: Sequence[Row]) -> dict[str, Any]:
-    """All rows with their speed-ups over the reference, and where they were measured."""
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """All rows as plain values, with their speed-ups over the reference."""
     baselines = {(row.size, row.form): row for row in rows if row.backend == "reference"}
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rows": [row.to_dict(baselines[row.size, row.form]) for row in rows],
-    }
+    return [row.to_dict(baselines[row.size, row.form]) for row in rows]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The rows as lines of text."""
     head = f"{'size':8} {'form':7} {'backend':22} {'forward':>12} {'fwd + bwd':>12}  speed-up"
     lines = [head, "-" * len(head)]
-    for row in to_dict(rows)["rows"]:
+    for row in records(rows):
         name = f"{row['size']:8} {row['form']:7} {row['backend']:22}"
         if "problem" in row:
             lines.append(f"{name} not used: {row['problem']}")

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from detrlab.benchmark import memory, subjects, timing
-from detrlab.benchmark.cost import count_parameters, gflops, load, machine, multiply_adds
+from detrlab.benchmark.cost import count_parameters, gflops, multiply_adds, provenance
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.ops import deformable
 
 AGAINST = ("transformers",)
 SIDE = 2048
@@ -100,16 +99,6 @@ def benchmark(
         report[against] = version(against)
         report["ratios"] = _ratios(report, times, against)
     return report
-
-
-def provenance() -> dict[str, Any]:
-    """The machine, its load and the software."""
-    return {
-        "machine": machine(),
-        "torch": torch.__version__,
-        "load_before": load(),
-        "backend": deformable.backend(),
-    }
 
 
 def check_opponent(name: str | None) -> None:

@@ -90,15 +90,15 @@ def _measure_op(options: Options, size: tuple[int, int]) -> int:
             "--op already times every backend that is installed: leave out --against, or --op"
         )
     device = pick_device(options.device)
-    before = cost.load()
+    told = cost.provenance()
     rows = op.compare_backends(*size, device=device, rounds=options.rounds, batch=options.batch)
     report = {
         "picture": list(size),
         "batch": options.batch,
         "rounds": options.rounds,
         "device": str(device),
-        "load_before": before,
-        **op.to_dict(rows),
+        **told,
+        "rows": op.records(rows),
     }
     _show(options, report, op.table(rows))
     return 1 if any(row.problem is not None for row in rows) else 0

@@ -38,24 +38,20 @@ class Budget:
         Raises:
             UserError: it is none of these.
         """
-        match = re.fullmatch(
-            r"\s*(?:(?P<unit>[a-z]+)\s*=\s*)?(?P<amount>[\d.,_]+)\s*(?P<after>[a-z]*)\s*",
-            text.lower(),
-        )
-        if match is None or (match["unit"] and match["after"]):
-            raise UserError(
-                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
-            )
-        word = match["unit"] or match["after"] or "epochs"
+        match = re.fullmatch(r"(?:([a-z]+)\s*=)?\s*([\d.,_]+)\s*([a-z]*)", text.strip().lower())
+        word, number, after = match.groups() if match else (None, "", "")
+        word = word or after or "epochs"
         unit = next((unit for unit in _UNITS if word in (unit, unit[:-1], unit[:3])), None)
         if unit is None:
             raise UserError(f"unknown budget {word!r}{did_you_mean(word, _UNITS)}")
         try:
-            amount = float(match["amount"].replace(",", "").replace("_", ""))
+            amount = float(number.replace(",", "").replace("_", ""))
         except ValueError:
             amount = 0.0
-        if not 0 < amount < 1e12:
-            raise UserError(f"budget {text!r}: the amount must be a number above 0")
+        if not 0 < amount < 1e12 or (word != after and after):
+            raise UserError(
+                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
+            )
         return cls(unit, amount)
 
     def epochs(self, images_per_epoch: int, seconds_per_epoch: float) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from detrlab.compare.results import RunResult
-from detrlab.compare.runs import Report, Run
+from detrlab.compare.runs import Run, Say
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, RunFolder, locked
 
@@ -17,7 +17,7 @@ USER_ERROR, STOPPED, IN_USE = 2, 130, 75
 """Exit codes of the process that trains one run; 75 is EX_TEMPFAIL ("try again later")."""
 
 
-def launch(run: Run, report: Report, device: str | None = None, processes: int = 1) -> RunResult:
+def launch(run: Run, report: Say, device: str | None = None, processes: int = 1) -> RunResult:
     """Train a run in a process of its own, so that a crash or a kill affects no other run.
 
     Its memory is its own too, which makes its peak measurable. It reads the data again.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detrlab.benchmark import cost
 from detrlab.compare.results import METRICS, Cost, Epoch, RunResult
-from detrlab.compare.runs import Report, Run
+from detrlab.compare.runs import Run, Say
 from detrlab.config import TrainConfig
 from detrlab.errors import UserError
 from detrlab.training import loop
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def train_run(
     run: Run,
     data: DataSet,
-    report: Report,
+    report: Say,
     device: str | None = None,
     resume: bool | None = None,
 ) -> RunResult:
@@ -77,18 +77,14 @@ def train_run(
         folder=f"runs/{run.folder.name}",
         epochs=tuple(_epoch(row) for row in outcome.epochs),
         cost=_cost(run, outcome, data, device),
-        environment={
-            **recorded,
-            "initial_backbone": backbone_fingerprint(run, data),
-            "order": order_fingerprint(run, data),
-        },
+        environment=recorded | fingerprints(run, data),
     )
     if main:
         result.save(run.folder)
     return result
 
 
-def _within_budget(run: Run, data: DataSet, report: Report, device: str | None) -> TrainConfig:
+def _within_budget(run: Run, data: DataSet, report: Say, device: str | None) -> TrainConfig:
     """How the run is trained with the epochs that fit into its budget."""
     from detrlab.data import num_batches
 
@@ -169,9 +165,14 @@ def _cost(run: Run, outcome: loop.Outcome, data: DataSet, device: str | None) ->
     )
 
 
-def backbone_fingerprint(run: Run, data: DataSet) -> str:
-    """Of the backbone's initial weights: equal for all detectors that start with the same."""
+def fingerprints(run: Run, data: DataSet) -> dict[str, str]:
+    """What all detectors of a comparison share, to be compared on the page.
+
+    Returns:
+        hashes of the backbone's initial weights and of the order of images in three epochs.
+    """
     from detrlab.checkpoints.weights import first_network
+    from detrlab.data.batching import train_order
 
     start = first_network(
         run.model,
@@ -181,19 +182,11 @@ def backbone_fingerprint(run: Run, data: DataSet) -> str:
         reinitialise=run.train.reinitialise,
         seed=run.seed,
     )
-    digest = hashlib.sha256()
+    backbone, order = hashlib.sha256(), hashlib.sha256()
     for name, tensor in start.network.backbone.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def order_fingerprint(run: Run, data: DataSet, epochs: int = 3) -> str:
-    """Of the order in which the first epochs read the images."""
-    from detrlab.data.batching import train_order
-
-    digest = hashlib.sha256()
-    for epoch in range(epochs):
+        backbone.update(name.encode())
+        backbone.update(tensor.contiguous().numpy().tobytes())
+    for epoch in range(3):
         for part in train_order(data.train, batch=run.train.batch, seed=run.seed, epoch=epoch):
-            digest.update(b"|" + part.tobytes())
-    return digest.hexdigest()
+            order.update(b"|" + part.tobytes())
+    return {"initial_backbone": backbone.hexdigest(), "order": order.hexdigest()}

@@ -20,7 +20,7 @@ from detrlab.config import DataConfig, ModelConfig, Record, TrainConfig
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, locked
 
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 RUN_FILE = "run.json"
 ERROR_FILE = "error.txt"
 OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
@@ -87,17 +87,17 @@ class Run(Record):
 
     def placed(self, folder: Path) -> Run:
         """The same in its folder below ``folder``: the one that holds it already, or a new one."""
-        known = (run for path in sorted(folder.glob("*")) if (run := Run.read(path)))
+        known = (run for path in sorted(folder.glob("[!.]*")) if (run := Run.read(path)))
         places = [run.folder for run in known if run.key == self.key]
         new = folder / f"{slug(self.entrant)}-seed{self.seed}-{self.key[:8]}"
         return self.model_copy(update={"folder": places[-1] if places else new})
 
 
-Trainer = Callable[[Run, Report], RunResult]
+Trainer = Callable[[Run, Say], RunResult]
 """Trains one run to its end, or resumes it; raises an exception if it fails."""
 
 
-def execute(runs: Sequence[Run], trainer: Trainer, report: Report) -> tuple[Failure, ...]:
+def execute(runs: Sequence[Run], trainer: Trainer, report: Say) -> tuple[Failure, ...]:
     """Train what has not finished, one run after the other.
 
     A run that fails does not stop the others; Ctrl-C stops them all. A run that another process
@@ -127,7 +127,7 @@ def execute(runs: Sequence[Run], trainer: Trainer, report: Report) -> tuple[Fail
     return tuple(failures)
 
 
-def _complete(run: Run, trainer: Trainer, report: Report, prefix: str) -> None:
+def _complete(run: Run, trainer: Trainer, report: Say, prefix: str) -> None:
     if run.result() is not None:
         report(f"{prefix}: finished before, reused")
         return
@@ -151,7 +151,7 @@ def _wait_until_free(run: Run) -> None:
         time.sleep(1.0)
 
 
-def _failure(run: Run, error: Exception, report: Report) -> Failure:
+def _failure(run: Run, error: Exception, report: Say) -> Failure:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
     report(f"{run.name} failed: {reason}")
@@ -164,13 +164,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.") or "run"
 
 
-def gather(source: Path, folder: Path, report: Report) -> None:
+def gather(source: Path, folder: Path, report: Say) -> None:
     """Copy the finished runs of another comparison's folder; runs that are there already stay.
 
     Raises:
         UserError: links are among them, or another process is training one of them here.
     """
-    for run in sorted((source / "runs").glob("*")):
+    for run in sorted((source / "runs").glob("[!.]*")):
         target = folder / run.name
         if not (run / "result.json").is_file() or RunResult.load(target) is not None:
             continue

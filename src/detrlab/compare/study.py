@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from detrlab.compare.entrants import (
 )
 from detrlab.compare.launcher import launch
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Report, Trainer, execute, gather, refuse_link, slug
+from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.fingerprint import fingerprint
@@ -130,12 +130,12 @@ def compare(
     output: str | Path,
     seeds: Sequence[int] = (),
     budget: Budget | str | None = None,
-    predictions: Mapping[str, str | Path] | Sequence[str] = (),
+    predictions: Sequence[str] = (),
     device: str | None = None,
     processes: int = 1,
     trainer: Trainer | None = None,
     command: str = "",
-    report: Report = lambda line: None,  # noqa: ARG005
+    report: Say = lambda line: None,  # noqa: ARG005
 ) -> Comparison:
     """Train detectors on the same data with the same budget, and judge them by one evaluator.
 
@@ -150,8 +150,7 @@ def compare(
         seeds: each detector is trained once with each; none means the recipe's own.
         budget: what each run may spend, such as ``"minutes=20"``; None takes the recipe's
             epochs.
-        predictions: other tools' COCO results to judge beside them: name and file, or
-            ``NAME=FILE``.
+        predictions: other tools' COCO results to judge beside them, ``NAME=FILE``.
         device: where to compute; None takes a GPU if there is one.
         processes: how many train one run together.
         trainer: trains a run; None starts a process for it.
@@ -202,9 +201,7 @@ def compare(
     )
 
 
-def collect(
-    output: str | Path, sources: Sequence[str | Path] = (), *, report: Report
-) -> Comparison:
+def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: Say) -> Comparison:
     """Gather finished runs, from other folders too, and write the comparison's files anew.
 
     The folders may come from somebody else: nothing outside of them is read or copied.
@@ -245,7 +242,7 @@ def _conclude(
     data: DataSet | None,
     failures: Sequence[Failure],
     command: str,
-    report: Report,
+    report: Say,
 ) -> Comparison:
     """Judge the finished runs in a comparison's folder, and write its files."""
     from detrlab.evaluation.records import GroundTruth
@@ -282,18 +279,14 @@ def _conclude(
     return comparison
 
 
-def _given(predictions: Mapping[str, str | Path] | Sequence[str]) -> dict[str, Path]:
-    """Other tools' predictions by name; ``NAME=FILE`` is split."""
+def _given(predictions: Sequence[str]) -> dict[str, Path]:
+    """The files of other tools' predictions, by name."""
     found: dict[str, Path] = {}
-    pairs: Iterable[tuple[str, str | Path]] = (
-        predictions.items()
-        if isinstance(predictions, Mapping)
-        else ((text.partition("=")[0], text.partition("=")[2]) for text in predictions)
-    )
-    for name, file in pairs:
-        if not name.strip() or not str(file):
-            raise UserError(f"predictions {name!r} cannot be read: write NAME=FILE")
+    for text in predictions:
+        name, _, file = text.partition("=")
         path = Path(file).expanduser()
+        if not name.strip() or not file:
+            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
         if not path.is_file():
             raise UserError(f"predictions {name.strip()!r}: there is no file {file}")
         found[name.strip()] = path
@@ -316,7 +309,7 @@ def _keep(source: Path, target: Path) -> None:
     files.write_bytes(target, content)
 
 
-def _foreign(name: str, truth: GroundTruth, folder: Path, report: Report) -> RunResult:
+def _foreign(name: str, truth: GroundTruth, folder: Path, report: Say) -> RunResult:
     """The result of another tool's predictions."""
     from detrlab.evaluation.coco import accumulate
     from detrlab.evaluation.foreign import load_predictions
@@ -339,7 +332,7 @@ def _foreign(name: str, truth: GroundTruth, folder: Path, report: Report) -> Run
     )
 
 
-def _data_again(definition: Definition, report: Report) -> DataSet | None:
+def _data_again(definition: Definition, report: Say) -> DataSet | None:
     """The data, for the pictures of the page, if this machine has it."""
     from detrlab.data import open_data
 

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detrlab.compare.results import METRICS, Row
 
@@ -19,6 +19,9 @@ NOTHING = "–"
 """Shown where there is no number: no such objects, or not measured."""
 
 SIZES = ("small", "medium", "large")
+
+Values = Sequence[float | None]
+Form = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -135,29 +138,18 @@ def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None
         rows: of the comparison.
         intervals: for each name, the interval of its AP in words.
     """
+    words = [(intervals or {}).get(row.name, NOTHING) for row in rows]
     names = {
-        "AP": "ap", "AP50": "ap50", "AP75": "ap75",
-        "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+        "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
     }  # fmt: skip
-    columns = [
-        _Column(header, [row.metrics[name] for row in rows], _points, emphasise=True)
-        for header, name in names.items()
-    ]
-    grid = _grid(
+    return _grid(
         "Average precision in points (0 to 100); s, m, l: small, medium, large objects",
         rows,
-        columns,
-    )
-    if not intervals:
-        return grid
-    return Grid(
-        grid.title,
-        (*grid.headers[:2], "95 %", *grid.headers[2:]),
-        tuple(
-            (*cells[:2], intervals.get(row.name, NOTHING), *cells[2:])
-            for row, cells in zip(rows, grid.cells, strict=True)
-        ),
-        frozenset((r, c + (c > 1)) for r, c in grid.best),
+        [
+            _quality("AP", [row.metrics["ap"] for row in rows]),
+            _Column("95 %", words),
+            *(_quality(each, [row.metrics[name] for row in rows]) for each, name in names.items()),
+        ],
     )
 
 
@@ -168,12 +160,12 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
         "Cost",
         rows,
         [
-            _Column("params", [cost.parameters for cost in costs], _count),
-            _Column("GFLOPs", [cost.gflops for cost in costs], "{:.2f}".format),
-            _Column("ms/image", [cost.latency.get("p50") for cost in costs], "{:.0f}".format),
-            _Column("epochs", [len(row.runs[0].epochs) or None for row in rows], "{:.0f}".format),
-            _Column("minutes", [cost.minutes for cost in costs], "{:.1f}".format),
-            _Column("GiB", [cost.peak_memory for cost in costs], "{:.1f}".format),
+            _Column("params", _words([cost.parameters for cost in costs], _count)),
+            _Column("GFLOPs", _words([cost.gflops for cost in costs], "{:.2f}".format)),
+            _Column("ms/image", _words([cost.latency.get("p50") for cost in costs])),
+            _Column("epochs", _words([len(row.runs[0].epochs) or None for row in rows])),
+            _Column("minutes", _words([cost.minutes for cost in costs], "{:.1f}".format)),
+            _Column("GiB", _words([cost.peak_memory for cost in costs], "{:.1f}".format)),
         ],
     )
 
@@ -181,24 +173,21 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
 def class_grid(rows: Sequence[Row]) -> Grid:
     """AP of each class in points, one row for each detector."""
     columns = [
-        _Column(label, [row.per_class.get(label) for row in rows], _points, emphasise=True)
-        for label in classes_of(rows)
+        _quality(label, [row.per_class.get(label) for row in rows]) for label in classes_of(rows)
     ]
     return _grid("AP of each class in points", rows, columns)
 
 
 def original_grid(rows: Sequence[Row]) -> Grid:
     """The layout of the original experiment: a row for each metric, fractions."""
-    values: dict[str, list[float | None]] = {
+    values: dict[str, Values] = {
         "mAP": [row.metrics["ap"] for row in rows],
         "mAP_50": [row.metrics["ap50"] for row in rows],
         "mAP_75": [row.metrics["ap75"] for row in rows],
-        **{
-            f"mAP_{label}": [row.per_class.get(label) for row in rows] for label in classes_of(rows)
-        },
+        **{f"mAP_{each}": [row.per_class.get(each) for row in rows] for each in classes_of(rows)},
         **{f"mAP_{size}": [row.metrics[f"ap_{size}"] for row in rows] for size in SIZES},
     }
-    columns = [_Column(name, each, "{:.4f}".format, True) for name, each in values.items()]
+    columns = [_quality(name, each, "{:.4f}".format) for name, each in values.items()]
     title = "The original experiment's layout (fractions)"
     return _grid(title, rows, columns, corner="metric", complete=True).turned()
 
@@ -251,48 +240,40 @@ def classes_of(rows: Sequence[Row]) -> list[str]:
     return list(rows[0].per_class) if rows else []
 
 
-@dataclass(frozen=True)
-class _Column:
+class _Column(NamedTuple):
     header: str
-    values: Sequence[float | None]
-    form: Callable[[float], str]
-    emphasise: bool = False
+    words: Sequence[str]
+    best: Sequence[int] = ()
 
-    def best(self) -> list[int]:
-        """Where the largest values are; none where all are equal or there is only one."""
-        known = [value for value in self.values if value is not None]
-        if not self.emphasise or len(known) < 2 or max(known) == min(known):
-            return []
-        return [index for index, value in enumerate(self.values) if value == max(known)]
 
-    def words(self) -> list[str]:
-        return [NOTHING if value is None else self.form(value) for value in self.values]
+def _quality(header: str, values: Values, form: Form | None = None) -> _Column:
+    """A column whose largest value is emphasised, unless all are equal or there is only one."""
+    known = {value for value in values if value is not None}
+    best = [row for row, value in enumerate(values) if len(known) > 1 and value == max(known)]
+    return _Column(header, _words(values, form or (lambda value: f"{100 * value:.1f}")), best)
+
+
+def _words(values: Values, form: Form = "{:.0f}".format) -> list[str]:
+    return [NOTHING if value is None else form(value) for value in values]
 
 
 def _grid(
     title: str,
     rows: Sequence[Row],
     columns: Sequence[_Column],
+    *,
     corner: str = "model",
     complete: bool = False,
 ) -> Grid:
-    """A table with one row for each detector; columns without any number are left out."""
-    kept = [
-        column
-        for column in columns
-        if complete or any(value is not None for value in column.values)
-    ]
+    """A table with one row for each detector; columns that hold nothing are left out."""
+    kept = [each for each in columns if complete or any(word != NOTHING for word in each.words)]
     names = [row.name for row in rows]
     return Grid(
         title,
         (corner, *(column.header for column in kept)),
-        tuple(zip(names, *(column.words() for column in kept), strict=True)),
-        frozenset((r, c) for c, column in enumerate(kept, start=1) for r in column.best()),
+        tuple(zip(names, *(column.words for column in kept), strict=True)),
+        frozenset((row, c) for c, column in enumerate(kept, start=1) for row in column.best),
     )
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _count(value: float) -> str:

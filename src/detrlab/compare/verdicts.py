@@ -88,7 +88,10 @@ def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
         row.name: [judged(folder / run.predictions, truth)[1] for run in row.runs] for row in rows
     }
     found = statistics.compare(detectors, planned_pairs(rows))
-    return Verdicts(found, (*_leader(rows, found), *map(verdict, found.of("ap"))))
+    points = {row.name: ap for row in rows if (ap := row.metrics["ap"]) is not None}
+    if points and _points(max(points.values())) == "0.0":
+        return Verdicts(found, ("no detector has learnt anything yet: the highest AP is 0.0",))
+    return Verdicts(found, (*_leader(points, found), *map(verdict, found.of("ap"))))
 
 
 def judged(path: Path, truth: GroundTruth) -> tuple[Detected, Matches]:
@@ -174,17 +177,15 @@ def _needed_words(needed: Needed | None, what: str) -> str:
     return f": to resolve {goal} here you need {' or '.join(ways)}"
 
 
-def _leader(rows: Sequence[Row], found: Findings) -> list[str]:
-    points = {row.name: row.metrics["ap"] for row in rows}
-    judged = {name: ap for name, ap in points.items() if ap is not None}
-    if len(judged) < 2:
+def _leader(points: dict[str, float], found: Findings) -> list[str]:
+    if len(points) < 2:
         return []
-    best = max(judged, key=lambda name: judged[name])
+    best = max(points, key=lambda name: points[name])
     interval = found.intervals[best]["ap"]
     assert interval.low is not None
     assert interval.high is not None
     return [
-        f"{best} has the highest AP here, {_points(judged[best])} "
+        f"{best} has the highest AP here, {_points(points[best])} "
         f"[{_points(interval.low)}, {_points(interval.high)}]"
     ]
 

@@ -23,7 +23,7 @@ from detrlab.training.folder import InUseError
 
 def main(arguments: list[str]) -> int:
     """Train the run whose settings are in the folder; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m detrlab.compare.worker")
+    parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device")
     parser.add_argument("--resume", action="store_true")
