@@ -1,4 +1,4 @@
-"""What the CPPE-5 experiment should cost on one GPU, worked out without one.
+"""An estimate of what the CPPE-5 experiment costs on one GPU.
 
     python benchmarks/cppe5_estimate.py --output docs/results/cppe5-estimate.md
 
@@ -40,7 +40,7 @@ GIB = 2**30
 
 
 class Fused(torch.autograd.Function):
-    """Stands for a kernel that keeps its inputs and its output, and nothing in between."""
+    """Stands for a kernel that keeps its inputs and its output, and no intermediate values."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     python benchmarks/epoch_cost.py --data facemask --output docs/results/epoch-cost.json
 
-Seconds that the process computed, not seconds on the clock: other programs hardly move them.
+Processor time, not elapsed time: other programs hardly change it.
 """
 
 import argparse

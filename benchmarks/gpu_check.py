@@ -1,10 +1,11 @@
-"""What a GPU computes, beside the CPU: agreement, half precision, times and memory.
+"""Compare a GPU with the CPU: agreement, half precision, times and memory.
 
     python benchmarks/gpu_check.py --output docs/results/gpu-check.json
 
 Every detector is compared with itself on the CPU in float32 (TensorFloat-32 off), then takes
 training steps in float32, bfloat16 and float16. Random weights that are large where the initial
-ones are zero, so that no part is idle. Times are of whole training steps on noise of one size.
+ones are zero, so that every part has an effect. Times are of whole training steps on
+noise of one size.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def main() -> None:
 
 @torch.no_grad()
 def strengthen(network: nn.Module) -> None:
-    """Give the layers that start at zero something to say."""
+    """Give random weights to the layers that start at zero."""
     draw = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         if "sampling_offsets.weight" in name or "attention_weights" in name or "boxes" in name:
@@ -101,7 +102,7 @@ def judged(
 
 
 def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
-    """How far the GPU is from the CPU, and from itself on another try."""
+    """Differences between GPU and CPU, and between two passes on the GPU."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     network = prepare(build_network(config)).eval()

@@ -1,4 +1,4 @@
-"""The tables of docs/results/performance.md, from the measurements beside it.
+"""The tables of docs/results/performance.md, from the JSON files beside it.
 
     python benchmarks/performance_tables.py [--check]
 

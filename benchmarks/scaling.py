@@ -126,7 +126,7 @@ def draw(report: dict, path: Path) -> None:
                 ys = [_number(each[value]) / 1e3 for each in chosen]
                 (line,) = panel.plot(xs, ys, marker="o", label=model)
                 if varies == "side":
-                    # What is linear in the tokens, through the point in the middle.
+                    # Linear in the tokens, through the point in the middle.
                     middle = len(chosen) // 2
                     linear = [
                         ys[middle] * each["tokens"] / chosen[middle]["tokens"] for each in chosen

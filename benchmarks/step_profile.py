@@ -2,8 +2,8 @@
 
     python benchmarks/step_profile.py --output docs/results/performance-profile.json
 
-The parts are those of torch's profiler, summed by what they do. "The rest" is what lies between
-them: Python, autograd, allocation.
+The parts are the operators of torch's profiler, grouped by what they do. The rest is the time
+between them: Python, autograd, allocation.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from detrlab.models.build import build_scoring
 from detrlab.presets import FIVE, model_config
 from detrlab.training.matcher import Weights, match_sets
 
-# The first line whose words begin an operator's name (without "aten::") says what it is.
+# An operator belongs to the first group that has a prefix of its name (without "aten::").
 KINDS = {
     "convolutions": ("mkldnn_convolution", "convolution", "_slow_conv2d", "thnn_conv"),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"),
@@ -81,7 +81,7 @@ def profile_step(model: str, side: int, steps: int) -> dict[str, Any]:
 
 
 def matching_ms(model: str, side: int, subject: subjects.Subject) -> float:
-    """What matching the predictions of all decoder layers to the objects takes, of that step."""
+    """Time of matching the predictions of all decoder layers to the objects."""
     scoring = build_scoring(model_config(model, 91))
     images, targets = subjects.pictures((side, side), 1)
     with torch.no_grad():

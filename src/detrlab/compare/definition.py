@@ -83,7 +83,7 @@ class Definition(Record):
             return None
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}): choose another --output") from None
 
     def joined(self, other: Definition | None, folder: Path) -> Definition:

@@ -133,7 +133,7 @@ class Failure:
     Attributes:
         entrant: its name in the comparison.
         seed: of the run.
-        reason: one line; the whole traceback is in the run's folder.
+        reason: one line; the traceback is in the run's ``log.txt``.
         running: True when another process is training it right now.
     """
 

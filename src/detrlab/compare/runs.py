@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from detrlab.training.folder import InUseError, locked
 
 Say = Callable[[str], None]
 RUN_FILE = "run.json"
-ERROR_FILE = "error.txt"
 OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
 """Settings that change no result: where the data is and how many processes read it. (The size of
 micro-batches does change it: it decides the padding, which backbone and neck see.)"""
@@ -77,7 +75,7 @@ class Run(Record):
         try:
             values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             return cls.parse({**values, "folder": folder})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def result(self) -> RunResult | None:
@@ -155,7 +153,6 @@ def _failure(run: Run, error: Exception, report: Say) -> Failure:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
     report(f"{run.name} failed: {reason}")
-    files.write_text(run.folder / ERROR_FILE, "".join(traceback.format_exception(error)))
     return Failure(run.entrant, run.seed, reason)
 
 

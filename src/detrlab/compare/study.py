@@ -167,9 +167,12 @@ def compare(
     if data is not None:
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
     folder = Path(output)
-    entrants = [each for each in models if isinstance(each, Entrant)]
-    names = [each for each in models if isinstance(each, str)]
+    made = tuple(each for each in models if isinstance(each, Entrant))
+    entrants = made or named([each for each in models if isinstance(each, str)])
     given = _given(predictions)
+    for name in (entrant.name for entrant in entrants):
+        if name in given:
+            raise UserError(f"predictions {name!r} have the name of a detector: choose another")
 
     data_set = open_data(recipe.data.data)
     for note in data_set.notes:
@@ -178,7 +181,7 @@ def compare(
         recipe=recipe,
         budget=Budget.parse(budget) if isinstance(budget, str) else budget,
         contents=fingerprint(data_set),
-        entrants=tuple(entrants) or named(names),
+        entrants=entrants,
         seeds=tuple(dict.fromkeys(seeds)) or (recipe.train.seed,),
         predictions={name: str(file) for name, file in given.items()},
         data=facts(data_set),
@@ -250,7 +253,7 @@ def _conclude(
     try:
         values = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8"))
         truth = GroundTruth.from_coco(values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
     results += [_foreign(name, truth, folder, report) for name in definition.predictions]
@@ -295,7 +298,9 @@ def _given(predictions: Sequence[str]) -> dict[str, Path]:
 
 def _copy_of(name: str) -> str:
     """Where the copy of another tool's predictions is, below the comparison's folder."""
-    return f"predictions/{slug(name)}.json"
+    plain = slug(name)
+    mark = "" if plain == name else f"-{files.digest(name.encode())[:8]}"
+    return f"predictions/{plain}{mark}.json"
 
 
 def _keep(source: Path, target: Path) -> None:
