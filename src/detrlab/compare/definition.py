@@ -157,7 +157,7 @@ class Definition(Record):
         about = self.data
         spent = f"{self.budget} each" if self.budget else f"{self.recipe.train.epochs} epochs"
         return [
-            f"comparing {len(self.entrants)} detectors on {about['name']}: "
+            f"comparing {', '.join(entrant.name for entrant in self.entrants)} on {about['name']}: "
             f"{about['train_images']:,} training images, {about['val_images']:,} validation "
             f"images, {len(about['classes'])} classes",
             f"recipe {self.recipe.name}, {spent}, seeds {', '.join(map(str, self.seeds))}",

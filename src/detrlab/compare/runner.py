@@ -104,7 +104,7 @@ def _within_budget(run: Run, data: DataSet, report: Say, device: str | None) -> 
         report("measuring a few training steps, to know how many epochs fit into the budget")
         seconds = steps * _seconds_per_step(run, data, device)
     epochs = run.budget.epochs(steps * min(run.train.batch, len(data.train)), seconds)
-    report(f"{epochs} epochs fit into the budget of {run.budget}")
+    report(f"budget of {run.budget}: {epochs} epoch{'s' * (epochs != 1)}")
     return run.train.over(epochs)
 
 
