@@ -15,7 +15,7 @@ from detrlab.errors import UserError, did_you_mean
 
 AGAINST = ("transformers",)
 SIDE = 2048
-"""Of the square matrices whose product tells how fast this machine multiplies."""
+"""Of the square matrices whose product gives the speed of this machine."""
 
 
 def benchmark(
@@ -59,7 +59,7 @@ def benchmark(
     calls |= {f"{each.name} inference": each.infer for each in measured}
     if train:
         calls |= {f"{each.name} training": each.learn for each in measured}
-    told = provenance()
+    origin = provenance()
     times = timing.in_turn(calls, rounds)
 
     parameters, trainable = count_parameters(measured[0].network)
@@ -70,7 +70,7 @@ def benchmark(
         "picture": [height, width],
         "batch": batch,
         "rounds": rounds,
-        **told,
+        **origin,
         "parameters": parameters,
         "trainable": trainable,
         "gflops": gflops(measured[0].network, size),

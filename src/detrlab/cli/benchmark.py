@@ -90,14 +90,14 @@ def _measure_op(options: Options, size: tuple[int, int]) -> int:
             "--op already times every backend that is installed: leave out --against, or --op"
         )
     device = pick_device(options.device)
-    told = cost.provenance()
+    origin = cost.provenance()
     rows = op.compare_backends(*size, device=device, rounds=options.rounds, batch=options.batch)
     report = {
         "picture": list(size),
         "batch": options.batch,
         "rounds": options.rounds,
         "device": str(device),
-        **told,
+        **origin,
         "rows": op.records(rows),
     }
     _show(options, report, op.table(rows))

@@ -41,7 +41,7 @@ def train_run(
         report: takes lines of text about the progress.
         device: where to compute; None takes a GPU if there is one.
         resume: whether to resume; None looks whether there is something to resume. Several
-            processes that train together must get the same answer, so they are told.
+            processes that train together must decide alike, so it is given to them.
 
     Raises:
         InUseError: another process is training it.
