@@ -1,4 +1,4 @@
-"""What the CPPE-5 experiment should cost on one GPU, worked out without one.
+"""An estimate of what the CPPE-5 experiment costs on one GPU.
 
     python benchmarks/cppe5_estimate.py --output docs/results/cppe5-estimate.md
 
@@ -17,9 +17,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from detrlab.compare.cost import gflops
-from detrlab.presets import build_network
-from detrlab.presets import FIVE, model_config
+from detrlab.benchmark.cost import gflops
+from detrlab.presets import FIVE, build_network, model_config
 from detrlab.recipes import RECIPES
 from detrlab.structures import ImageBatch, References
 
@@ -41,7 +40,7 @@ GIB = 2**30
 
 
 class Fused(torch.autograd.Function):
-    """Stands for a kernel that keeps its inputs and its output, and nothing in between."""
+    """Stands for a kernel that keeps its inputs and its output, and no intermediate values."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, *inputs: Tensor) -> Tensor:

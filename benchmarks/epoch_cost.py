@@ -2,7 +2,7 @@
 
     python benchmarks/epoch_cost.py --data facemask --output docs/results/epoch-cost.json
 
-Seconds that the process computed, not seconds on the clock: other programs hardly move them.
+Processor time, not elapsed time: other programs hardly change it.
 """
 
 import argparse
@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from detrlab.data import batches, num_batches, open_data
-from detrlab.presets import build_network
 from detrlab.models.prepare import prepare
-from detrlab.presets import FIVE
+from detrlab.presets import FIVE, build_network
 from detrlab.recipes import recipe
 from detrlab.training import loop
 from detrlab.training.processes import join

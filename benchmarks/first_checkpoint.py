@@ -4,7 +4,8 @@
 
 trains the two-stage detector on ``shapes`` with the recipe ``tiny`` for more epochs and writes
 ``src/detrlab/assets/shapes.safetensors`` (weights rounded to half precision), its figures beside it
-in ``docs/results/first-checkpoint.json``, and ``examples/shapes.png``. Goes on where it stopped.
+in ``docs/results/first-checkpoint.json``, and ``examples/shapes.png``. An interrupted
+training is resumed.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 def trained_on(data: DataSet, epochs: int, output: Path) -> tuple[RunConfig, Outcome]:
-    """Train, or go on where it stopped."""
+    """Train, or resume."""
     tiny = recipe("tiny")
     chosen = tiny.train.change(epochs=epochs, drop_epoch=epochs * 5 // 6, warmup_steps=100)
     config = plan(PRESET, tiny.change(train=chosen.model_dump()), data)
@@ -82,7 +83,7 @@ def trained_on(data: DataSet, epochs: int, output: Path) -> tuple[RunConfig, Out
 
 
 def save_picture(val: Table) -> None:
-    """One that shows what it can do and what it cannot: five objects, four found, one missed."""
+    """An image of five objects, of which four are found and one is missed."""
     from PIL import Image
 
     image = val.read(PICTURE).image

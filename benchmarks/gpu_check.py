@@ -1,10 +1,11 @@
-"""What a GPU computes, beside the CPU: agreement, half precision, times and memory.
+"""Compare a GPU with the CPU: agreement, half precision, times and memory.
 
     python benchmarks/gpu_check.py --output docs/results/gpu-check.json
 
 Every detector is compared with itself on the CPU in float32 (TensorFloat-32 off), then takes
 training steps in float32, bfloat16 and float16. Random weights that are large where the initial
-ones are zero, so that no part is idle. Times are of whole training steps on noise of one size.
+ones are zero, so that every part has an effect. Times are of whole training steps on
+noise of one size.
 """
 
 import argparse
@@ -14,19 +15,18 @@ import time
 from pathlib import Path
 
 import torch
+from REMOVED import Weights  # TODO
 from torch import Tensor, nn
 
+from detrlab.benchmark.op import compare_backends, records, table
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
-from detrlab.presets import build_network
+from detrlab.losses.criterion import Criterion
 from detrlab.models.prepare import prepare
 from detrlab.ops import cuda, deformable
-from detrlab.ops.benchmark import compare_backends, table, to_dict
-from detrlab.presets import FIVE, PRESETS, model_config
+from detrlab.presets import FIVE, PRESETS, build_network, model_config
 from detrlab.structures import ImageBatch, Target
-from detrlab.losses.criterion import Criterion
 from detrlab.training.engine import autocast
-from REMOVED import Weights  # TODO
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 AGREEMENT = (320, 416)
@@ -60,7 +60,7 @@ def main() -> None:
     if options.only in (None, "op"):
         rows = compare_backends(*options.size, device=device, rounds=15, batch=options.batch)
         print("\n".join(table(rows)), flush=True)
-        report["op"] = to_dict(rows)
+        report["op"] = records(rows)
     for name in PRESETS if options.only in (None, "agreement") else ():
         config = model_config(name, 91, backbone=options.backbone, dropout=0.0)
         report["agreement"][name] = row = agreement(config, device)
@@ -78,7 +78,7 @@ def main() -> None:
 
 @torch.no_grad()
 def strengthen(network: nn.Module) -> None:
-    """Give the layers that start at zero something to say."""
+    """Give random weights to the layers that start at zero."""
     draw = torch.Generator().manual_seed(1)
     for name, parameter in network.named_parameters():
         if "sampling_offsets.weight" in name or "attention_weights" in name or "boxes" in name:
@@ -101,7 +101,7 @@ def judged(
 
 
 def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
-    """How far the GPU is from the CPU, and from itself on another try."""
+    """Differences between GPU and CPU, and between two passes on the GPU."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     network = prepare(build_network(config)).eval()

@@ -2,7 +2,7 @@
 
     python benchmarks/kill_test.py --trainings 60 --output docs/results/kill-test.md
 
-Each training runs in a process of its own and gets SIGKILL, which nothing can catch: at a random
+Each training runs in a process of its own and gets SIGKILL, which cannot be caught: at a random
 moment, or before, inside or after one of its file operations (chosen at random: half-written
 temporary file, before and after fsync, before and after the rename). Then it is resumed, and
 killed again, until it reaches its end. Its weights, metrics and predictions must be those of the
@@ -107,8 +107,8 @@ COUNT = 0
 
 
 def run_child(data: DataSet, variant: dict, folder: Path, fatal: int | None) -> None:
-    """In the forked process: train, or go on; with ``fatal``, die at that file operation."""
-    os.setpgid(0, 0)  # its loader processes die with it
+    """In the forked process: train, or resume; with ``fatal``, die at that file operation."""
+    os.setpgid(0, 0)  # its loader processes are killed with it
     passed = die_at_operation(fatal) if fatal is not None else []
     options = Options(
         resume=RunFolder(folder).is_run,
@@ -180,7 +180,7 @@ def kill_group(child: int) -> None:
     """SIGKILL a training together with its loader processes."""
     try:
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:  # it has not become a group yet
+    except ProcessLookupError:  # its process group does not exist yet
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
 
@@ -207,7 +207,7 @@ def hurt(
             kill_group(child)
         code = wait(child)
         if code == 0 and not kills:
-            shutil.rmtree(folder)  # it was too quick to be hurt: once more
+            shutil.rmtree(folder)  # it ended before it was killed: again
             continue
         if code == 0:
             return kills
@@ -220,7 +220,7 @@ def hurt(
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """What two finished runs do not share to the bit; clocks left out."""
+    """What differs between two finished runs, to the bit; times are left out."""
     found = []
     for name in ("last", "best"):
         ours, theirs = (native.load(each / f"weights/{name}.safetensors") for each in (a, b))
@@ -243,7 +243,7 @@ def differences(a: Path, b: Path) -> list[str]:
 
 
 def test(trainings: int, seed: int, folder: Path) -> dict[str, Tally]:
-    """Hurt so many trainings, divided over the variants."""
+    """Kill and resume so many trainings, divided over the variants."""
     data = DataSet("shapes", *shapes(train=10, val=4))
     draw = random.Random(seed)
     tallies = {name: Tally() for name in VARIANTS}

@@ -1,4 +1,4 @@
-"""What padding does to a detector: the same weights on images alone and on padded ones.
+"""The effect of padding: the same weights on images without and with padding.
 
     python benchmarks/padding.py --data facemask --weights TITLE=FILE ... --train runs/held-grid
 

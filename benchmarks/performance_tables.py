@@ -1,4 +1,4 @@
-"""The tables of docs/results/performance.md, from the measurements beside it.
+"""The tables of docs/results/performance.md, from the JSON files beside it.
 
     python benchmarks/performance_tables.py [--check]
 
@@ -13,16 +13,15 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 PAGE = RESULTS / "performance.md"
 COMMANDS = {
-    "op": "python benchmarks/op.py --rounds 9 --output docs/results/performance-op.json",
-    "step": "python benchmarks/step.py --models deformable-detr detr detr-dc5 "
-    "deformable-detr-two-stage deformable-detr-refine --rounds 5 --against transformers "
+    "op": "detrlab benchmark --op --rounds 9 --output docs/results/performance-op.json",
+    "step": "detrlab benchmark --model deformable-detr detr detr-dc5 deformable-detr-two-stage "
+    "deformable-detr-refine --rounds 5 --against transformers "
     "--output docs/results/performance-step.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
     "scaling": "python benchmarks/scaling.py --models deformable-detr --rounds 2 "
     "--output docs/results/performance-scaling.json",
 }
-NAMES = {"reference": "reference (grid_sample)", "cpu": "cpu (detrlab's kernels)"}
 ORDER = (
     "detr",
     "detr-dc5",

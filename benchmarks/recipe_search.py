@@ -1,9 +1,9 @@
-"""What makes a detector train well on little data: one change at a time from a recipe.
+"""Search for a recipe for little data: one change at a time.
 
     python benchmarks/recipe_search.py --data facemask --output runs/recipe-search --jobs 8
 
-Each variation is one ``detrlab train``; the same command goes on with what was interrupted. The
-table at the end compares all at the last epoch that every one of them has reached.
+Each variation is one ``detrlab train``; the same command resumes interrupted ones. The table
+at the end compares all at the last epoch that each of them has reached.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def train_all(plan: dict, names: list[str], options: argparse.Namespace) -> None
                 del running[name]
         if end and time.monotonic() > end:
             for process in running.values():
-                process.send_signal(signal.SIGTERM)  # saves and leaves
+                process.send_signal(signal.SIGTERM)  # it saves and exits
             for process in running.values():
                 process.wait()
             return

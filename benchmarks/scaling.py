@@ -16,7 +16,7 @@ import torch
 
 from detrlab import files
 from detrlab.benchmark import memory, subjects, timing
-from detrlab.benchmark.report import provenance
+from detrlab.benchmark.cost import provenance
 from detrlab.presets import model_config
 
 SIDES = (320, 448, 640, 800, 1066, 1333)
@@ -126,7 +126,7 @@ def draw(report: dict, path: Path) -> None:
                 ys = [_number(each[value]) / 1e3 for each in chosen]
                 (line,) = panel.plot(xs, ys, marker="o", label=model)
                 if varies == "side":
-                    # What is linear in the tokens, through the point in the middle.
+                    # Linear in the tokens, through the point in the middle.
                     middle = len(chosen) // 2
                     linear = [
                         ys[middle] * each["tokens"] / chosen[middle]["tokens"] for each in chosen

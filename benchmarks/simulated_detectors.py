@@ -1,9 +1,9 @@
-"""Detectors whose true difference is known: scenes and detections drawn from a written law.
+"""Simulated detectors whose true difference is known.
 
 Every image has a difficulty, every object too, and both are the same for all detectors; that is
 what makes paired comparisons sharper than unpaired ones, here as in reality. A detector finds an
-object with a probability that falls with difficulty and rises with its skill, places the box the
-less exactly the harder the object is, and adds false alarms. Trainings of one architecture
+object with a probability that falls with difficulty and rises with its skill, places the box
+less exactly where the object is harder, and adds false alarms. Trainings of one architecture
 differ in skill from seed to seed.
 """
 
@@ -39,7 +39,7 @@ class Architecture:
     seed_spread: float = 0.0
 
     def trained(self, rng: np.random.Generator) -> Architecture:
-        """One training: a skill of its own."""
+        """One training: its own skill."""
         return replace(
             self, skill=self.skill + self.seed_spread * rng.standard_normal(), seed_spread=0.0
         )
@@ -79,7 +79,7 @@ def draw_scenes(rng: np.random.Generator, num_images: int, world: World = World(
 
 
 def detect(rng: np.random.Generator, scenes: Scenes, detector: Architecture) -> Detected:
-    """What one trained detector says about the scenes."""
+    """The detections of one trained detector in the scenes."""
     truth = scenes.truth
     count, num_classes = len(truth.label), truth.num_classes
     small = detector.small_bonus * (truth.area < 32**2)

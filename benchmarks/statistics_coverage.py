@@ -1,8 +1,8 @@
-"""Do the intervals cover the truth as often as they claim, and when does a verdict come out?
+"""How often the intervals cover the truth, and how often a difference is detected.
 
 Simulated detectors (``simulated_detectors.py``) have a true difference that can be measured on
-endless images. Many small comparisons are drawn, each goes through the whole of
-``detrlab.compare.statistics``, and what it claims is held against the truth.
+as many images as necessary. Many small comparisons are drawn, each is judged by
+``detrlab.compare.statistics``, and its claims are compared with the truth.
 
     python benchmarks/statistics_coverage.py --out docs/results/statistics_coverage
 
@@ -12,6 +12,7 @@ writes a json file and a Markdown table; ``--share 0.1`` makes a tenth of the tr
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 from simulated_detectors import Architecture, detect, draw_scenes, trainings
 
-from detrlab.compare.statistics import Comparison, Contender, compare, quantities
+from detrlab.compare.resampling import quantities
+from detrlab.compare.statistics import Findings, compare
 from detrlab.evaluation.matching import average_precision, match
 
 BASE = Architecture()
@@ -35,7 +37,7 @@ REPLICATES = 800
 
 @cache
 def truth_of(detector: Architecture, images: int = 20_000, times: int = 6) -> np.ndarray:
-    """All quantities of a detector on endless images; over its seeds if they differ."""
+    """All quantities of a detector on very many images; over its seeds if they differ."""
     rng = np.random.default_rng(99)
     if detector.seed_spread:
         images, times = images // 10, times * 15
@@ -49,17 +51,17 @@ def truth_of(detector: Architecture, images: int = 20_000, times: int = 6) -> np
 
 def comparisons(
     detectors: list[Architecture], images: int, seeds: int, trials: int, target: float
-) -> Iterator[Comparison]:
+) -> Iterator[Findings]:
     """Independent small comparisons of neighbours, as a user would make them."""
-    # Other scenes under every condition, so that chance does not repeat itself.
+    # Other scenes under every condition, so that the conditions are independent.
     rng = np.random.default_rng([images, seeds, len(detectors), int(1e6 * detectors[-1].skill)])
     for trial in range(trials):
         scenes = draw_scenes(rng, images)
-        contenders = [
-            Contender(f"d{i}", trainings(rng, scenes, detector, seeds))
-            for i, detector in enumerate(detectors)
-        ]
-        yield compare(contenders, replicates=REPLICATES, seed=trial, target=target)
+        judged = {
+            f"d{i}": trainings(rng, scenes, detector, seeds) for i, detector in enumerate(detectors)
+        }
+        pairs = list(itertools.pairwise(judged))
+        yield compare(judged, pairs, replicates=REPLICATES, seed=trial, target=target)
 
 
 def study(
@@ -101,7 +103,7 @@ def mistaken_for_architectures(images: int, trials: int) -> dict[str, Any]:
 
 
 def ladder(images: int, trials: int) -> dict[str, Any]:
-    """Five equal detectors: how often is any step called better?"""
+    """Five equal detectors: how often is one of the steps called better?"""
     raw, adjusted = [], []
     for comparison in comparisons([BASE] * 5, images, 1, trials, 0.01):
         raw.append(min(row.p for row in comparison.of("ap")) <= 0.05)
@@ -115,7 +117,7 @@ def ladder(images: int, trials: int) -> dict[str, Any]:
 
 
 def promised_power(trials: int, from_images: int = 171) -> dict[str, Any]:
-    """Is a difference told four times out of five on as many images as was promised?"""
+    """Is a difference detected four times out of five on as many images as ``Needed`` says?"""
     asked = study(BASE, BETTER, from_images, 1, max(10, trials))
     images = int(asked["median_images_needed"])
     return {"promised_from": from_images, **study(BASE, BETTER, images, 1, trials)}
@@ -153,7 +155,7 @@ def conditions(share: float) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results for people."""
+    """The results as a Markdown table."""
     head = ["condition", "trials", "true AP difference", "half-width"]
     head += [f"covers {quantity}" for quantity in QUANTITIES] + ["claims a difference in AP"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

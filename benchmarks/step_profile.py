@@ -2,8 +2,8 @@
 
     python benchmarks/step_profile.py --output docs/results/performance-profile.json
 
-The parts are those of torch's profiler, summed by what they do. "The rest" is what lies between
-them: Python, autograd, allocation.
+The parts are the operators of torch's profiler, grouped by what they do. The rest is the time
+between them: Python, autograd, allocation.
 """
 
 import argparse
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from REMOVED import Weights, match_sets  # TODO
 from torch.profiler import ProfilerActivity, profile
 
 from detrlab import files
 from detrlab.benchmark import subjects
-from detrlab.benchmark.report import provenance
+from detrlab.benchmark.cost import provenance
 from detrlab.presets import FIVE, model_config
-from REMOVED import Weights, match_sets  # TODO
 
-# The first line whose words begin an operator's name (without "aten::") says what it is.
+# An operator belongs to the first group that has a prefix of its name (without "aten::").
 KINDS = {
     "convolutions": ("mkldnn_convolution", "convolution", "_slow_conv2d", "thnn_conv"),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"),
@@ -80,7 +80,7 @@ def profile_step(model: str, side: int, steps: int) -> dict[str, Any]:
 
 
 def matching_ms(model: str, side: int, subject: subjects.Subject) -> float:
-    """What matching the predictions of all decoder layers to the objects takes, of that step."""
+    """Time of matching the predictions of all decoder layers to the objects."""
     scoring = build_scoring(model_config(model, 91))
     images, targets = subjects.pictures((side, side), 1)
     with torch.no_grad():

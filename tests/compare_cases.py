@@ -110,6 +110,33 @@ class FakeTrainer:
         return made
 
 
+def in_process(run, report):
+    """Trains a run here, without a process of its own."""
+    from detrlab.compare.runner import train_run
+    from detrlab.data import open_data
+
+    return train_run(run, open_data(run.data.data), report)
+
+
+def definition(data, models=("detr",), seeds=(0,), budget=None, **train):
+    """What a comparison on a folder of ``write_data`` is about."""
+    from detrlab.compare.definition import Definition, facts
+    from detrlab.compare.entrants import named
+    from detrlab.data import open_data
+    from detrlab.data.fingerprint import fingerprint
+
+    found = open_data(data)
+    return Definition(
+        recipe=small_recipe(data, **train),
+        budget=budget,
+        contents=fingerprint(found),
+        entrants=named(models),
+        seeds=seeds,
+        predictions={},
+        data=facts(found),
+    )
+
+
 SMALL = {
     "backbone": "test_resnet",
     "backbone_norms": "trained",

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from detrlab.benchmark import memory, subjects, timing
+from detrlab.benchmark.cost import multiply_adds
 from detrlab.benchmark.report import benchmark, lines
-from detrlab.compare.cost import multiply_adds
 from detrlab.errors import UserError
 from tiny_detectors import tiny_config
 
@@ -77,7 +77,7 @@ def test_the_same_parameters_train_on_both_sides():
 def test_pictures_too_small_for_the_other_library():
     pytest.importorskip("transformers")
     config = tiny_config("deformable-detr-two-stage", num_queries=300)
-    with pytest.raises(UserError, match="96 x 64 picture has 128, not 300: enlarge --imgsz"):
+    with pytest.raises(UserError, match=r"96 x 64 image has 128, not 300.*--imgsz"):
         subjects.theirs(config, (64, 96))
 
 

@@ -20,20 +20,17 @@ def test_a_budget_reads_as_people_write_it(text, unit, amount):
     assert Budget.parse(text) == Budget(unit, amount)
 
 
-@pytest.mark.parametrize("text", ["", "epochs", "epochs=0", "-3", "epochs=1.2.3", "epochs=3 min"])
-def test_a_budget_that_says_nothing_is_refused(text):
-    with pytest.raises(UserError, match=r"budget|amount"):
+@pytest.mark.parametrize(
+    "text", ["", "epochs", "epochs=0", "-3", "epochs=1.2.3", "epochs=3 min", "minuts=3"]
+)
+def test_a_budget_that_cannot_be_read_is_refused(text):
+    with pytest.raises(UserError, match="'minutes'" if text == "minuts=3" else "budget"):
         Budget.parse(text)
 
 
-def test_an_unknown_unit_names_the_closest():
-    with pytest.raises(UserError, match="did you mean 'minutes'"):
-        Budget.parse("minuts=3")
-
-
 def test_a_budget_becomes_whole_epochs():
-    assert Budget("epochs", 7).epochs(100) == 7
-    assert Budget("images", 250).epochs(100) == 3
+    assert Budget("epochs", 7).epochs(100, 70) == 7
+    assert Budget("images", 250).epochs(100, 70) == 3
     assert Budget("minutes", 10).epochs(100, seconds_per_epoch=70) == 8
     assert Budget("minutes", 1).epochs(100, seconds_per_epoch=600) == 1
 

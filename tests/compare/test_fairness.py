@@ -1,22 +1,16 @@
-"""What every detector of a comparison shares, seen from inside the trainings themselves."""
+"""What every detector of a comparison shares, measured in the trainings themselves."""
 
 import hashlib
 
 import pytest
 import torch
 
-from compare_cases import small_recipe, write_data
-from detrlab.compare import compare, runs
-from detrlab.compare.entrants import named
-from detrlab.compare.trainers import backbone_fingerprint
+from compare_cases import definition, in_process, small_recipe
+from detrlab.compare import compare
+from detrlab.compare.runner import fingerprints
 from detrlab.data import open_data
 from detrlab.presets import FIVE
 from detrlab.training import loop
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "rectangles")
 
 
 def digest(batch):
@@ -46,14 +40,11 @@ def train(model, data, folder, seen, workers, seed=0):
     seen.clear()
     recipe = small_recipe(data)
     recipe = recipe.change(data=recipe.data.change(workers=workers))
-    compare([model], recipe=recipe, output=folder, seeds=[seed], apart=False, pictures=0)
+    compare([model], recipe=recipe, output=folder, seeds=[seed], trainer=in_process)
     return list(seen)
 
 
-def test_two_detectors_see_the_same_batches_whatever_the_worker_count(
-    data, tmp_path, seen, monkeypatch
-):
-    monkeypatch.setattr("detrlab.report.page.draw", lambda _: {})
+def test_two_detectors_see_the_same_batches_whatever_the_worker_count(data, tmp_path, seen):
     detr = train("detr", data, tmp_path / "a", seen, workers=0)
     assert len(detr) == 4, "two epochs of two whole batches"
     assert len(set(detr)) == 4, "each epoch draws anew"
@@ -63,11 +54,10 @@ def test_two_detectors_see_the_same_batches_whatever_the_worker_count(
     assert train("detr", data, tmp_path / "c", seen, workers=0, seed=1) != detr
 
 
-def test_all_start_from_the_same_backbone(data, tmp_path):
+def test_all_start_from_the_same_backbone_and_read_in_the_same_order(data, tmp_path):
     found = open_data(data)
-    planned = runs.plan(named(FIVE), small_recipe(data), found, [0, 1], tmp_path)
-    prints = {run.seed: set() for run in planned}
-    for run in planned:
-        prints[run.seed].add(backbone_fingerprint(run, found))
+    prints = {0: set(), 1: set()}
+    for run in definition(data, FIVE, seeds=(0, 1)).runs(tmp_path):
+        prints[run.seed].add(tuple(fingerprints(run, found).values()))
     assert len(prints[0]) == len(prints[1]) == 1
     assert prints[0] != prints[1]

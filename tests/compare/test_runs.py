@@ -3,30 +3,26 @@ import json
 
 import pytest
 
-from compare_cases import result, small_recipe, table, write_data
-from detrlab.compare import runs
+from compare_cases import definition, result, table, write_data
 from detrlab.compare.budget import Budget
-from detrlab.compare.entrants import named
-from detrlab.compare.runs import InUseError, Run
+from detrlab.compare.results import RunResult
+from detrlab.compare.runs import Run, execute, gather, slug
 from detrlab.compare.verdicts import planned_pairs
-from detrlab.data import open_data
+from detrlab.errors import UserError
 from detrlab.presets import FIVE, LADDER
+from detrlab.training.folder import InUseError
 
 
 @pytest.fixture
-def planned(tmp_path):
-    def plan(data="data", models=("detr",), seeds=(0,), budget=None, folder="runs", **train):
-        source = tmp_path / data
-        if not source.exists():
-            write_data(source)
-        recipe = small_recipe(source, **train)
-        return runs.plan(named(models), recipe, open_data(source), seeds, tmp_path / folder, budget)
+def planned(data, tmp_path):
+    def plan(*models, folder="out", source=data, **changes):
+        return definition(source, models or ("detr",), **changes).runs(tmp_path / folder)
 
     return plan
 
 
 def test_the_first_seed_of_all_comes_first(planned):
-    found = planned(models=("detr", "deformable-detr"), seeds=(0, 1))
+    found = planned("detr", "deformable-detr", seeds=(0, 1))
     assert [(run.entrant, run.seed) for run in found] == [
         ("detr", 0), ("deformable-detr", 0), ("detr", 1), ("deformable-detr", 1),
     ]  # fmt: skip
@@ -34,38 +30,31 @@ def test_the_first_seed_of_all_comes_first(planned):
     assert all(run.train.seed == run.seed for run in found)
 
 
-def test_a_key_knows_what_decides_the_result(planned):
-    (run,) = planned()
-    (same,) = planned(data="elsewhere", folder="other")
-    assert run.key == same.key, "where data and results lie does not matter"
+def test_a_key_knows_what_decides_the_result(planned, tmp_path):
+    elsewhere = write_data(tmp_path / "elsewhere")
+    (run,), (same,) = planned(), planned(source=elsewhere, folder="other")
+    assert run.key == same.key, "where data and results are does not matter"
+    path = elsewhere / "annotations" / "instances_train.json"
+    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 5', 1))
     others = [
         planned(seeds=(1,)),
         planned(epochs=3),
         planned(budget=Budget("epochs", 3)),
-        planned(models=("detr-dc5",)),
+        planned("detr-dc5"),
+        planned(source=elsewhere),
     ]
-    assert len({run.key, *(each.key for (each,) in others)}) == 5
-
-
-def test_a_changed_annotation_changes_the_key(planned, tmp_path):
-    (run,) = planned()
-    path = tmp_path / "data" / "annotations" / "instances_train.json"
-    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 5', 1))
-    (other,) = planned()
-    assert run.key != other.key
+    assert len({run.key, *(each.key for (each,) in others)}) == 6
 
 
 def test_a_run_comes_back_from_its_folder(planned):
     (run,) = planned(budget=Budget("minutes", 1.5))
-    run.folder.mkdir(parents=True)
-    run.save()
-    assert Run.load(run.folder) == run
+    run.write()
+    assert Run.read(run.folder) == run
 
 
 def test_a_finished_run_is_known_after_detrlab_has_learnt_more(planned):
     (run,) = planned()
-    run.folder.mkdir(parents=True)
-    run.save()
+    run.write()
     older = run.folder.with_name("named-by-an-older-key")
     run.folder.rename(older)
     path = older / "run.json"
@@ -79,35 +68,89 @@ def test_a_finished_run_is_known_after_detrlab_has_learnt_more(planned):
     (other,) = planned()
     assert other.folder != older
     path.write_text('{"train": {"forgotten": 1}}')
-    assert Run.load(older) is None
+    assert Run.read(older) is None
 
 
-def test_the_budget_changes_the_epochs_and_the_drop(planned):
-    (run,) = planned(budget=Budget("minutes", 2), epochs=10, drop_epoch=8)
-    paid = run.paid_train(100, seconds_per_epoch=24.0)
-    assert (paid.epochs, paid.drop_epoch) == (5, 4)
-
-
-def test_a_run_in_use_is_left_to_its_process(planned, monkeypatch):
-    monkeypatch.setattr(runs, "PATIENCE", 0.0)
-    one, two = planned(models=("detr", "deformable-detr"))
-    said = []
+def test_a_run_in_use_is_left_to_its_process(planned):
+    one, two = planned("detr", "deformable-detr")
 
     def trainer(run, _):
         if run is one:
             raise InUseError("in use by process 7 on another machine")
         result(run.entrant, run.seed).save(run.folder)
 
-    (failure,) = runs.execute([one, two], trainer, said.append)
+    (failure,) = execute([one, two], trainer, str)
     assert failure.running
     assert "process 7" in failure.reason
     assert two.result() is not None
 
 
+@pytest.fixture
+def stranger(tmp_path):
+    """A finished run in somebody else's comparison."""
+    run = tmp_path / "stranger" / "runs" / "detr"
+    run.mkdir(parents=True)
+    result("detr").save(run)
+    (run / "predictions.json").write_text("[]")
+    return run
+
+
+def test_finished_runs_are_copied_whole(stranger, tmp_path):
+    (stranger / "weights").mkdir()
+    (stranger / "weights" / "last.safetensors").write_bytes(b"weights")
+    (stranger / "run.lock").write_text("")
+    gather(stranger.parents[1], tmp_path / "own", str)
+    copy = tmp_path / "own" / "detr"
+    assert (copy / "weights" / "last.safetensors").read_bytes() == b"weights"
+    assert not (copy / "run.lock").exists()
+    (stranger / "predictions.json").write_text("changed")
+    gather(stranger.parents[1], tmp_path / "own", str)
+    assert (copy / "predictions.json").read_text() == "[]", "what is there stays"
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "weights", "weights/last.safetensors", "."])
+def test_links_are_not_followed(stranger, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "result.json").write_bytes((stranger / "result.json").read_bytes())
+    path = stranger.with_name("other") if name == "." else stranger / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    with pytest.raises(UserError, match="symbolic link"):
+        gather(stranger.parents[1], tmp_path / "own", str)
+    assert not (tmp_path / "own" / path.name).exists()
+
+
+def test_a_result_cannot_name_other_files(stranger):
+    path = stranger / "result.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "predictions": "/etc/passwd", "folder": "/etc"}))
+    found = RunResult.load(stranger)
+    assert (found.folder, found.predictions) == ("runs/detr", "runs/detr/predictions.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"ap": "high"}},
+        {"metrics": {}},
+        {"epochs": [{"epoch": 1}]},
+        {"cost": {"minutes": float("inf")}},
+        {"seed": "none"},
+    ],
+)
+def test_damaged_results_are_named(stranger, changes):
+    path = stranger / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        RunResult.load(stranger)
+
+
 def test_names_become_folders():
-    assert runs.slug("num_queries=50 clip=0.1") == "num_queries=50-clip=0.1"
-    assert runs.slug("../../etc") == "etc"
-    assert runs.slug("名") == "run"
+    assert slug("num_queries=50 clip=0.1") == "num_queries=50-clip=0.1"
+    assert slug("../../etc") == "etc"
+    assert slug("名") == "run"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from compare_cases import FakeTrainer, detections, small_recipe, write_data
+from detrlab.cli.compare import finish
 from detrlab.compare import collect, compare
 from detrlab.data import open_data
 from detrlab.errors import UserError
@@ -15,19 +16,8 @@ NOISES = dict(zip(FIVE, (0.3, 0.28, 0.15, 0.12, 0.03), strict=True))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "rectangles")
-
-
-@pytest.fixture(scope="module")
 def truth(data):
     return open_data(data).val.coco_ground_truth()
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing would take most of the time of these tests; test_curves looks at it."""
-    monkeypatch.setattr("detrlab.report.page.draw", lambda _: {})
 
 
 @pytest.fixture
@@ -40,7 +30,7 @@ def run(data, truth, tmp_path):
             recipe=recipe,
             output=tmp_path / folder,
             trainer=trainer,
-            **{"pictures": 2, **changes},
+            **changes,
         )
         return found, trainer
 
@@ -53,7 +43,7 @@ def test_a_comparison_leaves_everything_it_promises(run):
     names = {path.name for path in found.folder.iterdir()}
     assert names >= {
         "table.md", "table.csv", "table.tex", "original-layout.md", "recipe.yaml",
-        "report.html", "comparison-result.json", "runs",
+        "comparison-result.json", "ground_truth.json", "runs",
     }  # fmt: skip
     aps = [row.metrics["ap"] for row in found.rows]
     assert aps == sorted(aps), "the fake detectors are made to be better and better"
@@ -61,10 +51,7 @@ def test_a_comparison_leaves_everything_it_promises(run):
     written = json.loads((found.folder / "comparison-result.json").read_text())
     assert [model["model"] for model in written["models"]] == list(THREE)
     assert written["models"][0]["ap"] == aps[0]
-    assert written["steps"][1]["changes"] == [
-        "queries: points -> proposals",
-        "refine: False -> True",
-    ]
+    assert ["two-stage" in line for line in written["steps"][1]["changes"]] == [True]
 
 
 def test_finished_runs_are_reused(run):
@@ -85,10 +72,6 @@ def test_one_failure_does_not_take_the_others_with_it(run):
     assert [row.name for row in found.rows] == ["detr", "deformable-detr-two-stage"]
     (failure,) = found.failures
     assert failure.reason == "MemoryError: no more of it"
-    assert "no more of it" in found.report.read_text()
-    errors = list(found.folder.glob("runs/*/error.txt"))
-    assert len(errors) == 1
-    assert "MemoryError" in errors[0].read_text()
     mended, trainer = run()
     assert trainer.trained == [("deformable-detr", 42)]
     assert not mended.failures
@@ -134,9 +117,55 @@ def test_another_tool_stands_in_the_same_table(run, truth, tmp_path):
     assert found.rows[-1].seeds == ()
     pairs = {(each.first, each.second) for each in found.verdicts.differences()}
     assert pairs == {("detr", "deformable-detr"), ("deformable-detr", "yolo")}
+    assert f"--predictions yolo={file}" in found.command
     file.unlink()
     again = collect(found.folder, report=str)
     assert again.rows[-1].metrics == found.rows[-1].metrics, "a copy of the file was kept"
+    moved = collect(tmp_path / "moved", [found.folder], report=str)
+    assert moved.rows[-1].metrics == found.rows[-1].metrics, "and it is collected"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("yolo", "NAME=FILE"), ("y=none.json", "none.json"), (f"detr={__file__}", "'detr'")],
+)
+def test_predictions_are_name_and_file(run, given, message):
+    with pytest.raises(UserError, match=message):
+        run(predictions=[given])
+
+
+def test_collecting_reads_nothing_outside_of_the_folders(run, tmp_path):
+    """A stranger's folder may name any file of this machine, or link to it."""
+    found, _ = run(folder="stranger", models=THREE[:2])
+    secret = tmp_path / "secret.json"
+    secret.write_text("[]")
+    path = found.folder / "comparison.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "predictions": {"yolo": str(secret)}}))
+    with pytest.raises(UserError, match="cannot be read"):
+        collect(tmp_path / "own", [found.folder], report=str)
+    (found.folder / "predictions").mkdir()
+    (found.folder / "predictions" / "yolo.json").symlink_to(secret)
+    with pytest.raises(UserError, match="symbolic link"):
+        collect(tmp_path / "own", [found.folder], report=str)
+    path.write_text(json.dumps(values))
+    (found.folder / "ground_truth.json").unlink()
+    (found.folder / "ground_truth.json").symlink_to(secret)
+    with pytest.raises(UserError, match="symbolic link"):
+        collect(tmp_path / "other", [found.folder], report=str)
+    assert {path.name for path in tmp_path.glob("o*/**/*.json")} == {"ground_truth.json"}
+    assert (tmp_path / "own" / "ground_truth.json").read_text() != "[]"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"recipe": {"name": 3}}, {"data": {}}, {"seeds": "x"}, {"entrants": [{}]}]
+)
+def test_a_damaged_definition_is_named(run, damage):
+    found, _ = run(models=THREE[:1])
+    path = found.folder / "comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"comparison\.json is damaged"):
+        collect(found.folder, report=str)
 
 
 def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
@@ -145,7 +174,7 @@ def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
     run(folder="two", models=THREE[1:])
     merged = collect(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"], report=str)
     assert (merged.folder / "table.csv").read_bytes() == (whole.folder / "table.csv").read_bytes()
-    assert "<image" in merged.report.read_text(), "the data was found again for the pictures"
+    assert merged.data.val.classes == ("box", "disc"), "the data was found again"
 
 
 def test_seeds_from_two_machines_join(run, data, tmp_path):
@@ -179,6 +208,26 @@ def test_seeds_are_lines_of_the_csv(run):
         ("detr", "1"), ("detr", "2"), ("deformable-detr", "1"), ("deformable-detr", "2"),
     ]  # fmt: skip
     assert "2 seeds" in found.verdicts.sentences[-1]
+
+
+def test_where_nothing_is_learnt_no_detector_is_called_better(run, truth):
+    trainer = FakeTrainer(truth, dict.fromkeys(FIVE, 9.0))
+    found, _ = run(trainer=trainer)
+    (sentence,) = found.verdicts.sentences
+    assert "0.0" in sentence
+
+
+def test_the_command_line_writes_the_page_and_prints_the_tables(run, capsys):
+    found, _ = run(models=THREE[:2])
+    assert finish(found, as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert "deformable-detr" in printed
+    assert found.verdicts.sentences[0][:40] in printed
+    assert found.report.is_file()
+    assert list((found.folder / "pictures").glob("*.svg"))
+    failed, _ = run(models=THREE, failing=THREE[2:])
+    assert finish(failed, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["failures"][0]["entrant"] == THREE[2]
 
 
 def test_the_command_repeats_it(run):

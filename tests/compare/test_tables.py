@@ -3,9 +3,12 @@ import io
 import json
 from dataclasses import replace
 
+import pytest
+
 from compare_cases import result, table
 from detrlab.compare import curves, tables
 from detrlab.compare.results import RunResult
+from detrlab.presets import FIVE
 
 
 def test_numbers_are_in_points_and_nothing_is_a_dash():
@@ -67,24 +70,48 @@ def test_markup_in_names_stays_text():
     assert r"\textbackslash{}x\_1" in grid.latex()
 
 
-def test_the_terminal_shows_brackets_as_they_are():
+def test_the_terminal_shows_names_as_they_are():
+    text = shown(tables.class_grid(table(result("a", classes=("[red]x[/]", "\x1b[31mred")))), 120)
+    assert "[red]x[/]" in text
+    assert "\x1b" not in text
+
+
+def shown(grid, width):
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=120)
-    console.print(tables.class_grid(table(result("a", classes=("[red]x[/]",)))).terminal())
-    assert "[red]x[/]" in console.file.getvalue()
+    console = Console(file=io.StringIO(), width=width)
+    console.print(grid.terminal(width))
+    return console.file.getvalue()
 
 
-def test_a_narrow_terminal_shows_numbers_whole():
-    from rich.console import Console
+def five(classes):
+    return table(*(result(name, ap=0.2, classes=classes) for name in FIVE))
 
-    names = ("detr", "detr-dc5", "deformable-detr", "deformable-detr-refine")
-    rows = table(*(result(name, ap=0.2) for name in (*names, "deformable-detr-two-stage")))
-    grid = tables.original_grid(rows)
-    console = Console(file=io.StringIO(), width=80)
-    console.print(grid.terminal())
-    shown = console.file.getvalue()
-    assert all(shown.count(cell) >= row.count(cell) for row in grid.cells for cell in row)
+
+@pytest.mark.parametrize("grid", [tables.original_grid, tables.quality_grid, tables.class_grid])
+def test_a_narrow_terminal_shows_numbers_whole(grid):
+    grid = grid(five(("cat", "dog")))
+    text = shown(grid, 80)
+    assert all(text.count(cell) >= row.count(cell) for row in grid.cells for cell in row)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_many_classes_become_rows_on_a_narrow_terminal():
+    classes = [f"traffic light {number}" for number in range(80)]
+    grid = tables.class_grid(five(classes))
+    lines = shown(grid, 80).splitlines()
+    assert all(any(line.startswith(f" {name} ") for line in lines) for name in classes)
+    assert max(map(len, lines)) <= 80
+    few = tables.class_grid(five(["cat", "dog"]))
+    assert any(line.startswith(" detr-dc5 ") for line in shown(few, 80).splitlines())
+
+
+def test_a_turned_table_keeps_what_is_best():
+    grid = tables.quality_grid(table(result("a", ap=0.1), result("b", ap=0.2)))
+    turned = grid.turned()
+    assert turned.turned() == grid
+    assert all(turned.cells[c - 1][r + 1] == grid.cells[r][c] for r, c in grid.best)
+    assert (0, 2) in turned.best
 
 
 def test_csv_has_one_line_a_run_at_full_precision():
@@ -106,7 +133,8 @@ def test_json_uses_the_agreed_names():
 
 
 def test_a_result_comes_back_from_its_file(tmp_path):
+    folder = tmp_path / "a-1"
     before = result("a", 1, ap=1 / 3)
-    before.save(tmp_path)
-    assert RunResult.load(tmp_path) == before
+    before.save(folder)
+    assert RunResult.load(folder) == before
     assert RunResult.load(tmp_path / "nowhere") is None

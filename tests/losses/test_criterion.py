@@ -160,7 +160,9 @@ def test_given_pairs_are_not_matched_and_repeats_divide_the_losses():
     pairs = Pairs(torch.tensor([0, 1, 2, 3, 4, 6]), torch.tensor([0, 1, 0, 1, 2, 2]))
     layers = [predictions_of(SIGMOID, 2, 4 + 5, seed) for seed in range(2)]
     output = output_of(*layers, denoising=Denoising(4, pairs, groups=2))
-    assert all(torch.equal(a.boxes, b.boxes[:, 4:]) for a, b in zip(output.layers, layers, strict=True))
+    assert all(
+        torch.equal(a.boxes, b.boxes[:, 4:]) for a, b in zip(output.layers, layers, strict=True)
+    )
     losses = criterion_of(SIGMOID)(output, targets)
     assert list(losses.terms) == ["layer0", "final", "denoising_layer0", "denoising_final"]
     assert {"loss_class", "loss_denoising_class"} <= set(losses.measures())

@@ -12,6 +12,7 @@ from detrlab.checkpoints import native
 from detrlab.compare import compare
 from detrlab.data import open_data
 from detrlab.presets import build_network
+from detrlab.report.page import write_page
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -46,14 +47,15 @@ def report(tmp_path_factory):
     truth = open_data(data).val.coco_ground_truth()
     file = folder / "other.json"
     file.write_text(json.dumps(detections(truth, 0.05)))
-    return compare(
+    found = compare(
         MODELS,
         recipe=small_recipe(data),
         output=folder / "out",
         predictions=[f"{OTHER}={file}"],
         trainer=TrainerWithWeights(truth, dict(zip(MODELS, (0.3, 0.1), strict=True))),
-        pictures=3,
-    ).report
+    )
+    write_page(found, found.truth, found.data, 3)
+    return found.report
 
 
 @pytest.fixture(scope="module")

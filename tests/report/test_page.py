@@ -14,7 +14,7 @@ from detrlab.data import open_data
 from detrlab.evaluation.records import GroundTruth
 from detrlab.explain.curves import CURVES_FILE, Curves, EpochCurves
 from detrlab.report import gallery
-from detrlab.report.page import draw, render
+from detrlab.report.page import draw, render, write_page
 
 MODELS = ("detr", "deformable-detr")
 HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' {{ 7 * 7 }}"
@@ -27,15 +27,16 @@ def comparison(tmp_path_factory):
     truth = open_data(data).val.coco_ground_truth()
     file = folder / "other.json"
     file.write_text(json.dumps(detections(truth, 0.05)))
-    return compare(
+    found = compare(
         MODELS,
         recipe=small_recipe(data).change(name="cppe5", assumed=("train.clip",)),
         output=folder / "out",
         seeds=(1, 2),
         predictions=[f"<b>other</b>={file}"],
         trainer=FakeTrainer(truth, {"detr": 0.3, "deformable-detr": 0.1}),
-        pictures=3,
     )
+    write_page(found, found.truth, found.data, 3)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Peak memory, each measured in a process of its own."""
+"""Peak memory, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _WARM_UP = (256, 256)
 def peak_memory(
     library: str, config: ModelConfig, size: tuple[int, int], batch: int, *, learn: bool
 ) -> dict[str, float]:
-    """MB that a process holds at most: in all, and above what it held before the detector.
+    """Peak memory of a process in MB: in all, and above what it used before the detector.
 
-    The second number has the weights in it and, with ``learn``, gradients and optimiser state,
+    The second number includes the weights and, with ``learn``, gradients and optimiser state,
     but not Python and its libraries.
 
     Args:
         library: ``detrlab`` or ``transformers``.
         config: the architecture.
-        size: (height, width) of the pictures.
+        size: (height, width) of the images.
         batch: how many.
         learn: a training step instead of inference.
 
     Raises:
-        UserError: the process did not live to tell.
+        UserError: the process failed.
     """
     context = multiprocessing.get_context("spawn")
     answers: Any = context.SimpleQueue()
@@ -49,7 +49,7 @@ def peak_memory(
     if child.exitcode != 0:
         raise UserError(
             f"the process that measured peak memory ended with {child.exitcode} (too little "
-            "memory?): try smaller pictures, or --no-memory"
+            "memory?): try smaller images, or --no-memory"
         )
     peak, before = answers.get()
     return {"peak_mb": peak, "above_start_mb": peak - before}
@@ -66,20 +66,20 @@ def _measure(
 ) -> None:
     torch.set_num_threads(threads)
     make = subjects.ours if library == "detrlab" else subjects.theirs
-    # Compilers, and libraries that load on first use, are no part of the work.
+    # Compilers, and libraries that load on first use, do not count.
     make(config, _WARM_UP, 1).learn()
-    before = _start_over()
+    before = _reset()
     subject = make(config, size, batch)
     for _ in range(2):
         subject.learn() if learn else subject.infer()
     answers.put((_peak(), before))
 
 
-def _start_over() -> float:
-    """Forget the most this process has held so far; what it holds now, in MB."""
+def _reset() -> float:
+    """Reset the peak memory; returns what this process uses now, in MB."""
     gc.collect()
     if not sys.platform.startswith("linux"):
-        return _peak()  # it cannot be forgotten: the work counts from the warm-up's peak
+        return _peak()  # it cannot be reset: only what exceeds the warm-up's peak counts
     with suppress(OSError, AttributeError):  # a C library without it
         ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -87,15 +87,15 @@ def _start_over() -> float:
 
 
 def _peak() -> float:
-    """The most this process has held since it started over, in MB."""
+    """Peak memory since the reset, in MB."""
     if sys.platform.startswith("linux"):
         return _status("VmHWM")
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return held / 1e6 if sys.platform == "darwin" else held / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
 
 
 def _status(name: str) -> float:
-    """A line of what Linux says about this process, in MB."""
+    """A number of ``/proc/self/status``, in MB."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     (kilobytes,) = re.findall(rf"^{name}:\s*(\d+) kB$", text, re.MULTILINE)
     return int(kilobytes) * 1024 / 1e6

@@ -21,7 +21,7 @@ from detrlab.structures import ImageBatch, Target
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 OBJECTS = 7
-"""Objects in every picture, as COCO has on average."""
+"""Objects in every image, as in COCO on average."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Subject:
     Attributes:
         name: of the library.
         network: the module, for counting.
-        infer: pictures to predictions, without gradients.
+        infer: images to predictions, without gradients.
         learn: one training step: forward, losses, backward, clipping, AdamW.
     """
 
@@ -42,7 +42,7 @@ class Subject:
 
 
 def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
-    """Noise of one (height, width), unpadded, with objects at random places."""
+    """Noise of one (height, width), unpadded, with objects at random positions."""
     draw = torch.Generator().manual_seed(0)
     images = ImageBatch(
         torch.randn(batch, 3, *size, generator=draw), torch.zeros(batch, *size, dtype=torch.bool)
@@ -84,7 +84,7 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     """The same architecture in transformers: equal dropout, losses and trainable parameters.
 
     Raises:
-        UserError: transformers is not installed, has no such detector, or cannot take pictures
+        UserError: transformers is not installed, has no such detector, or cannot take images
             so small.
     """
     try:
@@ -96,12 +96,12 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     cells = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in _strides(config))
     if isinstance(config, DeformableDetrTwoStage) and cells < config.num_queries:
         raise UserError(
-            f"transformers' two-stage detector needs as many cells as queries: a {size[1]} x "
-            f"{size[0]} picture has {cells}, not {config.num_queries}: enlarge --imgsz, or --set "
-            f"model.num_queries={cells}"
+            "transformers' two-stage detector needs at least as many cells as queries: a "
+            f"{size[1]} x {size[0]} image has {cells}, not {config.num_queries}: enlarge --imgsz, "
+            f"or --set model.num_queries={cells}"
         )
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
-    # Every decoder layer is judged, as ours are.
+    # A loss for every decoder layer, as ours.
     values["auxiliary_loss"] = True
     kind = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
     model = getattr(transformers, f"{kind}ForObjectDetection")(
@@ -116,7 +116,7 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     labels = [{"class_labels": each.labels, "boxes": each.boxes} for each in targets]
     train = TrainConfig()
     learned = [each for each in model.parameters() if each.requires_grad]
-    # The kind of optimiser step is not what is compared: both get the fused one.
+    # The optimiser is not what is compared: both get the fused one.
     optimizer = torch.optim.AdamW(
         learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )

@@ -1,4 +1,4 @@
-"""Timing things in turn, so that a busy machine slows all of them alike."""
+"""Timing calls in turn, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Times:
     """The seconds of repeated calls.
 
     Attributes:
-        wall: on the clock, what a user waits.
-        processor: of all threads together; hardly moved by what else the machine does.
+        wall: elapsed time.
+        processor: of all threads together; other load on the machine hardly affects it.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -31,6 +31,15 @@ class Times:
         high = min(low + 1, len(ordered) - 1)
         return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
+    def add(self, call: Callable[[], Any]) -> None:
+        """Time one call."""
+        _wait()
+        wall, processor = time.perf_counter(), time.process_time()
+        call()
+        _wait()
+        self.wall.append(time.perf_counter() - wall)
+        self.processor.append(time.process_time() - processor)
+
     def to_dict(self) -> dict[str, Any]:
         """Milliseconds."""
         return {
@@ -41,33 +50,35 @@ class Times:
         }
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Call everything once a round, after one round that does not count."""
+def in_turn(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, Times]:
+    """Call everything once in each round, after one round that does not count."""
+    for call in calls.values():
+        call()
     times = {name: Times() for name in calls}
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in calls.items():
-            wall, processor = _seconds(call)
-            if number:
-                times[name].wall.append(wall)
-                times[name].processor.append(processor)
+            times[name].add(call)
+    return times
+
+
+def for_seconds(call: Callable[[], Any], seconds: float) -> Times:
+    """Time a call for so long, at least 5 and at most 50 times, after two that do not count."""
+    call()
+    call()
+    times = Times()
+    end = time.perf_counter() + seconds
+    while len(times.wall) < 5 or (len(times.wall) < 50 and time.perf_counter() < end):
+        times.add(call)
     return times
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How much faster, over the rounds' pairs: median and quartiles."""
+    """How much faster, over the pairs of each round: median and quartiles."""
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     if len(ratios) == 1:
         return {"median": ratios[0], "low": ratios[0], "high": ratios[0]}
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"median": middle, "low": low, "high": high}
-
-
-def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
-    _wait()
-    wall, processor = time.perf_counter(), time.process_time()
-    call()
-    _wait()
-    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def _wait() -> None:

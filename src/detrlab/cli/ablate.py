@@ -1,4 +1,4 @@
-"""``detrlab ablate``: one detector, varied; the machinery of ``compare`` for your own question."""
+"""``detrlab ablate``: compare variations of one detector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detrlab.cli.settings import RecipeOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RecipeOptions):
-    """Train variations of one detector alike and say what the differences mean.
+    """Train variations of one detector alike, and compare them.
 
     For example: detrlab ablate --model deformable-detr --vary num_queries=50,100,300
     """
@@ -40,7 +40,7 @@ class Options(RecipeOptions):
 def run(options: Options) -> int:
     """Compare the variations; returns the exit code: 1 when a run failed."""
     from detrlab.cli.common import device_name, say
-    from detrlab.cli.compare import print_comparison
+    from detrlab.cli.compare import finish
     from detrlab.compare import compare, varied
 
     entrants = varied(options.model, options.vary)
@@ -56,5 +56,4 @@ def run(options: Options) -> int:
         command=shlex.join(["detrlab", *sys.argv[1:]]),
         report=say,
     )
-    print_comparison(comparison, as_json=options.json)
-    return 1 if comparison.failures else 0
+    return finish(comparison, as_json=options.json)

@@ -14,39 +14,39 @@ from detrlab.errors import UserError
 if TYPE_CHECKING:
     from detrlab.config import ModelConfig
 
-_OP_PICTURE = (800, 1066)
-_PICTURE = (640, 640)
+_OP_SIZE = (800, 1066)
+_SIZE = (640, 640)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Measure detectors on this machine: latency, throughput, training step, memory, arithmetic.
 
-    With --op: verify every backend of deformable attention, and time those that are right.
+    With --op: verify every backend of deformable attention, and time those that are correct.
     Exit code 0: measured; 1: a backend is not used, the table says why.
     """
 
     model: tuple[str, ...] = ("deformable-detr-two-stage",)
     """Which detectors, one after the other: see detrlab models."""
     imgsz: tuple[int, ...] = ()
-    """Height and width of the pictures in pixels, or one number for both; by default 640, and
+    """Height and width of the images in pixels, or one number for both; by default 640, and
     800 1066 with --op."""
     batch: int = 1
-    """Pictures at a time."""
+    """Images in a batch."""
     rounds: int = 7
-    """How often everything is timed, in turn, after one round that does not count."""
+    """How many times everything is timed, in turn, after one round that does not count."""
     against: str | None = None
-    """Measure the same architecture of another library in the same rounds: transformers."""
+    """Also measure the same architecture of another library: transformers."""
     train: bool = True
     """Also measure training steps."""
     memory: bool = True
-    """Also measure peak memory, each in a process of its own."""
+    """Also measure peak memory, in separate processes."""
     op: bool = False
-    """Deformable attention alone instead of detectors."""
+    """Measure deformable attention alone instead of detectors."""
     device: str = "cpu"
-    """With --op: where, such as cuda. Detectors are measured on the CPU."""
+    """With --op: the device, such as cuda. Detectors are measured on the CPU."""
     threads: int | None = None
-    """Threads that torch uses; by default its own number."""
+    """Threads that torch uses; by default its own choice."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Changes of the architecture: model.num_queries=100 model.backbone=resnet18 ..."""
     output: str | None = None
@@ -73,8 +73,8 @@ def run(options: Options) -> int:
 
 
 def _size(options: Options) -> tuple[int, int]:
-    """(height, width) of the pictures."""
-    given = options.imgsz or (_OP_PICTURE if options.op else _PICTURE)
+    """(height, width) of the images."""
+    given = options.imgsz or (_OP_SIZE if options.op else _SIZE)
     if len(given) > 2 or min(given) < 32:
         text = " ".join(map(str, given))
         raise UserError(f"--imgsz {text}: give a height and a width of at least 32, or one number")
@@ -82,27 +82,25 @@ def _size(options: Options) -> tuple[int, int]:
 
 
 def _measure_op(options: Options, size: tuple[int, int]) -> int:
+    from detrlab.benchmark import cost, op
     from detrlab.cli.common import pick_device
-    from detrlab.ops import benchmark
 
     if options.against is not None:
         raise UserError(
-            "--op already times every backend that is installed: leave --against out, or --op"
+            "--op already times every backend that is installed: leave out --against, or --op"
         )
     device = pick_device(options.device)
-    load = benchmark.load()
-    rows = benchmark.compare_backends(
-        *size, device=device, rounds=options.rounds, batch=options.batch
-    )
+    origin = cost.provenance()
+    rows = op.compare_backends(*size, device=device, rounds=options.rounds, batch=options.batch)
     report = {
         "picture": list(size),
         "batch": options.batch,
         "rounds": options.rounds,
         "device": str(device),
-        "load_before": load,
-        **benchmark.to_dict(rows),
+        **origin,
+        "rows": op.records(rows),
     }
-    _show(options, report, benchmark.table(rows))
+    _show(options, report, op.table(rows))
     return 1 if any(row.problem is not None for row in rows) else 0
 
 

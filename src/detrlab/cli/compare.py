@@ -1,4 +1,4 @@
-"""``detrlab compare``: the experiment this package exists for."""
+"""``detrlab compare``: train several detectors alike and compare them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(RecipeOptions):
-    """Train detectors on the same data with the same budget and say what came out.
+    """Train detectors on the same data with the same budget, and compare them.
 
-    Finished runs in the output folder are reused and interrupted ones resumed, so the same
-    command again always goes on where the last one stopped.
+    Finished runs in the output folder are reused and interrupted ones resumed: run the same
+    command again to continue.
     """
 
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """Walk from DETR to the two-stage detector, one change at a time."""
+    """From DETR to the two-stage detector, one change at a time."""
     seeds: tuple[int, ...] = ()
     """Train each detector once with each of these seeds."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
@@ -36,7 +36,7 @@ class Options(RecipeOptions):
     output: str | None = None
     """Folder of the comparison; runs/compare/RECIPE by default."""
     collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Train nothing: gather finished runs, from these folders too, and write the tables anew."""
+    """Train nothing: gather finished runs, from these folders too, and write the tables again."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ..."""
     processes: int = 1
@@ -51,7 +51,7 @@ def run(options: Options) -> int:
     from detrlab.compare import collect, compare, ladder
 
     if options.ladder and options.models:
-        raise UserError("--ladder names its detectors itself: leave out --models, or --ladder")
+        raise UserError("--ladder has its own list of models: leave out --models, or --ladder")
     output = options.output or f"runs/compare/{options.recipe.removesuffix('.yaml')}"
     if options.collect is not None:
         comparison = collect(output, options.collect, report=say)
@@ -67,26 +67,33 @@ def run(options: Options) -> int:
             processes=options.processes,
             report=say,
         )
-    print_comparison(comparison, as_json=options.json)
-    return 1 if comparison.failures else 0
+    return finish(comparison, as_json=options.json)
 
 
-def print_comparison(comparison: Comparison, *, as_json: bool) -> None:
-    """The tables, the verdicts and where the report lies; or everything as JSON."""
+def finish(comparison: Comparison, *, as_json: bool) -> int:
+    """Write the page, and print tables and verdicts, or everything as JSON.
+
+    Returns:
+        the exit code: 1 when a run failed.
+    """
     from rich.console import Console
 
-    from detrlab.compare.study import to_json
+    from detrlab.compare.tables import printable
+    from detrlab.report.page import write_page
 
+    write_page(comparison, comparison.truth, comparison.data, pictures=12)
     if as_json:
-        print(json.dumps(to_json(comparison)))
-        return
+        print(json.dumps(comparison.to_dict()))
+        return 1 if comparison.failures else 0
     console = Console()
     for grid in comparison.grids:
-        console.print(grid.terminal())
-    for sentence in comparison.verdicts.sentences:
-        console.print(f"* {sentence}", markup=False)
-    for failure in comparison.failures:
-        console.print(
-            f"failed: {failure.entrant}, seed {failure.seed}: {failure.reason}", markup=False
-        )
+        console.print(grid.terminal(console.width))
+    lines = [f"* {sentence}" for sentence in comparison.verdicts.sentences]
+    lines += [
+        f"failed: {failure.entrant}, seed {failure.seed}: {failure.reason}"
+        for failure in comparison.failures
+    ]
+    for line in lines:
+        console.print(printable(line), markup=False)
     console.print(f"\nreport: {comparison.report}", markup=False, soft_wrap=True)
+    return 1 if comparison.failures else 0

@@ -1,11 +1,13 @@
-"""How much each detector may train: epochs, images or minutes, and what that means in epochs."""
+"""How much each detector may train: epochs, images or minutes, and how many epochs that is."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from detrlab.errors import UserError, did_you_mean
 
@@ -15,14 +17,14 @@ _UNITS: tuple[Unit, ...] = ("epochs", "images", "minutes")
 
 @dataclass(frozen=True)
 class Budget:
-    """What every detector gets the same amount of.
+    """What every detector may spend.
 
-    Everything becomes a whole number of epochs before training starts, so that the schedule is
-    known, a resumed run is the same run, and "the end" is at the end of an epoch.
+    A budget becomes a whole number of epochs before training starts, so that the learning rate
+    schedule is known and a resumed run is the same run.
 
     Attributes:
         unit: ``epochs`` and ``images`` give every detector the same number of epochs;
-            ``minutes`` gives the slow ones fewer.
+            ``minutes`` gives slow detectors fewer.
         amount: how many of them.
     """
 
@@ -36,40 +38,42 @@ class Budget:
         Raises:
             UserError: it is none of these.
         """
-        match = re.fullmatch(
-            r"\s*(?:(?P<unit>[a-z]+)\s*=\s*)?(?P<amount>[\d.,_]+)"
-            r"\s*(?P<after>[a-z]*)\s*",
-            text.lower(),
-        )
-        if match is None or (match["unit"] and match["after"]):
-            raise UserError(
-                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
-            )
-        word = match["unit"] or match["after"] or "epochs"
+        match = re.fullmatch(r"(?:([a-z]+)\s*=)?\s*([\d.,_]+)\s*([a-z]*)", text.strip().lower())
+        word, number, after = match.groups() if match else (None, "", "")
+        word = word or after or "epochs"
         unit = next((unit for unit in _UNITS if word in (unit, unit[:-1], unit[:3])), None)
         if unit is None:
             raise UserError(f"unknown budget {word!r}{did_you_mean(word, _UNITS)}")
         try:
-            amount = float(match["amount"].replace(",", "").replace("_", ""))
+            amount = float(number.replace(",", "").replace("_", ""))
         except ValueError:
             amount = 0.0
-        if not 0 < amount < 1e12:
-            raise UserError(f"budget {text!r}: the amount must be a number above 0")
+        if not 0 < amount < 1e12 or (word != after and after):
+            raise UserError(
+                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
+            )
         return cls(unit, amount)
 
-    def epochs(self, images_per_epoch: int, seconds_per_epoch: float | None = None) -> int:
-        """The whole epochs that the budget pays for, at least one.
+    def epochs(self, images_per_epoch: int, seconds_per_epoch: float) -> int:
+        """The whole epochs that fit into the budget, at least one.
 
         Args:
             images_per_epoch: how many images an epoch trains on.
-            seconds_per_epoch: how long one takes; needed for ``minutes`` only.
+            seconds_per_epoch: how long an epoch takes; only ``minutes`` uses it.
         """
         if self.unit == "epochs":
             return max(1, round(self.amount))
         if self.unit == "images":
             return max(1, math.ceil(self.amount / images_per_epoch))
-        assert seconds_per_epoch is not None, "a budget of minutes needs a measured epoch"
         return max(1, math.floor(self.amount * 60 / seconds_per_epoch))
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit}"
+
+
+def _read(value: object) -> object:
+    return Budget.parse(value) if isinstance(value, str) else value
+
+
+BudgetField = Annotated[Budget, BeforeValidator(_read), PlainSerializer(str)]
+"""A budget as a field of a record: written as text, such as ``12 epochs``."""

@@ -1,12 +1,13 @@
-"""What a comparison found, as records that go to JSON and come back."""
+"""The results of a comparison, as records that are written to JSON and read back."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter
 
 from detrlab import files
 from detrlab.errors import UserError
@@ -15,26 +16,36 @@ METRICS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
-"""The 12 COCO numbers, under the names that every json and csv uses."""
+"""The 12 COCO numbers, under the names that every JSON and CSV file uses."""
 
 RESULT_FILE = "result.json"
+
+_Number = FiniteFloat | None
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """The 12 numbers and ``per_class``, checked: the file may come from somebody else."""
+    TypeAdapter(dict[str, _Number | dict[str, _Number]]).validate_python(values)
+    if missing := [name for name in (*METRICS, "per_class") if name not in values]:
+        raise ValueError(f"metrics without {', '.join(missing)}")
+    return values
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where a training stood after one epoch.
+    """The state of a training after one epoch.
 
     Attributes:
         epoch: counted from 1.
-        minutes: of training so far, evaluation left out.
+        minutes: of training so far, without evaluation.
         losses: mean over the epoch, ``loss`` being the weighted total.
         metrics: on the validation split; empty where it was not evaluated.
     """
 
     epoch: int
-    minutes: float
-    losses: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, float | None] = field(default_factory=dict)
+    minutes: FiniteFloat
+    losses: dict[str, FiniteFloat] = field(default_factory=dict)
+    metrics: dict[str, _Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,23 +53,23 @@ class Cost:
     """What a detector costs; None where it was not measured.
 
     Attributes:
-        parameters: numbers in the network that training could change or has frozen.
-        trainable: those that training changes.
+        parameters: of the network, trained and frozen ones.
+        trainable: the trained ones.
         gflops: thousand million multiply-adds for one image of ``input_size``.
         input_size: (height, width) in pixels that ``gflops`` and ``latency`` are for.
-        minutes: of training, evaluation left out.
+        minutes: of training, without evaluation.
         peak_memory: of the training process, in GiB.
         latency: milliseconds for one image, by percentile (``p50``, ``p90``).
-        machine: what it was measured on.
+        machine: the machine it was measured on.
     """
 
     parameters: int | None = None
     trainable: int | None = None
-    gflops: float | None = None
+    gflops: _Number = None
     input_size: tuple[int, int] | None = None
-    minutes: float | None = None
-    peak_memory: float | None = None
-    latency: dict[str, float] = field(default_factory=dict)
+    minutes: _Number = None
+    peak_memory: _Number = None
+    latency: dict[str, FiniteFloat] = field(default_factory=dict)
     machine: str = ""
 
 
@@ -81,7 +92,7 @@ class RunResult:
     entrant: str
     seed: int | None
     key: str
-    metrics: dict[str, Any]
+    metrics: Annotated[dict[str, Any], AfterValidator(_numbers)]
     predictions: str
     folder: str = ""
     epochs: tuple[Epoch, ...] = ()
@@ -94,7 +105,10 @@ class RunResult:
 
     @classmethod
     def load(cls, folder: Path) -> RunResult | None:
-        """Read back; None where the run has not finished.
+        """Read from ``runs/NAME``; None where the run has not finished.
+
+        Where the files lie follows from ``folder``. What the file itself says about that is
+        ignored, because it may come from somebody else and name any file of this machine.
 
         Raises:
             UserError: the file is damaged.
@@ -103,25 +117,13 @@ class RunResult:
         if not path.is_file():
             return None
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError) as error:
+            found = TypeAdapter(cls).validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): delete it, and the run will be evaluated again"
             ) from None
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunResult:
-        """From plain values, as ``save`` wrote them."""
-        cost = dict(values["cost"])
-        if cost.get("input_size") is not None:
-            cost["input_size"] = tuple(cost["input_size"])
-        return cls(
-            **{
-                **values,
-                "epochs": tuple(Epoch(**epoch) for epoch in values["epochs"]),
-                "cost": Cost(**cost),
-            }
-        )
+        place = f"runs/{folder.name}"
+        return replace(found, folder=place, predictions=f"{place}/predictions.json")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Failure:
     Attributes:
         entrant: its name in the comparison.
         seed: of the run.
-        reason: one line for people; the whole traceback lies in the run's folder.
+        reason: one line; the traceback is in the run's ``log.txt``.
         running: True when another process is training it right now.
     """
 
@@ -143,7 +145,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Row:
-    """One entrant's line of the table: the mean over its seeds.
+    """One entrant's row of the table: the mean over its seeds.
 
     Attributes:
         name: the entrant's.
@@ -166,28 +168,25 @@ class Row:
 
     @property
     def timed(self) -> tuple[RunResult, ...]:
-        """The runs on the first one's machine: minutes of two machines have no mean."""
+        """The runs on the first one's machine: times of different machines have no mean."""
         return _on_one_machine(self.runs)
 
 
 def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
     """Results grouped by entrant, in the order of the comparison."""
-    grouped = {name: [run for run in results if run.entrant == name] for name in order}
-    return tuple(_row(name, tuple(runs)) for name, runs in grouped.items() if runs)
+    grouped = {name: tuple(run for run in results if run.entrant == name) for name in order}
+    return tuple(_row(name, runs) for name, runs in grouped.items() if runs)
 
 
 def _row(name: str, runs: tuple[RunResult, ...]) -> Row:
-    classes = list(runs[0].metrics.get("per_class", {}))
-    times = [run.cost.minutes for run in _on_one_machine(runs)]
-    cost = Cost(**{**vars(runs[0].cost), "minutes": _mean(times)})
+    each = [run.metrics["per_class"] for run in runs]
+    minutes = _mean([run.cost.minutes for run in _on_one_machine(runs)])
     return Row(
         name=name,
         runs=runs,
         metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in METRICS},
-        per_class={
-            label: _mean([run.metrics["per_class"].get(label) for run in runs]) for label in classes
-        },
-        cost=cost,
+        per_class={label: _mean([own.get(label) for own in each]) for label in each[0]},
+        cost=replace(runs[0].cost, minutes=minutes),
     )
 
 

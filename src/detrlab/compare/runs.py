@@ -1,172 +1,124 @@
-"""The trainings of a comparison: planned, run one by one, resumed, reused, gathered."""
+"""The trainings of a comparison: one after the other, resumed, reused, collected."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from detrlab import files
-from detrlab.compare.budget import Budget
-from detrlab.compare.entrants import Entrant
+from detrlab.compare.budget import BudgetField
 from detrlab.compare.results import Failure, RunResult
-from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from detrlab.config import DataConfig, Record, TrainConfig
 from detrlab.errors import UserError
+from detrlab.presets import AnyPreset
+from detrlab.training.folder import InUseError, locked
 
-if TYPE_CHECKING:
-    from detrlab.data import DataSet
-    from detrlab.data.table import Table
-
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 RUN_FILE = "run.json"
-ERROR_FILE = "error.txt"
 OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
-"""Settings that change no result: where the data lies and how many processes read it. (The size
-of micro-batches does change it: pieces are padded less, which backbone and neck see.)"""
+"""Settings that change no result: where the data is and how many processes read it. (The size of
+micro-batches does change it: it decides the padding, which backbone and neck see.)"""
+PATIENCE = 20.0
+"""Seconds to wait for another process that may be about to exit, as after a kill."""
 
 
-class InUseError(UserError):
-    """Another process is training this run."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One detector to be trained with one seed.
-
-    Attributes:
-        entrant: its name in the comparison.
-        seed: of initial values, order, augmentation and dropout.
-        model: the architecture.
-        train: how it is trained, before the budget.
-        data: which images.
-        budget: what it may spend; None means the epochs of ``train``.
-        contents: fingerprint of the data.
-        folder: where it lives.
-    """
+class Run(Record):
+    """One detector to be trained with one seed."""
 
     entrant: str
+    """Its name in the comparison."""
     seed: int
-    model: ModelConfig
+    """Of initial values, order, augmentation and dropout."""
+    model: AnyPreset
     train: TrainConfig
+    """How it is trained, before the budget changes the number of epochs."""
     data: DataConfig
-    budget: Budget | None
+    budget: BudgetField | None
+    """What it may spend; None means the epochs of ``train``."""
     contents: str
-    folder: Path
+    """Fingerprint of the data."""
+    folder: Path = Field(exclude=True)
+    """Where its files are."""
 
     @property
     def key(self) -> str:
-        """Fingerprint of everything that decides the result."""
-        return run_key(self.model, self.train, self.data, self.budget, self.contents)
+        """Fingerprint of everything that decides the result.
+
+        The same run on another machine has the same key. Finished runs are recognised by the key
+        of the settings in their folder, computed anew: a setting that a later version of detrlab
+        added has its default there, and a changed default gives another key.
+        """
+        settings = self.to_dict()
+        del settings["entrant"], settings["seed"]  # the seed is among those of ``train``
+        for name in OF_THE_MACHINE:
+            del settings["data"][name.removeprefix("data.")]
+        return files.digest(json.dumps(settings, sort_keys=True).encode())
 
     @property
     def name(self) -> str:
-        """For people: the entrant and its seed."""
+        """The entrant and its seed."""
         return f"{self.entrant}, seed {self.seed}"
 
-    def save(self) -> None:
+    def write(self) -> None:
         """Write the settings into the run's folder, for the process that will train it."""
-        files.write_json(
-            self.folder / RUN_FILE,
-            {
-                "entrant": self.entrant,
-                "seed": self.seed,
-                "model": self.model.to_dict(),
-                "train": self.train.to_dict(),
-                "data": self.data.to_dict(),
-                "budget": str(self.budget) if self.budget else None,
-                "contents": self.contents,
-            },
-        )
+        files.write_json(self.folder / RUN_FILE, self.to_dict())
 
     @classmethod
-    def load(cls, folder: Path) -> Run | None:
-        """Read what ``save`` wrote; None where there is nothing that can still be understood."""
+    def read(cls, folder: Path) -> Run | None:
+        """Read what ``write`` wrote; None where there is none that this version understands."""
         try:
             values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-            return cls(
-                entrant=values["entrant"],
-                seed=values["seed"],
-                model=ModelConfig.parse(values["model"]),
-                train=TrainConfig.parse(values["train"]),
-                data=DataConfig.parse(values["data"]),
-                budget=Budget.parse(values["budget"]) if values["budget"] else None,
-                contents=values["contents"],
-                folder=folder,
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return cls.parse({**values, "folder": folder})
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def result(self) -> RunResult | None:
-        """What it found, if it has finished."""
-        return RunResult.load(self.folder)
+        """Its result, if it has finished."""
+        found = RunResult.load(self.folder)
+        return found and replace(found, entrant=self.entrant, seed=self.seed, key=self.key)
 
-    def paid_train(self, images_per_epoch: int, seconds_per_epoch: float | None) -> TrainConfig:
-        """How it is trained with the epochs that its budget pays for."""
-        if self.budget is None:
-            return self.train
-        return self.train.over(self.budget.epochs(images_per_epoch, seconds_per_epoch))
-
-
-Trainer = Callable[[Run, Report], RunResult]
-"""Trains one run to its end, or goes on with it; raises what went wrong."""
+    def placed(self, folder: Path) -> Run:
+        """The same in its folder below ``folder``: the one that holds it already, or a new one."""
+        known = (run for path in sorted(folder.glob("[!.]*")) if (run := Run.read(path)))
+        places = [run.folder for run in known if run.key == self.key]
+        new = folder / f"{slug(self.entrant)}-seed{self.seed}-{self.key[:8]}"
+        return self.model_copy(update={"folder": places[-1] if places else new})
 
 
-def plan(
-    entrants: Sequence[Entrant],
-    recipe: Recipe,
-    data: DataSet,
-    seeds: Sequence[int],
-    folder: Path,
-    budget: Budget | None = None,
-) -> tuple[Run, ...]:
-    """Every run of a comparison, the first seed of all detectors first.
-
-    All settings are checked here, before anything trains.
-
-    Raises:
-        UserError: an entrant's settings are impossible.
-    """
-    fingerprint = data_fingerprint(data)
-    known = {run.key: run.folder for run in saved(folder)}
-    runs = []
-    for seed in seeds:
-        for entrant in entrants:
-            model, train, settings = entrant.configs(recipe, len(data.train.classes))
-            train = train.change(seed=seed)
-            key = run_key(model, train, settings, budget, fingerprint)
-            place = known.get(key, folder / f"{slug(entrant.name)}-seed{seed}-{key[:8]}")
-            runs.append(Run(entrant.name, seed, model, train, settings, budget, fingerprint, place))
-    return tuple(runs)
+Trainer = Callable[[Run, Say], RunResult]
+"""Trains one run to its end, or resumes it; raises an exception if it fails."""
 
 
-def execute(runs: Iterable[Run], trainer: Trainer, report: Report) -> tuple[Failure, ...]:
+def execute(runs: Sequence[Run], trainer: Trainer, report: Say) -> tuple[Failure, ...]:
     """Train what has not finished, one run after the other.
 
-    A run that fails does not take the others with it; Ctrl-C stops them all. A run that another
-    process is training is left to it.
+    A run that fails does not stop the others; Ctrl-C stops them all. A run that another process
+    is training is left to that process.
 
     Returns:
         the runs that have no result, with the reason.
     """
-    failures, waiting = [], []
-    for number, run in enumerate(runs := tuple(runs), start=1):
+    failures, in_use = [], []
+    for number, run in enumerate(runs, start=1):
+        prefix = f"[{number}/{len(runs)}] {run.name}"
         try:
-            _complete(run, trainer, report, f"[{number}/{len(runs)}] ")
+            _complete(run, trainer, report, prefix)
         except InUseError as error:
-            report(f"[{number}/{len(runs)}] {run.name}: {error}")
-            waiting.append(run)
+            report(f"{prefix}: {error}")
+            in_use.append((run, prefix))
         except Exception as error:
             failures.append(_failure(run, error, report))
-    for run in waiting:
+    for run, prefix in in_use:
         try:
-            _complete(run, trainer, report, "", patience=PATIENCE)
+            _wait_until_free(run)
+            _complete(run, trainer, report, prefix)
         except InUseError as error:
             failures.append(Failure(run.entrant, run.seed, str(error), running=True))
         except Exception as error:
@@ -174,126 +126,83 @@ def execute(runs: Iterable[Run], trainer: Trainer, report: Report) -> tuple[Fail
     return tuple(failures)
 
 
-PATIENCE = 20.0
-"""Seconds to wait for a process that is just leaving, as after a kill."""
+def _complete(run: Run, trainer: Trainer, report: Say, prefix: str) -> None:
+    if run.result() is not None:
+        report(f"{prefix}: finished before, reused")
+        return
+    report(f"{prefix}: training in {run.folder}")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.write()
+    trainer(run, report)
+    assert run.result() is not None, "a trainer leaves its result in the run's folder"
 
 
-def _complete(
-    run: Run, trainer: Trainer, report: Report, prefix: str, patience: float = 0.0
-) -> None:
-    end = time.monotonic() + patience
-    while run.result() is None:
+def _wait_until_free(run: Run) -> None:
+    """Wait a moment for a process that is about to exit; raises ``InUseError`` if it stays."""
+    end = time.monotonic() + PATIENCE
+    while True:
         try:
-            report(f"{prefix}{run.name}: training in {run.folder}")
-            run.folder.mkdir(parents=True, exist_ok=True)
-            run.save()
-            trainer(run, report)
+            with locked(run.folder):
+                return
         except InUseError:
             if time.monotonic() >= end:
                 raise
-            time.sleep(1.0)
-        else:
-            assert run.result() is not None, "a trainer leaves its result in the run's folder"
-            return
-    report(f"{prefix}{run.name}: finished before, reused")
+        time.sleep(1.0)
 
 
-def _failure(run: Run, error: Exception, report: Report) -> Failure:
+def _failure(run: Run, error: Exception, report: Say) -> Failure:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
     report(f"{run.name} failed: {reason}")
-    text = "".join(traceback.format_exception(error))
-    files.write_text(run.folder / ERROR_FILE, text)
     return Failure(run.entrant, run.seed, reason)
 
 
-def run_key(
-    model: ModelConfig,
-    train: TrainConfig,
-    data: DataConfig,
-    budget: Budget | None,
-    fingerprint: str,
-) -> str:
-    """Fingerprint of everything that decides a run's result.
-
-    What is ``OF_THE_MACHINE`` does not: the same run on another machine has the same key.
-    Finished runs are known by the key of the settings in their folder, worked out anew: a setting
-    that detrlab learnt later has its default there, and a default that changed since then tells
-    them apart.
-    """
-    settings = {
-        "model": model.to_dict(),
-        "train": train.to_dict(),
-        "data": {
-            name: value
-            for name, value in data.to_dict().items()
-            if f"data.{name}" not in OF_THE_MACHINE
-        },
-        "budget": str(budget) if budget else None,
-        "contents": fingerprint,
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def data_fingerprint(data: DataSet) -> str:
-    """Fingerprint of both splits' annotations and file names, wherever they lie."""
-    digest = hashlib.sha256()
-    for table in (data.train, data.val):
-        _add_table(digest, table)
-    return digest.hexdigest()
-
-
-def _add_table(digest: Any, table: Table) -> None:
-    names = [Path(table.file(i)).name for i in range(len(table))]
-    words = [table.classes, table.category_ids, table.image_ids.tolist(), names]
-    digest.update(json.dumps(words, ensure_ascii=False).encode())
-    for column in (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas):
-        digest.update(column.tobytes())
-
-
 def slug(name: str) -> str:
-    """A folder's name from an entrant's: whatever a file system might mind becomes a dash."""
+    """A folder name from an entrant's: characters that a file system may refuse become dashes."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.") or "run"
 
 
-def saved(folder: Path) -> tuple[Run, ...]:
-    """The runs below ``folder`` whose settings can be understood, in the order of their names."""
-    found = (Run.load(path) for path in sorted(folder.glob("*")))
-    return tuple(run for run in found if run is not None)
+def gather(source: Path, folder: Path, report: Say) -> None:
+    """Copy the finished runs of another comparison's folder; runs that are there already stay.
 
-
-def gather(sources: Sequence[Path], folder: Path, report: Report) -> int:
-    """Copy finished runs from other comparisons' folders into one; returns how many.
-
-    Runs that are there already are left alone.
+    Raises:
+        UserError: links are among them, or another process is training one of them here.
     """
-    count = 0
-    for source in sources:
-        if not source.is_dir():
-            raise UserError(f"there is no folder {source}")
-        runs = source / "runs" if (source / "runs").is_dir() else source
-        for run in sorted(runs.iterdir()):
-            target = folder / run.name
-            if RunResult.load(run) is None or RunResult.load(target) is not None:
-                continue
+    for run in sorted((source / "runs").glob("[!.]*")):
+        target = folder / run.name
+        if not (run / "result.json").is_file() or RunResult.load(target) is not None:
+            continue
+        for path in (source / "runs", run, *run.rglob("*")):
+            refuse_link(path)
+        if RunResult.load(run) is not None:
             report(f"collecting {run.name} from {source}")
             _copy(run, target)
-            count += 1
-    return count
+
+
+def refuse_link(path: Path) -> None:
+    """Whoever made a folder must not choose which other files of this machine are copied.
+
+    Raises:
+        UserError: the path is a symbolic link.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link, and links are not followed: collect a folder that holds "
+            "the files themselves (cp -rL copies them)"
+        )
 
 
 def _copy(run: Path, target: Path) -> None:
-    """Copy a finished run; what lies there has not finished, and nobody may be training it.
-
-    Raises:
-        UserError: somebody is.
-    """
-    from detrlab.training.folder import locked
-
+    """Copy a finished run over one that has not finished and that nobody is training."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run, partial, ignore=shutil.ignore_patterns("*.tmp", "*.lock"))
-    if target.exists():
-        with locked(target):
-            shutil.rmtree(target)
-    partial.rename(target)
+    try:
+        shutil.copytree(
+            run, partial, symlinks=True, ignore=shutil.ignore_patterns("*.tmp", "*.lock")
+        )
+        if target.exists():
+            with locked(target):
+                shutil.rmtree(target)
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f"{run} cannot be copied to {target}: {error}") from None

@@ -1,164 +1,58 @@
-"""A comparison from its question to its files: plan, train, judge, write."""
+"""A comparison from start to end: plan, train, judge, write its files."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from detrlab import files
-from detrlab.compare import curves, runs, tables
+from detrlab.compare import curves, tables
 from detrlab.compare.budget import Budget
 from detrlab.compare.curves import Crossing
+from detrlab.compare.definition import DEFINITION_FILE, Definition, facts
 from detrlab.compare.entrants import (
     Entrant,
-    Foreign,
     changes,
     config_differences,
-    in_order,
     named,
     recipe_differences,
 )
-from detrlab.compare.first_look import write_first_look
+from detrlab.compare.launcher import launch
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Report, Run, Trainer
+from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
+from detrlab.data.fingerprint import fingerprint
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS
 from detrlab.recipes import recipe as named_recipe
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
 
-DEFINITION_FILE = "comparison.json"
 TRUTH_FILE = "ground_truth.json"
-FIRST_LOOK = "first-look.png"
-
-
-@dataclass(frozen=True)
-class Definition:
-    """What a folder's comparison is about; runs of another recipe or other data do not belong.
-
-    Attributes:
-        recipe: as used, after all changes.
-        budget: what every detector may spend; None means the recipe's epochs.
-        contents: fingerprint of the data.
-        entrants: in the order of the table.
-        seeds: in the order they were asked for.
-        foreign: other tools' predictions.
-        data: what the data is called, and how much of it there is.
-    """
-
-    recipe: Recipe
-    budget: Budget | None
-    contents: str
-    entrants: tuple[Entrant, ...]
-    seeds: tuple[int, ...]
-    foreign: tuple[Foreign, ...]
-    data: dict[str, Any]
-
-    def save(self, folder: Path) -> None:
-        """Write to the comparison's folder."""
-        files.write_json(
-            folder / DEFINITION_FILE,
-            {
-                "recipe": self.recipe.to_dict(),
-                "budget": str(self.budget) if self.budget else None,
-                "contents": self.contents,
-                "entrants": [
-                    {"name": e.name, "preset": e.preset, "changes": dict(e.changes)}
-                    for e in self.entrants
-                ],
-                "seeds": list(self.seeds),
-                "predictions": {foreign.name: str(foreign.file) for foreign in self.foreign},
-                "data": self.data,
-            },
-        )
-
-    @classmethod
-    def load(cls, folder: Path) -> Definition | None:
-        """Read what ``save`` wrote; None where there is none.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        path = folder / DEFINITION_FILE
-        if not path.is_file():
-            return None
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                recipe=Recipe.parse(values["recipe"]),
-                budget=Budget.parse(values["budget"]) if values["budget"] else None,
-                contents=values["contents"],
-                entrants=tuple(Entrant(**entrant) for entrant in values["entrants"]),
-                seeds=tuple(values["seeds"]),
-                foreign=tuple(
-                    Foreign(name, Path(file)) for name, file in values["predictions"].items()
-                ),
-                data=values["data"],
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}): choose another --output") from None
-
-    def joined(self, other: Definition | None, folder: Path) -> Definition:
-        """This one with the entrants, seeds and predictions that ``other`` has besides.
-
-        Raises:
-            UserError: ``other`` has another recipe, budget or data.
-        """
-        if other is None:
-            return self
-        if other.contents != self.contents:
-            raise UserError(
-                f"{folder} holds a comparison on other data ({other.data['name']}): "
-                "choose another --output"
-            )
-        changed = [
-            line
-            for line in changes(other.recipe.to_dict(), self.recipe.to_dict())
-            if line.split(":")[0] not in {*runs.OF_THE_MACHINE, "description"}
-        ]
-        if str(other.budget) != str(self.budget):
-            changed.append(f"budget: {other.budget} -> {self.budget}")
-        if changed:
-            raise UserError(
-                f"{folder} holds a comparison with another recipe ({'; '.join(changed)}): "
-                "choose another --output"
-            )
-        by_name = {entrant.name: entrant for entrant in (*other.entrants, *self.entrants)}
-        predictions = {foreign.name: foreign for foreign in (*other.foreign, *self.foreign)}
-        return Definition(
-            recipe=self.recipe,
-            budget=self.budget,
-            contents=self.contents,
-            entrants=_ordered(tuple(by_name.values())),
-            seeds=tuple(dict.fromkeys((*other.seeds, *self.seeds))),
-            foreign=tuple(predictions.values()),
-            data=self.data,
-        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison. ``report.page.write_page`` makes a page of it.
 
     Attributes:
         folder: where its files are.
         definition: what was compared.
         rows: one for each detector that has a result.
         failures: the runs that have none.
-        verdicts: intervals and differences, in numbers and in words.
-        crossings: where AP curves change places for good, in epochs and in minutes.
-        command: what repeats it.
-        report: the page.
+        verdicts: intervals and differences, in numbers and in sentences.
+        crossings: where one AP curve overtakes another for good, in epochs and in minutes.
+        command: repeats it.
+        truth: the annotated objects of the validation split.
+        data: the images; None where this machine does not have them.
     """
 
     folder: Path
@@ -168,7 +62,13 @@ class Comparison:
     verdicts: Verdicts
     crossings: dict[str, tuple[Crossing, ...]]
     command: str
-    report: Path
+    truth: GroundTruth
+    data: DataSet | None
+
+    @property
+    def report(self) -> Path:
+        """The file of the page."""
+        return self.folder / "report.html"
 
     @property
     def grids(self) -> tuple[tables.Grid, ...]:
@@ -182,26 +82,44 @@ class Comparison:
 
     @property
     def steps(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """(before, after, changes of the settings) of every planned pair of detectors."""
-        entrants = {entrant.name: entrant for entrant in self.definition.entrants}
+        """(before, after, changed settings) of every planned pair of our detectors."""
         classes = len(self.definition.data["classes"])
         configs = {
-            name: entrant.configs(self.definition.recipe, classes)
-            for name, entrant in entrants.items()
+            entrant.name: entrant.configs(self.definition.recipe, classes)
+            for entrant in self.definition.entrants
         }
-        return tuple(
-            (
-                before,
-                after,
-                (
-                    *config_differences(configs[before][0], configs[after][0]),
-                    *changes(configs[before][1].to_dict(), configs[after][1].to_dict()),
-                    *changes(configs[before][2].to_dict(), configs[after][2].to_dict()),
-                ),
-            )
-            for before, after in planned_pairs(self.rows)
-            if before in entrants and after in entrants
-        )
+        found = []
+        for before, after in planned_pairs(self.rows):
+            if after in configs:
+                (model, *others), (new_model, *new_others) = configs[before], configs[after]
+                lines = list(config_differences(model, new_model))
+                for old, new in zip(others, new_others, strict=True):
+                    lines += changes(old.to_dict(), new.to_dict())
+                found.append((before, after, tuple(lines)))
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found, as plain values."""
+        definition = self.definition
+        return {
+            "data": definition.data,
+            "recipe": definition.recipe.to_dict(),
+            "recipe_differences": list(recipe_differences(definition.recipe)),
+            "budget": str(definition.budget) if definition.budget else None,
+            "seeds": list(definition.seeds),
+            "command": self.command,
+            "verdicts": self.verdicts.to_dict(),
+            "models": tables.json_rows(self.rows),
+            "failures": [vars(failure) for failure in self.failures],
+            "crossings": {
+                name: [vars(crossing) for crossing in found]
+                for name, found in self.crossings.items()
+            },
+            "steps": [
+                {"from": before, "to": after, "changes": list(lines)}
+                for before, after, lines in self.steps
+            ],
+        }
 
 
 def compare(
@@ -212,19 +130,17 @@ def compare(
     output: str | Path,
     seeds: Sequence[int] = (),
     budget: Budget | str | None = None,
-    predictions: Sequence[Foreign] | Sequence[str] = (),
+    predictions: Sequence[str] = (),
     device: str | None = None,
     processes: int = 1,
-    apart: bool = True,
     trainer: Trainer | None = None,
-    pictures: int = 12,
     command: str = "",
-    report: Report = lambda line: None,  # noqa: ARG005
+    report: Say = lambda line: None,  # noqa: ARG005
 ) -> Comparison:
-    """Train detectors on the same data with the same budget and say what came out.
+    """Train detectors on the same data with the same budget, and judge them by one evaluator.
 
-    Finished runs are reused, interrupted ones resumed; a failed one is reported and does not
-    take the others with it. Several processes or machines may share ``output``.
+    Finished runs are reused, interrupted ones resumed. A run that fails is reported and does
+    not stop the others. Several processes or machines may share ``output``.
 
     Args:
         models: preset names or entrants; none means the five of the original experiment.
@@ -237,11 +153,9 @@ def compare(
         predictions: other tools' COCO results to judge beside them, ``NAME=FILE``.
         device: where to compute; None takes a GPU if there is one.
         processes: how many train one run together.
-        apart: train each run in a process of its own.
-        trainer: trains a run in another way than these say.
-        pictures: how many validation images the page shows.
-        command: what repeats the comparison; worked out where it is left empty.
-        report: takes a line for people, now and then.
+        trainer: trains a run; None starts a process for it.
+        command: repeats the comparison; worked out where it is empty.
+        report: takes lines of text about the progress.
 
     Raises:
         UserError: unknown names, impossible settings, unusable data, or a folder that holds
@@ -252,104 +166,101 @@ def compare(
     recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
     if data is not None:
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
-    entrants = _entrants(models)
-    seeds = tuple(dict.fromkeys(seeds)) or (recipe.train.seed,)
-    budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    foreign = tuple(Foreign.parse(p) if isinstance(p, str) else p for p in predictions)
     folder = Path(output)
+    made = tuple(each for each in models if isinstance(each, Entrant))
+    entrants = made or named([each for each in models if isinstance(each, str)])
+    given = _given(predictions)
+    for name in (entrant.name for entrant in entrants):
+        if name in given:
+            raise UserError(f"predictions {name!r} have the name of a detector: choose another")
 
     data_set = open_data(recipe.data.data)
     for note in data_set.notes:
         report(f"note: {note}")
-    planned = runs.plan(entrants, recipe, data_set, seeds, folder / "runs", budget)
     asked = Definition(
         recipe=recipe,
-        budget=budget,
-        contents=runs.data_fingerprint(data_set),
+        budget=Budget.parse(budget) if isinstance(budget, str) else budget,
+        contents=fingerprint(data_set),
         entrants=entrants,
-        seeds=seeds,
-        foreign=foreign,
-        data=_facts(data_set),
+        seeds=tuple(dict.fromkeys(seeds)) or (recipe.train.seed,),
+        predictions={name: str(file) for name, file in given.items()},
+        data=facts(data_set),
     )
-    definition = asked.joined(Definition.load(folder), folder)
-    definition.save(folder)
+    planned = asked.runs(folder)
+    definition = asked.joined(Definition.read(folder), folder)
+    definition.write(folder)
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
-    _announce(asked, planned, report)
-    look = folder / FIRST_LOOK
-    write_first_look(data_set, recipe.data, seeds[0], look)
-    report(f"what they are about to be shown: {look}")
-
-    if trainer is None:
-        trainer = _trainer(data_set, device, processes, apart=apart)
-    failures = runs.execute(planned, trainer, report)
-    return conclude(
-        folder, data_set, failures, command or _command(asked, folder), pictures, report
+    for name, file in given.items():
+        _keep(file, folder / _copy_of(name))
+    for line in asked.lines():
+        report(line)
+    done = sum(run.result() is not None for run in planned)
+    if done:
+        report(f"{done} of {len(planned)} runs have finished before")
+    trainer = trainer or (lambda run, report: launch(run, report, device, processes))
+    failures = execute(planned, trainer, report)
+    return _conclude(
+        folder, definition, data_set, failures, command or asked.command(folder), report
     )
 
 
-def collect(
-    output: str | Path, sources: Sequence[str | Path] = (), *, report: Report
-) -> Comparison:
+def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: Say) -> Comparison:
     """Gather finished runs, from other folders too, and write the comparison's files anew.
+
+    The folders may come from somebody else: nothing outside of them is read or copied.
 
     Args:
         output: the folder of the comparison; it may be new if there are sources.
         sources: folders of the same comparison, from other machines.
-        report: takes a line for people, now and then.
+        report: takes lines of text about the progress.
 
     Raises:
-        UserError: the folders hold no comparison, or different ones.
+        UserError: the folders hold no comparison, different ones, or symbolic links.
     """
     folder = Path(output)
-    definition = Definition.load(folder)
+    definition = Definition.read(folder)
     for source in map(Path, sources):
-        other = Definition.load(source)
+        other = Definition.read(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
-        first = definition or other  # its recipe and its seeds come first
+        known, first = definition is not None, definition or other  # whose recipe is kept
         joined = other.joined(definition, source)
-        definition = replace(joined, recipe=first.recipe, data=first.data)
-        if not (folder / TRUTH_FILE).is_file():
-            files.write_bytes(folder / TRUTH_FILE, (source / TRUTH_FILE).read_bytes())
+        definition = joined.model_copy(update={"recipe": first.recipe, "data": first.data})
+        for name in (TRUTH_FILE, *map(_copy_of, other.predictions)):
+            if not known or not (folder / name).is_file():
+                refuse_link(source / name)
+                refuse_link((source / name).parent)
+                _keep(source / name, folder / name)
+        gather(source, folder / "runs", report)
     if definition is None:
         raise UserError(f"{folder} holds no comparison: give the folders to collect from")
-    definition.save(folder)
-    (folder / "runs").mkdir(parents=True, exist_ok=True)
-    runs.gather([Path(source) for source in sources], folder / "runs", report)
+    definition.write(folder)
     command = shlex.join(["detrlab", "compare", "--output", str(folder), "--collect"])
-    return conclude(folder, _data_again(definition, report), (), command, 12, report)
+    return _conclude(folder, definition, _data_again(definition, report), (), command, report)
 
 
-def conclude(
+def _conclude(
     folder: Path,
+    definition: Definition,
     data: DataSet | None,
     failures: Sequence[Failure],
     command: str,
-    pictures: int,
-    report: Report,
+    report: Say,
 ) -> Comparison:
-    """Judge what lies in a comparison's folder and write all of its files.
-
-    Args:
-        folder: of the comparison.
-        data: for the pictures; None leaves them out.
-        failures: of the runs that were just tried.
-        command: what repeats the comparison.
-        pictures: how many validation images the page shows.
-        report: takes a line for people, now and then.
-    """
+    """Judge the finished runs in a comparison's folder, and write its files."""
     from detrlab.evaluation.records import GroundTruth
-    from detrlab.report.page import write_page
 
-    definition = Definition.load(folder)
-    assert definition is not None
-    truth = GroundTruth.from_coco(json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8")))
-    results = _belonging(runs.saved(folder / "runs"), definition)
-    results += [_judged(foreign, truth, folder, report) for foreign in definition.foreign]
-    order = [e.name for e in definition.entrants] + [f.name for f in definition.foreign]
+    try:
+        values = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8"))
+        truth = GroundTruth.from_coco(values)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
+    results = [result for run in definition.runs(folder) if (result := run.result())]
+    results += [_foreign(name, truth, folder, report) for name in definition.predictions]
+    order = [*(entrant.name for entrant in definition.entrants), *definition.predictions]
     table = rows(results, order)
     if not table:
-        reasons = "; ".join(f"{f.entrant}: {f.reason}" for f in failures)
+        reasons = "; ".join(f"{failure.entrant}: {failure.reason}" for failure in failures)
         raise UserError(f"no detector has finished{f' ({reasons})' if reasons else ''}")
     report("judging the differences")
     comparison = Comparison(
@@ -364,122 +275,70 @@ def conclude(
             if chart.name in ("ap-epochs", "ap-minutes")
         },
         command=command,
-        report=folder / "report.html",
+        truth=truth,
+        data=data,
     )
     _write(comparison)
-    write_page(comparison, truth, data, pictures)
     return comparison
 
 
-def _trainer(data: DataSet, device: str | None, processes: int, *, apart: bool) -> Trainer:
-    from detrlab.compare.trainers import train_apart, train_here
-
-    if apart:
-        return lambda run, report: train_apart(run, report, device, processes)
-    return lambda run, report: train_here(run, data, report, device)
-
-
-def _entrants(models: Sequence[str] | Sequence[Entrant]) -> tuple[Entrant, ...]:
-    made = tuple(model for model in models if isinstance(model, Entrant))
-    if made:
-        assert len(made) == len(models), "either names or entrants"
-        return made
-    return named([model for model in models if isinstance(model, str)])
+def _given(predictions: Sequence[str]) -> dict[str, Path]:
+    """The files of other tools' predictions, by name."""
+    found: dict[str, Path] = {}
+    for text in predictions:
+        name, _, file = text.partition("=")
+        path = Path(file).expanduser()
+        if not name.strip() or not file:
+            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
+        if not path.is_file():
+            raise UserError(f"predictions {name.strip()!r}: there is no file {file}")
+        found[name.strip()] = path
+    return found
 
 
-def _ordered(entrants: tuple[Entrant, ...]) -> tuple[Entrant, ...]:
-    """Presets in the order of the ladder; variations as they were asked for."""
-    by_name = {entrant.name: entrant for entrant in entrants}
-    if all(name in PRESETS for name in by_name):
-        return tuple(by_name[name] for name in in_order(list(by_name)))
-    return entrants
+def _copy_of(name: str) -> str:
+    """Where the copy of another tool's predictions is, below the comparison's folder."""
+    plain = slug(name)
+    mark = "" if plain == name else f"-{files.digest(name.encode())[:8]}"
+    return f"predictions/{plain}{mark}.json"
 
 
-def _facts(data: DataSet) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "classes": list(data.train.classes),
-        "train_images": len(data.train),
-        "train_boxes": len(data.train.boxes),
-        "val_images": len(data.val),
-        "val_boxes": int((~data.val.crowd).sum()),
-        "notes": list(data.notes),
-        "licences": list(data.licences),
-    }
+def _keep(source: Path, target: Path) -> None:
+    """Copy a file, unless it is the same one."""
+    if source.resolve() == target.resolve():
+        return
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror}") from None
+    files.write_bytes(target, content)
 
 
-def _announce(asked: Definition, planned: Sequence[Run], report: Report) -> None:
-    facts = asked.data
-    report(
-        f"comparing {len(asked.entrants)} detectors on {facts['name']}: "
-        f"{facts['train_images']:,} images to train on, {facts['val_images']:,} to judge by, "
-        f"{len(facts['classes'])} classes"
-    )
-    spent = f"{asked.budget} each" if asked.budget else f"{asked.recipe.train.epochs} epochs"
-    report(f"recipe {asked.recipe.name}, {spent}, seeds {', '.join(map(str, asked.seeds))}")
-    for line in recipe_differences(asked.recipe):
-        report(f"  differs from the named recipe in {line}")
-    for setting in asked.recipe.assumed:
-        report(f"  {setting} is assumed: the recipe's source does not state it")
-    done = sum(run.result() is not None for run in planned)
-    if done:
-        report(f"{done} of {len(planned)} runs have finished before")
-
-
-def _command(asked: Definition, folder: Path) -> str:
-    """What repeats a comparison of presets, with the recipe that is written beside it."""
-    words = ["detrlab", "compare", "--data", asked.recipe.data.data]
-    changed = recipe_differences(asked.recipe)
-    words += ["--recipe", str(folder / "recipe.yaml") if changed else asked.recipe.name]
-    words += ["--models", *(entrant.name for entrant in asked.entrants)]
-    words += ["--seeds", *map(str, asked.seeds)]
-    if asked.budget:
-        words += ["--budget", f"{asked.budget.unit}={asked.budget.amount:g}"]
-    for foreign in asked.foreign:
-        words += ["--predictions", f"{foreign.name}={foreign.file}"]
-    return shlex.join([*words, "--output", str(folder)])
-
-
-def _belonging(found: Sequence[Run], definition: Definition) -> list[RunResult]:
-    """The results that have the settings of this comparison, not those of earlier attempts."""
-    by_key = {run.key: run for run in found}
-    classes = len(definition.data["classes"])
-    results = []
-    for seed in definition.seeds:
-        for entrant in definition.entrants:
-            model, train, settings = entrant.configs(definition.recipe, classes)
-            key = runs.run_key(
-                model, train.change(seed=seed), settings, definition.budget, definition.contents
-            )
-            result = by_key[key].result() if key in by_key else None
-            if result is not None:
-                results.append(replace(result, entrant=entrant.name, key=key))
-    return results
-
-
-def _judged(foreign: Foreign, truth: GroundTruth, folder: Path, report: Report) -> RunResult:
-    """Another tool's predictions as a result; a copy of them is kept."""
+def _foreign(name: str, truth: GroundTruth, folder: Path, report: Say) -> RunResult:
+    """The result of another tool's predictions."""
     from detrlab.evaluation.coco import accumulate
     from detrlab.evaluation.foreign import load_predictions
 
-    name = f"predictions/{runs.slug(foreign.name)}.json"
-    if foreign.file.is_file() and foreign.file.resolve() != (folder / name).resolve():
-        files.write_bytes(folder / name, foreign.file.read_bytes())
-    loaded = load_predictions(folder / name, truth)
+    path = folder / _copy_of(name)
+    if not path.is_file():
+        raise UserError(
+            f"there is no copy of the predictions {name!r} in {folder}: give them again, "
+            f"--predictions {name}=FILE"
+        )
+    loaded = load_predictions(path, truth)
     for note in loaded.notes:
-        report(f"{foreign.name}: {note}")
-    metrics = accumulate(truth, loaded.detected).metrics(truth.classes)
+        report(f"{name}: {note}")
     return RunResult(
-        entrant=foreign.name,
+        entrant=name,
         seed=None,
-        key=files.sha256(folder / name),
-        metrics=metrics.to_dict(),
-        predictions=name,
+        key=files.sha256(path),
+        metrics=accumulate(truth, loaded.detected).metrics(truth.classes).to_dict(),
+        predictions=_copy_of(name),
     )
 
 
-def _data_again(definition: Definition, report: Report) -> DataSet | None:
-    """The data, for the pictures, if this machine has it."""
+def _data_again(definition: Definition, report: Say) -> DataSet | None:
+    """The data, for the pictures of the page, if this machine has it."""
     from detrlab.data import open_data
 
     try:
@@ -487,55 +346,26 @@ def _data_again(definition: Definition, report: Report) -> DataSet | None:
     except UserError as error:
         report(f"the page has no pictures: {error}")
         return None
-    if runs.data_fingerprint(data) != definition.contents:
+    if fingerprint(data) != definition.contents:
         report(f"the page has no pictures: {definition.recipe.data.data} has changed")
         return None
     return data
 
 
 def _write(comparison: Comparison) -> None:
-    """The tables and pictures; the page is written beside them."""
+    """Write the tables."""
     folder = comparison.folder
-    words = comparison.verdicts.sentences
+    recipe = comparison.definition.recipe
     markdown = [
-        f"# {comparison.definition.data['name']}, recipe {comparison.definition.recipe.name}",
-        "\n".join(f"* {sentence}" for sentence in words),
+        f"# {comparison.definition.data['name']}, recipe {recipe.name}",
+        "\n".join(f"* {sentence}" for sentence in comparison.verdicts.sentences),
         *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
         f"```\n{comparison.command}\n```",
     ]
+    latex = "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids)
     files.write_text(folder / "table.md", "\n\n".join(part for part in markdown if part) + "\n")
     files.write_text(folder / "table.csv", tables.csv_text(comparison.rows))
-    files.write_text(
-        folder / "table.tex",
-        "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids),
-    )
+    files.write_text(folder / "table.tex", latex)
     files.write_text(folder / "original-layout.md", comparison.grids[-1].markdown())
-    files.write_text(
-        folder / "recipe.yaml",
-        yaml.safe_dump(comparison.definition.recipe.to_dict(), sort_keys=False),
-    )
-    files.write_json(folder / "comparison-result.json", to_json(comparison))
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Everything that was found, as plain values."""
-    definition = comparison.definition
-    return {
-        "data": definition.data,
-        "recipe": definition.recipe.to_dict(),
-        "recipe_differences": list(recipe_differences(definition.recipe)),
-        "budget": str(definition.budget) if definition.budget else None,
-        "seeds": list(definition.seeds),
-        "command": comparison.command,
-        "verdicts": comparison.verdicts.to_dict(),
-        "models": tables.json_rows(comparison.rows),
-        "failures": [vars(failure) for failure in comparison.failures],
-        "crossings": {
-            name: [vars(crossing) for crossing in found]
-            for name, found in comparison.crossings.items()
-        },
-        "steps": [
-            {"from": before, "to": after, "changes": list(changes)}
-            for before, after, changes in comparison.steps
-        ],
-    }
+    files.write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    files.write_json(folder / "comparison-result.json", comparison.to_dict())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detrlab.compare.results import METRICS, Row
 
@@ -15,17 +16,22 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 NOTHING = "–"
-"""Stands where there is no number: no such objects, or not measured."""
+"""Shown where there is no number: no such objects, or not measured."""
+
+SIZES = ("small", "medium", "large")
+
+Values = Sequence[float | None]
+Form = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of words, before it takes a form.
+    """A table of words, before it is formatted.
 
     Attributes:
         title: one line above it.
         headers: of the columns; the first column holds names.
-        cells: one tuple a row.
+        cells: one tuple for each row.
         best: (row, column) of the cells to emphasise.
     """
 
@@ -34,18 +40,19 @@ class Grid:
     cells: tuple[tuple[str, ...], ...]
     best: frozenset[tuple[int, int]] = frozenset()
 
+    def turned(self) -> Grid:
+        """The same with rows and columns exchanged."""
+        headers, *cells = zip(*(self.headers, *self.cells), strict=True)
+        best = frozenset((column - 1, row + 1) for row, column in self.best)
+        return Grid(self.title, headers, tuple(cells), best)
+
     def markdown(self) -> str:
         """A GitHub table; emphasised cells are bold."""
         lines = [
-            "| " + " | ".join(_md(header) for header in self.headers) + " |",
-            "|" + "---|" + "---:|" * (len(self.headers) - 1),
+            "| " + " | ".join(map(_md, self.headers)) + " |",
+            "|---|" + "---:|" * (len(self.headers) - 1),
         ]
-        for r, row in enumerate(self.cells):
-            words = (
-                f"**{_md(cell)}**" if (r, c) in self.best else _md(cell)
-                for c, cell in enumerate(row)
-            )
-            lines.append("| " + " | ".join(words) + " |")
+        lines += ["| " + " | ".join(words) + " |" for words in self._words(_md, "**{}**")]
         return "\n".join(lines) + "\n"
 
     def latex(self) -> str:
@@ -53,24 +60,35 @@ class Grid:
         lines = [
             r"\begin{tabular}{l" + "r" * (len(self.headers) - 1) + "}",
             r"\toprule",
-            " & ".join(_tex(header) for header in self.headers) + r" \\",
+            " & ".join(map(_tex, self.headers)) + r" \\",
             r"\midrule",
+            *(" & ".join(words) + r" \\" for words in self._words(_tex, r"\textbf{{{}}}")),
         ]
-        for r, row in enumerate(self.cells):
-            words = (
-                rf"\textbf{{{_tex(cell)}}}" if (r, c) in self.best else _tex(cell)
-                for c, cell in enumerate(row)
-            )
-            lines.append(" & ".join(words) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
-    def terminal(self) -> RichTable:
-        """A ``rich`` table."""
+    def _words(self, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+        return [
+            [
+                bold.format(escape(cell)) if (r, c) in self.best else escape(cell)
+                for c, cell in enumerate(row)
+            ]
+            for r, row in enumerate(self.cells)
+        ]
+
+    def terminal(self, width: int = 80) -> RichTable:
+        """A ``rich`` table for a terminal of so many columns.
+
+        Rows and columns are exchanged where there are too many columns. Headers that are still
+        too long take several lines, so that the numbers stay whole.
+        """
         from rich.box import SIMPLE_HEAD
-        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
+        room = self._room(width)
+        words = [word for header in self.headers[1:] for word in re.split(r"[\s-]", header)]
+        if room < max(map(len, words), default=0) and self.turned()._room(width) > room:
+            return self.turned().terminal(width)
         table = Table(
             title=self.title,
             title_justify="left",
@@ -80,119 +98,116 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
-            # Text, not markup: a class may be called "[red]". Where the terminal is too narrow a
-            # header takes several lines, so that the numbers stay whole.
+            header = printable(header)
+            if c:
+                header = "\n".join(textwrap.wrap(header, max(4, room)))
             table.add_column(
+                # Text, not markup: a class may be called "[red]".
                 Text(header, overflow="fold"),
                 justify="right" if c else "left",
-                min_width=max((cell_len(row[c]) for row in self.cells), default=0),
+                min_width=self._width(c) if c else None,
             )
         for r, row in enumerate(self.cells):
             table.add_row(
                 *(
-                    Text(cell, style="bold" if (r, c) in self.best else "")
+                    Text(printable(cell), style="bold" if (r, c) in self.best else "")
                     for c, cell in enumerate(row)
                 )
             )
         return table
 
+    def _room(self, width: int) -> int:
+        """How wide each column after the first may be."""
+        return (width - min(width // 2, self._width(0))) // max(1, len(self.headers) - 1) - 2
+
+    def _width(self, column: int) -> int:
+        from rich.cells import cell_len
+
+        return max((cell_len(row[column]) for row in self.cells), default=0)
+
+
+def printable(text: str) -> str:
+    """Names come from the data: a terminal must not run control sequences in them."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
+
 
 def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None) -> Grid:
-    """One line a detector, average precision in points (0 to 100).
+    """One row for each detector, average precision in points (0 to 100).
 
     Args:
         rows: of the comparison.
         intervals: for each name, the interval of its AP in words.
     """
-    grid = _grid(
+    words = [(intervals or {}).get(row.name, NOTHING) for row in rows]
+    names = {
+        "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
+    }  # fmt: skip
+    return _grid(
         "Average precision in points (0 to 100); s, m, l: small, medium, large objects",
         rows,
         [
-            _Column("AP", _metric("ap"), emphasise=True),
-            _Column("AP50", _metric("ap50"), emphasise=True),
-            _Column("AP75", _metric("ap75"), emphasise=True),
-            _Column("APs", _metric("ap_small"), emphasise=True),
-            _Column("APm", _metric("ap_medium"), emphasise=True),
-            _Column("APl", _metric("ap_large"), emphasise=True),
+            _quality("AP", [row.metrics["ap"] for row in rows]),
+            _Column("95 %", words),
+            *(_quality(each, [row.metrics[name] for row in rows]) for each, name in names.items()),
         ],
-    )
-    if not intervals:
-        return grid
-    return Grid(
-        grid.title,
-        (*grid.headers[:2], "95 %", *grid.headers[2:]),
-        tuple(
-            (*cells[:2], intervals.get(row.name, NOTHING), *cells[2:])
-            for row, cells in zip(rows, grid.cells, strict=True)
-        ),
-        frozenset((r, c + (c > 1)) for r, c in grid.best),
     )
 
 
 def cost_grid(rows: Sequence[Row]) -> Grid:
-    """One line a detector: what it took and what it takes."""
+    """One row for each detector: what training and inference cost."""
+    costs = [row.cost for row in rows]
     return _grid(
         "Cost",
         rows,
         [
-            _Column("params", lambda row: row.cost.parameters, _count),
-            _Column("GFLOPs", lambda row: row.cost.gflops, "{:.2f}".format),
-            _Column("ms/image", lambda row: row.cost.latency.get("p50"), "{:.0f}".format),
-            _Column("epochs", lambda row: len(row.runs[0].epochs) or None, "{:.0f}".format),
-            _Column("minutes", lambda row: row.cost.minutes, "{:.1f}".format),
-            _Column("GiB", lambda row: row.cost.peak_memory, "{:.1f}".format),
+            _Column("params", _words([cost.parameters for cost in costs], _count)),
+            _Column("GFLOPs", _words([cost.gflops for cost in costs], "{:.2f}".format)),
+            _Column("ms/image", _words([cost.latency.get("p50") for cost in costs])),
+            _Column("epochs", _words([len(row.runs[0].epochs) or None for row in rows])),
+            _Column("minutes", _words([cost.minutes for cost in costs], "{:.1f}".format)),
+            _Column("GiB", _words([cost.peak_memory for cost in costs], "{:.1f}".format)),
         ],
     )
 
 
 def class_grid(rows: Sequence[Row]) -> Grid:
-    """AP of each class in points, one line a detector."""
-    columns = [_Column(name, _class_ap(name), _points, emphasise=True) for name in classes_of(rows)]
+    """AP of each class in points, one row for each detector."""
+    columns = [
+        _quality(label, [row.per_class.get(label) for row in rows]) for label in classes_of(rows)
+    ]
     return _grid("AP of each class in points", rows, columns)
 
 
 def original_grid(rows: Sequence[Row]) -> Grid:
-    """The layout of the original experiment: metrics down, detectors across, fractions."""
-    names: list[tuple[str, Callable[[Row], float | None]]] = [
-        ("mAP", _metric("ap")),
-        ("mAP_50", _metric("ap50")),
-        ("mAP_75", _metric("ap75")),
-        *((f"mAP_{label}", _class_ap(label)) for label in classes_of(rows)),
-        ("mAP_small", _metric("ap_small")),
-        ("mAP_medium", _metric("ap_medium")),
-        ("mAP_large", _metric("ap_large")),
-    ]
-    best, cells = set(), []
-    for r, (name, value) in enumerate(names):
-        values = [value(row) for row in rows]
-        cells.append((name, *(_shown(v, "{:.4f}".format) for v in values)))
-        best |= {(r, c + 1) for c in _best(values)}
-    return Grid(
-        "The original experiment's layout (fractions)",
-        ("metric", *(row.name for row in rows)),
-        tuple(cells),
-        frozenset(best),
-    )
+    """The layout of the original experiment: a row for each metric, fractions."""
+    values: dict[str, Values] = {
+        "mAP": [row.metrics["ap"] for row in rows],
+        "mAP_50": [row.metrics["ap50"] for row in rows],
+        "mAP_75": [row.metrics["ap75"] for row in rows],
+        **{f"mAP_{each}": [row.per_class.get(each) for row in rows] for each in classes_of(rows)},
+        **{f"mAP_{size}": [row.metrics[f"ap_{size}"] for row in rows] for size in SIZES},
+    }
+    columns = [_quality(name, each, "{:.4f}".format) for name, each in values.items()]
+    title = "The original experiment's layout (fractions)"
+    return _grid(title, rows, columns, corner="metric", complete=True).turned()
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """One line for each run, fractions at full precision, names as in every json."""
+    """One line for each run, fractions at full precision, names as in every JSON file."""
     classes = classes_of(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     costs = ("parameters", "trainable", "gflops", "minutes", "peak_memory")
     writer.writerow(["model", "seed", *METRICS, *(f"ap_class_{name}" for name in classes), *costs])
-    for row in rows:
-        for run in row.runs:
-            per_class = run.metrics.get("per_class", {})
-            values = [
-                run.entrant,
-                run.seed,
-                *(run.metrics.get(name) for name in METRICS),
-                *(per_class.get(name) for name in classes),
-                *(getattr(run.cost, name) for name in costs),
-            ]
-            writer.writerow(["" if value is None else _guarded(value) for value in values])
+    for run in (run for row in rows for run in row.runs):
+        values = [
+            run.entrant,
+            run.seed,
+            *(run.metrics[name] for name in METRICS),
+            *(run.metrics["per_class"].get(name) for name in classes),
+            *(getattr(run.cost, name) for name in costs),
+        ]
+        writer.writerow(["" if value is None else _guarded(value) for value in values])
     return text.getvalue()
 
 
@@ -225,57 +240,40 @@ def classes_of(rows: Sequence[Row]) -> list[str]:
     return list(rows[0].per_class) if rows else []
 
 
-@dataclass(frozen=True)
-class _Column:
+class _Column(NamedTuple):
     header: str
-    value: Callable[[Row], float | None]
-    form: Callable[[float], str] | None = None
-    emphasise: bool = False
+    words: Sequence[str]
+    best: Sequence[int] = ()
 
 
-def _metric(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row.metrics[name]
+def _quality(header: str, values: Values, form: Form | None = None) -> _Column:
+    """A column whose largest value is emphasised, unless all are equal or there is only one."""
+    known = {value for value in values if value is not None}
+    best = [row for row, value in enumerate(values) if len(known) > 1 and value == max(known)]
+    return _Column(header, _words(values, form or (lambda value: f"{100 * value:.1f}")), best)
 
 
-def _class_ap(name: str) -> Callable[[Row], float | None]:
-    return lambda row: row.per_class.get(name)
+def _words(values: Values, form: Form = "{:.0f}".format) -> list[str]:
+    return [NOTHING if value is None else form(value) for value in values]
 
 
-def _grid(title: str, rows: Sequence[Row], columns: Sequence[_Column]) -> Grid:
-    """Columns without a single number are left out."""
-    values = [[column.value(row) for row in rows] for column in columns]
-    kept = [
-        (column, column_values)
-        for column, column_values in zip(columns, values, strict=True)
-        if any(value is not None for value in column_values)
-    ]
+def _grid(
+    title: str,
+    rows: Sequence[Row],
+    columns: Sequence[_Column],
+    *,
+    corner: str = "model",
+    complete: bool = False,
+) -> Grid:
+    """A table with one row for each detector; columns that hold nothing are left out."""
+    kept = [each for each in columns if complete or any(word != NOTHING for word in each.words)]
+    names = [row.name for row in rows]
     return Grid(
         title,
-        ("model", *(column.header for column, _ in kept)),
-        tuple(
-            (row.name, *(_shown(vs[r], column.form or _points) for column, vs in kept))
-            for r, row in enumerate(rows)
-        ),
-        frozenset(
-            (r, c + 1) for c, (column, vs) in enumerate(kept) if column.emphasise for r in _best(vs)
-        ),
+        (corner, *(column.header for column in kept)),
+        tuple(zip(names, *(column.words for column in kept), strict=True)),
+        frozenset((row, c) for c, column in enumerate(kept, start=1) for row in column.best),
     )
-
-
-def _best(values: Sequence[float | None]) -> list[int]:
-    """Where the largest values stand; nothing is best among equals or alone."""
-    known = [value for value in values if value is not None]
-    if len(known) < 2 or max(known) == min(known):
-        return []
-    return [index for index, value in enumerate(values) if value == max(known)]
-
-
-def _shown(value: float | None, form: Callable[[float], str]) -> str:
-    return NOTHING if value is None else form(value)
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def _count(value: float) -> str:
@@ -284,8 +282,7 @@ def _count(value: float) -> str:
 
 def _md(text: str) -> str:
     """Class names come from the data: they may hold bars, line breaks or markup."""
-    text = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 _TEX = {

@@ -1,16 +1,17 @@
-"""What the numbers allow one to say: which pairs are compared, and a sentence for each."""
+"""What the statistics allow one to say: which pairs are compared, and a sentence for each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab.compare import statistics
 from detrlab.compare.entrants import in_order
 from detrlab.compare.results import Row
-from detrlab.compare.statistics import Difference
+from detrlab.compare.statistics import LEVEL, MOST_SEEDS, TARGET, Difference, Findings, Needed
 from detrlab.presets import BESIDE_THE_LADDER, LADDER, PRESETS
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Everything that is said about who is ahead of whom.
+    """Which detector is better, in numbers and in sentences.
 
     Attributes:
         found: intervals and differences in numbers.
         sentences: the verdicts on AP, the leader first.
     """
 
-    found: statistics.Comparison
+    found: Findings
     sentences: tuple[str, ...]
 
     def words(self) -> dict[str, str]:
@@ -42,9 +43,34 @@ class Verdicts:
         """The planned pairs in one quantity, those with something to judge."""
         return [each for each in self.found.of(quantity) if each.estimate is not None]
 
+    def notes(self) -> list[str]:
+        """What a reader must know to understand the verdicts."""
+        lines = [
+            f"intervals at {100 * LEVEL:.3g} %, by resampling {self.found.images} images together "
+            "for all detectors; p-values are corrected for all planned comparisons (Holm)"
+        ]
+        if any(each.about_models for each in self.found.differences):
+            lines.append(
+                "where a detector has one seed, a verdict is about these trained models; only "
+                "several seeds can tell whether the architecture is better"
+            )
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"sentences": list(self.sentences), **self.found.to_dict()}
+        """Plain values for a JSON file."""
+        return {
+            "sentences": list(self.sentences),
+            "notes": self.notes(),
+            "level": LEVEL,
+            "images": self.found.images,
+            "intervals": {
+                name: {quantity: asdict(interval) for quantity, interval in rows.items()}
+                for name, rows in self.found.intervals.items()
+            },
+            "differences": [
+                {**asdict(each), "verdict": verdict(each)} for each in self.found.differences
+            ],
+        }
 
 
 def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
@@ -52,20 +78,20 @@ def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
 
     Args:
         rows: of the table.
-        truth: what was to be found.
+        truth: the annotated objects.
         folder: that the paths of the predictions are relative to.
 
     Raises:
-        UserError: predictions are damaged.
+        UserError: a file of predictions is damaged.
     """
-    contenders = [
-        statistics.Contender(
-            row.name, tuple(judged(folder / run.predictions, truth)[1] for run in row.runs)
-        )
-        for row in rows
-    ]
-    found = statistics.compare(contenders, planned_pairs(rows))
-    return Verdicts(found, (*_leader(rows, found), *found.verdicts()))
+    detectors = {
+        row.name: [judged(folder / run.predictions, truth)[1] for run in row.runs] for row in rows
+    }
+    found = statistics.compare(detectors, planned_pairs(rows))
+    points = {row.name: ap for row in rows if (ap := row.metrics["ap"]) is not None}
+    if points and _points(max(points.values())) == "0.0":
+        return Verdicts(found, ("no detector has learnt anything yet: the highest AP is 0.0",))
+    return Verdicts(found, (*_leader(points, found), *map(verdict, found.of("ap"))))
 
 
 def judged(path: Path, truth: GroundTruth) -> tuple[Detected, Matches]:
@@ -79,44 +105,111 @@ def judged(path: Path, truth: GroundTruth) -> tuple[Detected, Matches]:
 
 
 def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each detector against the step it builds on; other tools' against the last of ours.
+    """Each detector with the one it builds on; other tools' with the last of ours.
 
-    The pairs are settled before anything is looked at: more of them would make all stricter.
+    The pairs are fixed before any result is known: each further pair makes all of them stricter.
     """
     ours = [row.name for row in rows if row.seeds]
     if all(name in PRESETS for name in ours):
-        ours = in_order(ours)  # in whatever order they were asked for, the same pairs
+        ours = in_order(ours)  # the same pairs, whatever the order of --models
     pairs = [(before, name) for name in ours if (before := _step_before(name, ours))]
     return pairs + [(ours[-1], row.name) for row in rows if ours and not row.seeds]
 
 
 def _step_before(name: str, ours: Sequence[str]) -> str | None:
     """The nearest detector of the comparison that ``name`` builds on."""
-    if not all(each in PRESETS for each in ours):
-        index = ours.index(name)
-        return ours[index - 1] if index else None
-    rung = BESIDE_THE_LADDER.get(name)
-    if rung is not None:
-        return rung if rung in ours else _neighbour(name, ours)
-    below = [rung for rung in LADDER[: LADDER.index(name)] if rung in ours]
-    return below[-1] if below else _neighbour(name, ours)
-
-
-def _neighbour(name: str, ours: Sequence[str]) -> str | None:
-    """Where the step before is missing: a variant that builds on nothing here, if there is one."""
+    if all(each in PRESETS for each in ours):
+        rung = BESIDE_THE_LADDER.get(name)
+        below = LADDER[: LADDER.index(name)] if rung is None else [rung]
+        known = [each for each in below if each in ours]
+        if known:
+            return known[-1]
     index = ours.index(name)
     return ours[index - 1] if index else None
 
 
-def _leader(rows: Sequence[Row], found: statistics.Comparison) -> list[str]:
-    judged = [row for row in rows if row.metrics["ap"] is not None]
-    if len(judged) < 2:
+def verdict(difference: Difference) -> str:
+    """One difference in a sentence.
+
+    It says that one detector is better, or that the two are equal for practical purposes (the
+    whole interval lies within one AP of 0), or that they cannot be distinguished here, and what
+    that would take. With one seed it is about the trained models.
+    """
+    d = difference
+    what = _quantity_words(d.quantity)
+    if d.estimate is None or d.low is None or d.high is None or d.p_adjusted is None:
+        return f"{d.second} against {d.first}: nothing to judge in {what}"
+    first, second = _spoken(d.first, d.seeds[0], d), _spoken(d.second, d.seeds[1], d)
+    ahead, behind = (second, first) if d.estimate >= 0 else (first, second)
+    sign = 1.0 if d.estimate >= 0 else -1.0
+    low, high = sorted((sign * d.low, sign * d.high))
+    size = f"{_points(sign * d.estimate)} {what} [{_points(low)}, {_points(high)}]"
+    if d.p_adjusted <= 1 - LEVEL:
+        return f"{ahead} beats {behind} by {size}"
+    if low > 0:
+        return (
+            f"{ahead} is ahead of {behind} by {size}, but with several comparisons planned that "
+            f"may be chance (adjusted p = {d.p_adjusted:.3f})"
+        )
+    if max(-low, high) <= TARGET:
+        return f"{ahead} and {behind} are equal within {100 * TARGET:.3g} {what}: {size}"
+    seeds = " and ".join(map(str, dict.fromkeys(d.seeds)))
+    base = f"{d.images} images" + ("" if d.about_models else f" with {seeds} seeds")
+    return (
+        f"{ahead} and {behind} are not distinguishable on {base} ({size})"
+        f"{_needed_words(d.needed, what)}"
+    )
+
+
+def _needed_words(needed: Needed | None, what: str) -> str:
+    if needed is None:
+        return ""
+    ways = []
+    if needed.images is not None:
+        ways.append(f"about {_rounded(needed.images)} images")
+    if needed.seeds is not None:
+        ways.append(f"{needed.seeds} seeds")
+    if needed.both is not None:
+        ways.append(f"about {_rounded(needed.both[0])} images and {needed.both[1]} seeds")
+    goal = f"{100 * needed.target:.3g} {what}"
+    if not ways:
+        return f": seeds differ too much to resolve {goal}, even with {MOST_SEEDS} of each"
+    return f": to resolve {goal} here you need {' or '.join(ways)}"
+
+
+def _leader(points: dict[str, float], found: Findings) -> list[str]:
+    if len(points) < 2:
         return []
-    best = max(judged, key=lambda row: row.metrics["ap"] or 0.0)
-    interval = found.intervals[best.name]["ap"]
+    best = max(points, key=lambda name: points[name])
+    interval = found.intervals[best]["ap"]
     assert interval.low is not None
     assert interval.high is not None
     return [
-        f"{best.name} has the highest AP here, {100 * (best.metrics['ap'] or 0):.1f} "
-        f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        f"{best} has the highest AP here, {_points(points[best])} "
+        f"[{_points(interval.low)}, {_points(interval.high)}]"
     ]
+
+
+def _points(value: float) -> str:
+    """A value in [0, 1] in points: .018 is 1.8."""
+    return f"{100 * value:.1f}".replace("-0.0", "0.0")
+
+
+def _quantity_words(quantity: str) -> str:
+    if quantity.startswith("class:"):
+        return f"AP on {quantity.removeprefix('class:')}"
+    size = quantity.removeprefix("ap_")
+    return quantity.upper() if size == quantity else f"AP on {size} objects"
+
+
+def _rounded(count: int) -> str:
+    """Rounded up to two significant digits: the estimate is no more exact than that."""
+    digits = max(0, len(str(count)) - 2)
+    return f"{math.ceil(count / 10**digits) * 10**digits:,}"
+
+
+def _spoken(name: str, seeds: int, difference: Difference) -> str:
+    """How a verdict names a detector: the one trained model, or the detector."""
+    if not difference.about_models:
+        return name
+    return f"this trained {name}" if seeds < 2 else f"{name} with {seeds} seeds"

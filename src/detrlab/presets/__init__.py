@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, SerializeAsAny
 
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError, did_you_mean
@@ -164,6 +165,14 @@ def parse_config(values: Mapping[str, Any], where: str = "") -> ModelConfig:
     if not isinstance(name, str):
         raise UserError(f"{where}: the model's preset should be a name, not {name!r}")
     return preset(name).parse(current, where=where)
+
+
+def _as_preset(values: Any) -> Any:
+    return parse_config(values) if isinstance(values, dict) else values
+
+
+AnyPreset = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_as_preset)]
+"""Type of a record's field that holds the settings of any preset."""
 
 
 def build_network(

@@ -116,7 +116,11 @@ def render(
         missing=_missing(comparison),
         verdicts=verdicts,
         levels=_values(rows, intervals, levels, {"ap": ""}),
-        grids=[quality, cost, _turned(classes)],
+        grids=[
+            quality,
+            cost,
+            classes.turned() if len(classes.headers) > MANY_CLASSES + 1 else classes,
+        ],
         original=original,
         differences=_differences(verdicts),
         legend=[(row.name, charts.embedded(charts.key(i))) for i, row in enumerate(rows)],
@@ -187,15 +191,6 @@ def _numbers(chart: Chart) -> Grid | None:
     ]
     headers = (chart.x_label, *(curve.name for curve in chart.curves))
     return Grid(f"{chart.title}: {chart.y_label}", headers, tuple(cells))
-
-
-def _turned(grid: Grid) -> Grid:
-    """A table of many classes with a line for each class."""
-    if len(grid.headers) <= MANY_CLASSES + 1:
-        return grid
-    headers, *cells = zip(grid.headers, *grid.cells, strict=True)
-    best = frozenset((column - 1, row + 1) for row, column in grid.best)
-    return Grid(grid.title, ("class", *headers[1:]), tuple(cells), best)
 
 
 def _values(

@@ -15,30 +15,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import yaml
-from pydantic import BeforeValidator, SerializeAsAny
 
 from detrlab import files
-from detrlab.config import DataConfig, ModelConfig, Record, TrainConfig
+from detrlab.config import DataConfig, Record, TrainConfig
 from detrlab.errors import UserError
-from detrlab.presets import parse_config
+from detrlab.presets import AnyPreset
 
 
 class InUseError(UserError):
     """Another process is writing to this run's folder."""
 
 
-def _as_preset(values: Any) -> Any:
-    """Plain values as the settings of the preset they name."""
-    return parse_config(values) if isinstance(values, dict) else values
-
-
 class RunConfig(Record):
     """Everything that decides the result of a run."""
 
-    model: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(_as_preset)]
+    model: AnyPreset
     train: TrainConfig
     data: DataConfig
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import signal
 import subprocess
@@ -12,40 +11,27 @@ import time
 import pytest
 
 import compare_cases
-from compare_cases import small_recipe, write_data
-from detrlab.compare import compare, runs
-from detrlab.compare.budget import Budget
-from detrlab.compare.entrants import named
-from detrlab.compare.runs import InUseError
-from detrlab.compare.trainers import PILOT_FILE, train_apart, train_here
-from detrlab.data import open_data
+from compare_cases import definition, in_process, small_recipe
+from detrlab.compare import compare
+from detrlab.compare.launcher import launch
 from detrlab.errors import UserError
-from detrlab.training.folder import locked
+from detrlab.training.folder import InUseError, locked
 
 MODELS = ("detr", "deformable-detr", "deformable-detr-two-stage")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "rectangles")
-
-
 @pytest.fixture
 def planned(data, tmp_path):
-    def plan(model="detr", budget=None, **changes):
-        (run,) = runs.plan(
-            named([model]), small_recipe(data, **changes), open_data(data), [0],
-            tmp_path / "runs", budget,
-        )  # fmt: skip
-        run.folder.mkdir(parents=True)
-        run.save()
+    def plan(model="detr", **changes):
+        (run,) = definition(data, [model], **changes).runs(tmp_path)
+        run.write()
         return run
 
     return plan
 
 
-def test_a_result_holds_metrics_curves_and_cost(planned, data):
-    found = train_here(planned("deformable-detr-two-stage"), open_data(data), str)
+def test_a_result_holds_metrics_curves_and_cost(planned):
+    found = in_process(planned("deformable-detr-two-stage"), str)
     assert [epoch.epoch for epoch in found.epochs] == [1, 2]
     assert {"loss", "loss_class", "loss_box", "loss_giou"} <= set(found.epochs[0].losses)
     assert not {"step", "skipped", "learning_rate"} & set(found.epochs[0].losses)
@@ -59,52 +45,58 @@ def test_a_result_holds_metrics_curves_and_cost(planned, data):
     assert set(found.metrics["per_class"]) == {"box", "disc"}
 
 
-def test_minutes_become_epochs_by_measuring_once(planned, data):
-    run = planned(budget=Budget("minutes", 1e-6))
-    found = train_here(run, open_data(data), str)
+def test_minutes_become_epochs_by_measuring_once(planned):
+    run, said = planned(budget="minutes=0.000001", epochs=10, drop_epoch=8), []
+    found = in_process(run, said.append)
     assert len(found.epochs) == 1, "the least there is"
-    pilot = json.loads((run.folder / PILOT_FILE).read_text())
-    assert pilot["seconds_per_epoch"] == pytest.approx(2 * pilot["seconds_per_step"])
+    assert any("measuring" in line for line in said)
+    (run.folder / "result.json").unlink()
+    assert in_process(run, said.append).metrics == found.metrics
+    assert sum("measuring" in line for line in said) == 1, "resumed with the same epochs"
 
 
-def test_a_run_in_use_is_recognised(planned, data):
+@pytest.mark.parametrize("start", [in_process, launch])
+def test_a_run_in_use_is_recognised(planned, start):
     run = planned()
+    log = run.folder / "log.txt"
+    log.write_text("of the process that is training")
     with locked(run.folder), pytest.raises(InUseError, match="is in use by process"):
-        train_here(run, open_data(data), str)
+        start(run, str)
+    assert log.read_text() == "of the process that is training"
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_gives_the_same_result(planned, data):
+def test_a_process_of_its_own_gives_the_same_result(planned):
     run = planned()
     said = []
-    apart = train_apart(run, said.append)
+    apart = launch(run, said.append)
     assert any(line.startswith("epoch 2/2") for line in said)
     (run.folder / "result.json").unlink()
-    assert train_here(run, open_data(data), str).metrics == apart.metrics
+    assert in_process(run, str).metrics == apart.metrics
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_run_together(planned):
     said = []
-    found = train_apart(planned(), said.append, device="cpu", processes=2)
+    found = launch(planned(), said.append, device="cpu", processes=2)
     assert found.environment["processes"] == 2
     assert sum(line.startswith("epoch 2/2") for line in said) == 1, "one of them speaks"
-    with pytest.raises(UserError, match="measured by one process"):
-        train_apart(planned(epochs=3, budget=Budget("minutes", 1)), str, "cpu", processes=2)
+    with pytest.raises(UserError, match="one process"):
+        launch(planned(epochs=3, budget="minutes=1"), str, "cpu", processes=2)
 
 
 @pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own_is_told_in_one_line(planned):
     run = planned(weights="nowhere.safetensors")
     with pytest.raises(UserError, match=r"nowhere\.safetensors"):
-        train_apart(run, str)
+        launch(run, str)
 
 
 PROGRAM = """
 import sys
 from compare_cases import small_recipe
 from detrlab.compare import compare
-compare({models!r}, recipe=small_recipe({data!r}, epochs=3), output={folder!r}, pictures=0)
+compare({models!r}, recipe=small_recipe({data!r}, epochs=3), output={folder!r})
 """
 
 
@@ -134,7 +126,7 @@ def without_measurements(folder):
 @pytest.mark.slow
 def test_killed_in_the_middle_of_the_third_detector_it_ends_with_the_same_table(data, tmp_path):
     recipe = small_recipe(data, epochs=3)
-    whole = compare(MODELS, recipe=recipe, output=tmp_path / "whole", apart=False, pictures=0)
+    whole = compare(MODELS, recipe=recipe, output=tmp_path / "whole", trainer=in_process)
     folder = tmp_path / "cut"
     process = start(data, folder)
     wait_for(f"runs/{MODELS[-1]}-seed*/state/*.safetensors", folder, process)
@@ -142,6 +134,6 @@ def test_killed_in_the_middle_of_the_third_detector_it_ends_with_the_same_table(
     process.wait()
     finished = len(list(folder.glob("runs/*/result.json")))
     assert finished == 2
-    cut = compare(MODELS, recipe=recipe, output=folder, pictures=0)
+    cut = compare(MODELS, recipe=recipe, output=folder)
     assert without_measurements(cut.folder) == without_measurements(whole.folder)
     assert cut.verdicts.sentences == whole.verdicts.sentences

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from detrlab.benchmark.timing import for_seconds
 from detrlab.data.transforms import evaluation_size
 from detrlab.models.attention import DeformableAttention
+from detrlab.ops import deformable
 from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -23,16 +24,13 @@ if TYPE_CHECKING:
     from detrlab.data.table import Table
 
 _ADDS_PER_SAMPLE = 5
-"""Multiply-adds a channel for one sampled point: four corners, and its attention weight."""
+"""Multiply-adds of one channel at one sampled point: four corners, and its attention weight."""
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
     """(all, trainable) parameters; buffers such as frozen norms do not count."""
-    parameters = list(network.parameters())
-    return (
-        sum(parameter.numel() for parameter in parameters),
-        sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    )
+    sizes = [(each.numel(), each.requires_grad) for each in network.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
 
 
 def typical_size(table: Table, config: DataConfig) -> tuple[int, int]:
@@ -64,7 +62,7 @@ def gflops(network: nn.Module, size: tuple[int, int]) -> float:
     was_training = network.training
     network.eval()
     try:
-        products = multiply_adds(lambda: network(_picture(network, size)))
+        products = multiply_adds(lambda: network(blank(network, size)))
     finally:
         network.train(was_training)
         for hook in hooks:
@@ -75,11 +73,11 @@ def gflops(network: nn.Module, size: tuple[int, int]) -> float:
 def multiply_adds(call: Callable[[], Any]) -> float:
     """Multiply-adds of all convolutions and matrix products in a call, backward ones included.
 
-    Deformable sampling is left out: it is a twentieth of one percent to one percent.
+    Deformable sampling is left out: it is between 0.05 and 1 percent.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # The plain form of attention is made of the products that the counter knows.
+    # This form of attention consists of the products that the counter knows.
     with _Products() as products, sdpa_kernel(SDPBackend.MATH):
         call()
     return products.multiply_adds
@@ -88,8 +86,8 @@ def multiply_adds(call: Callable[[], Any]) -> float:
 class _Products(TorchDispatchMode):
     """Counts the multiply-adds of convolutions and matrix products.
 
-    torch's own ``FlopCounterMode`` would do, but it follows modules through autograd and fails
-    where one of them gives a parameter.
+    torch's own ``FlopCounterMode`` follows modules through autograd, and fails where one of them
+    returns a parameter.
     """
 
     def __init__(self) -> None:
@@ -109,27 +107,15 @@ class _Products(TorchDispatchMode):
 
 @torch.no_grad()
 def latency(network: nn.Module, size: tuple[int, int], seconds: float = 5.0) -> dict[str, float]:
-    """Milliseconds from pixels to predictions for one image, as percentiles.
-
-    At least 5 and at most 50 timed passes, after two that do not count.
-    """
+    """Milliseconds from pixels to predictions for one image, as percentiles ``p50``, ``p90``."""
     was_training = network.training
     network.eval()
-    picture = _picture(network, size)
+    image = blank(network, size)
     try:
-        for _ in range(2):
-            network(picture)
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 5 or (len(times) < 50 and time.perf_counter() < end):
-            times.append(_timed(network, picture))
+        times = for_seconds(lambda: network(image), seconds)
     finally:
         network.train(was_training)
-    times.sort()
-    return {
-        f"p{percent}": 1000 * times[min(len(times) - 1, len(times) * percent // 100)]
-        for percent in (50, 90)
-    }
+    return {f"p{percent}": 1e3 * times.percentile(percent) for percent in (50, 90)}
 
 
 def machine() -> str:
@@ -140,17 +126,20 @@ def machine() -> str:
     return ", ".join(words)
 
 
-def _picture(network: nn.Module, size: tuple[int, int]) -> ImageBatch:
+def provenance() -> dict[str, Any]:
+    """The machine, its load average over a minute (None where unknown) and the software."""
+    return {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "backend": deformable.backend(),
+    }
+
+
+def blank(network: nn.Module, size: tuple[int, int]) -> ImageBatch:
+    """One unpadded image of this (height, width), on the network's device."""
     device = next(network.parameters()).device
     return ImageBatch(
         torch.zeros(1, 3, *size, device=device),
         torch.zeros(1, *size, dtype=torch.bool, device=device),
     )
-
-
-def _timed(network: nn.Module, picture: ImageBatch) -> float:
-    start = time.perf_counter()
-    network(picture)
-    if picture.pixels.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

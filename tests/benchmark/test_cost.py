@@ -3,7 +3,7 @@ import pytest
 from torch import nn
 
 from compare_cases import SMALL
-from detrlab.compare import cost
+from detrlab.benchmark import cost
 from detrlab.config import DataConfig
 from detrlab.data.shapes import shapes
 from detrlab.models.attention import DeformableAttention, DenseAttention, SelfAttention
@@ -56,7 +56,7 @@ def counted_by_hand(network, size):
         if isinstance(module, kind)
     ]
     network.eval()
-    network(cost._picture(network, size))
+    network(cost.blank(network, size))
     for hook in hooks:
         hook.remove()
     return total / 1e9

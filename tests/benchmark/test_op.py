@@ -1,26 +1,29 @@
 import json
 
-from detrlab.ops import benchmark, cpu
+from detrlab.benchmark import op
+from detrlab.ops import cpu
 
 
 def test_every_backend_is_verified_and_timed():
-    rows = benchmark.compare_backends(64, 96, rounds=3)
+    rows = op.compare_backends(64, 96, rounds=3)
     assert {(row.size, row.form) for row in rows} == {
         (size, form) for size in ("encoder", "decoder") for form in ("attend", "sample")
     }
     backends = {row.backend for row in rows if row.problem is None}
     assert "reference" in backends
     assert ("cpu" in backends) == (cpu.problem() is None)
-    assert all(len(row.forward) == len(row.both) == 3 for row in rows if row.problem is None)
-    report = json.loads(json.dumps(benchmark.to_dict(rows)))
+    assert all(
+        len(row.forward.wall) == len(row.both.wall) == 3 for row in rows if row.problem is None
+    )
+    report = json.loads(json.dumps(op.records(rows)))
     (plain,) = [
         row
-        for row in report["rows"]
+        for row in report
         if (row["size"], row["form"], row["backend"]) == ("encoder", "attend", "reference")
     ]
     assert plain["speedup"] == 1
     assert plain["forward_ms"]["median"] > 0
-    assert len(benchmark.table(rows)) == 2 + len(rows)
+    assert len(op.table(rows)) == 2 + len(rows)
 
 
 def test_wrong_backends_are_named_and_not_timed(monkeypatch):
@@ -30,15 +33,15 @@ def test_wrong_backends_are_named_and_not_timed(monkeypatch):
         return real(values, *rest) * 1.001
 
     monkeypatch.setattr(cpu, "attend", wrong)
-    rows = benchmark.compare_backends(64, 96, rounds=1, forms=("attend",))
+    rows = op.compare_backends(64, 96, rounds=1, forms=("attend",))
     (row,) = [each for each in rows if each.backend == "cpu" and each.size == "encoder"]
-    assert not row.both
+    assert not row.both.wall
     if "self-test" not in row.problem and "Error" not in row.problem:
         assert "output differs from the plain form" in row.problem
-    assert any("not used" in line for line in benchmark.table(rows))
+    assert any("not used" in line for line in op.table(rows))
 
 
 def test_encoder_sizes_are_the_published_ones():
-    encoder, decoder = benchmark.sizes_for(800, 1066)
+    encoder, decoder = op.sizes_for(800, 1066).values()
     assert encoder.shapes == ((100, 134), (50, 67), (25, 34), (13, 17))
     assert decoder.queries == 300
