@@ -26,19 +26,27 @@ from torch import Tensor
 
 FOLDER = Path(__file__).with_name("parity")
 ORIGINALS = Path(__file__).resolve().parents[3] / "shared" / "originals"
-SIZES = ((96, 128), (112, 80), (64, 72))  # (height, width) of the images before padding
+# (height, width) of the images before padding: wide ones, so that the proposals of the first and
+# last cells of a row lie too close to the edge to be valid.
+SIZES = ((64, 416), (56, 320), (40, 208))
 SAMPLES = 16
 MEMORY_SAMPLES = 4096
 
 _DEFORMABLE = "deformable-detr"
-CASES = {  # preset: the case of witness.py and what differs from it
-    "detr": ("detr", {}),
-    "detr-dc5": ("detr-dc5", {}),
-    _DEFORMABLE: (_DEFORMABLE, {}),
-    f"{_DEFORMABLE}-refine": (f"{_DEFORMABLE}-refine", {}),
-    f"{_DEFORMABLE}-two-stage": (f"{_DEFORMABLE}-two-stage", {}),
-    f"{_DEFORMABLE}-single-scale": (_DEFORMABLE, {"num_feature_levels": 1}),
-    f"{_DEFORMABLE}-single-scale-dc5": (_DEFORMABLE, {"num_feature_levels": 1, "dilation": True}),
+# preset: the case of witness.py, what differs from it, and the seed of the stored numbers: one at
+# which no activation lies so near to zero that single precision puts it on the other side.
+CASES = {
+    "detr": ("detr", {}, 2),
+    "detr-dc5": ("detr-dc5", {}, 2),
+    _DEFORMABLE: (_DEFORMABLE, {}, 3),
+    f"{_DEFORMABLE}-refine": (f"{_DEFORMABLE}-refine", {}, 3),
+    f"{_DEFORMABLE}-two-stage": (f"{_DEFORMABLE}-two-stage", {}, 3),
+    f"{_DEFORMABLE}-single-scale": (_DEFORMABLE, {"num_feature_levels": 1}, 3),
+    f"{_DEFORMABLE}-single-scale-dc5": (
+        _DEFORMABLE,
+        {"num_feature_levels": 1, "dilation": True},
+        3,
+    ),
 }
 SETS = {"aux_outputs.0": "_0", "aux_outputs.1": "_1", "final": "", "enc_outputs": "_enc"}
 """The sets of predictions: name in a witness record -> suffix of the original's loss names."""
@@ -106,9 +114,10 @@ def run_original(preset: str, seed: int, planes: tuple[int, ...], double: bool) 
             )
 
     def stand_in(_small):
-        torchvision.models.resnet50 = lambda pretrained, **options: ResNet(
-            torchvision.models.resnet.Bottleneck, [1, 1, 1, 2], **options
-        )
+        def resnet50(pretrained, **options):  # noqa: ARG001
+            return ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 2], **options)
+
+        torchvision.models.resnet50 = resnet50
 
     def enter(*names):
         modules = enter.original(*names)
@@ -139,7 +148,7 @@ def run_original(preset: str, seed: int, planes: tuple[int, ...], double: bool) 
         return images(draw_seed)
 
     witness._images = draw
-    case, changes = CASES[preset]
+    case, changes, _ = CASES[preset]
     record = witness.run(case, seed, True, double, True, changes or None)
     assert record["config"]["enc_output_bias_redrawn"] == 0, "take another seed"
     assert record["train"]["targets_unchanged"]
@@ -242,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("presets", nargs="*", choices=[[], *CASES], default=[])
     parser.add_argument("--out", type=Path, help="write one preset here, in this process")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.add_argument("--planes", type=int, nargs=4, default=(8, 16, 24, 32))
     options = parser.parse_args()
@@ -255,7 +264,8 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for preset in options.presets or CASES:
         path = FOLDER / f"{preset}.npz"
-        make(preset, path, options.seed, options.planes, options.dtype)
+        seed = CASES[preset][2] if options.seed is None else options.seed
+        make(preset, path, seed, options.planes, options.dtype)
         print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB")
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from tests.models import make_parity_fixtures as fixtures
 
 from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
@@ -19,7 +19,6 @@ from detrlab.presets import ORIGINALS
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.matcher import Weights, match
-from tests.models import make_parity_fixtures as fixtures
 from tiny_detectors import PLANES, tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
