@@ -6,7 +6,7 @@ from PIL import Image
 
 from detrlab.data import open_data
 from detrlab.errors import UserError
-from detrlab.evaluation import pictures
+from detrlab.evaluation import plots
 from detrlab.evaluation.coco import Evaluator
 from detrlab.evaluation.folder import write_analysis
 
@@ -47,7 +47,7 @@ class Gone:
 
 
 def test_a_missing_photograph_does_not_stop_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "save", lambda *_: [])
+    monkeypatch.setattr(plots, "save", lambda *_: [])
     table = dataclasses.replace(open_data("shapes").val.select(range(4)), pictures=Gone())
     write_analysis(table, Evaluator(table), tmp_path)
     with Image.open(tmp_path / "hard_images.jpg") as sheet:
