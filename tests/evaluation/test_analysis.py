@@ -224,12 +224,12 @@ def test_calibration_of_scores_that_mean_what_they_say():
         objects, [(i, 0, HERE, s) for i, s in enumerate(score)], num_classes=1, num_images=4000
     )
     matches = match(truth, detected)
-    honest = calibration(matches, suggest_thresholds(matches))
+    honest = calibration(truth, detected, matches, suggest_thresholds(matches))
     assert honest.error < 0.03
     assert abs(honest.overconfidence) < 0.03
     loud = Detected(detected.image, detected.label, detected.boxes, np.sqrt(score))
     matches = match(truth, loud)
-    boastful = calibration(matches, suggest_thresholds(matches))
+    boastful = calibration(truth, loud, matches, suggest_thresholds(matches))
     assert boastful.error > 0.12
     assert boastful.overconfidence > 0.05
 
@@ -238,7 +238,7 @@ def test_calibration_of_scores_that_mean_what_they_say():
 def test_calibration_error_equals_the_textbooks(seed):
     truth, detected = judged(seed, crowd_share=0.0)
     matches = match(truth, detected)
-    result = calibration(matches, suggest_thresholds(matches))
+    result = calibration(truth, detected, matches, suggest_thresholds(matches))
     right = matches.verdict[:, 0, 0] == 1
     total = 0.0
     for low, high in zip(result.edges[:-1], result.edges[1:], strict=True):

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detrlab.evaluation.coco import Accumulated, Metrics, accumulate, as_ground_truth, tide_errors
+from detrlab.evaluation.coco import (
+    Accumulated,
+    Metrics,
+    accumulate,
+    as_ground_truth,
+    calibration_errors,
+    tide_errors,
+)
 from detrlab.evaluation.matching import (
     AREAS,
     FALSE,
     FOUND,
+    HALF,
     IGNORED,
     IOU_THRESHOLDS,
     Matches,
     match,
 )
 from detrlab.evaluation.records import Bools, Detected, Floats, GroundTruth, ImageId, Ints
+from detrlab.evaluation.thresholds import (
+    Thresholds,
+    countable,
+    object_fates,
+    suggest_thresholds,
+    verdicts,
+)
 
 if TYPE_CHECKING:
     from detrlab.data.table import Table
 
 BACKGROUND = "background"
 """Name of the last row and column of a confusion matrix: nothing there, or nothing seen."""
-FEWEST_OBJECTS = 10
-"""A class with fewer annotated objects takes the overall threshold instead of its own."""
-_HALF = 0  # index of IoU .50 among the thresholds
 
 
 @dataclass(frozen=True)
@@ -110,43 +121,6 @@ class Tide:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A score to cut at, and what one gets there, at IoU .50.
-
-    Attributes:
-        score: detections from here on are kept.
-        precision: share of the kept that are right; None when nothing is kept.
-        recall: share of the objects that are found; None without objects.
-        f1: harmonic mean of both; None without objects.
-        objects: annotated objects it was chosen on.
-        borrowed: True when the class has too few objects and takes the overall score.
-    """
-
-    score: float
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    objects: int
-    borrowed: bool = False
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The scores with the best F1 on the judged images, overall and by class."""
-
-    overall: Threshold
-    per_class: dict[str, Threshold]
-
-    def scores(self, classes: tuple[str, ...]) -> Floats:
-        """(K,) the score to cut each class at."""
-        return np.array([self.per_class[name].score for name in classes])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint stores them."""
-        return asdict(self)
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Whether scores mean what they say: of detections with score .7, are 70 % right?
@@ -218,28 +192,16 @@ class Analysis:
             "objects_by_size": {row.name: row.objects for row in self.sizes},
             "curves": {
                 curve.name: {
-                    "precision_50": _plain(curve.precision[_HALF]),
+                    "precision_50": _plain(curve.precision[HALF]),
                     "precision_mean": _plain(curve.precision.mean(axis=0)),
                     "scores_50": _plain(curve.scores),
                 }
                 for curve in self.curves
             },
-            "confusion": {
-                "names": list(self.confusion.names),
-                "counts": self.confusion.counts.tolist(),
-                "scores": _plain(self.confusion.scores),
-            },
-            "tide": asdict(self.tide),
-            "thresholds": self.thresholds.to_dict(),
-            "calibration": {
-                "edges": _plain(self.calibration.edges),
-                "count": self.calibration.count.tolist(),
-                "confidence": _plain(self.calibration.confidence),
-                "accuracy": _plain(self.calibration.accuracy),
-                "error": self.calibration.error,
-                "per_class": self.calibration.per_class,
-                "overconfidence": self.calibration.overconfidence,
-            },
+            "confusion": _plain(self.confusion),
+            "tide": _plain(self.tide),
+            "thresholds": _plain(self.thresholds),
+            "calibration": _plain(self.calibration),
             "images": [{**asdict(image), "mistakes": image.mistakes} for image in self.images],
         }
 
@@ -262,7 +224,7 @@ def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detect
         confusion=confusion(truth, detected, matches, thresholds.scores(truth.classes)),
         tide=Tide(*tide_errors(truth, detected)),
         thresholds=thresholds,
-        calibration=calibration(matches, thresholds),
+        calibration=calibration(truth, detected, matches, thresholds),
         images=image_verdicts(truth, matches, thresholds),
     )
 
@@ -287,57 +249,38 @@ def curves(accumulated: Accumulated, classes: tuple[str, ...]) -> list[Curve]:
     """The curves whose area is AP, of every class."""
     precision = accumulated.precision[:, :, :, 0, 2]  # (T, R, K)
     precision = np.where(precision < 0, np.nan, precision)
-    scores = np.maximum(accumulated.scores[_HALF, :, :, 0, 2], 0.0)
+    scores = np.maximum(accumulated.scores[HALF, :, :, 0, 2], 0.0)
     return [Curve(name, precision[:, :, k], scores[:, k]) for k, name in enumerate(classes)]
 
 
-def suggest_thresholds(matches: Matches, fewest_objects: int = FEWEST_OBJECTS) -> Thresholds:
-    """The scores at which F1 is best at IoU .50, overall and by class.
+def calibration(
+    truth: GroundTruth, detected: Detected, matches: Matches, thresholds: Thresholds
+) -> Calibration:
+    """Compare scores with the accuracy of the detections at IoU .50.
 
-    The score lies half-way between the last detection kept and the first one dropped, so that
-    nothing hangs on the last digits. A class with fewer than ``fewest_objects`` annotated
-    objects takes the overall score: its own would be an accident of a few detections. Where
-    nothing is right at any score, it is .5.
+    Scores are clipped to [0, 1] first.
     """
-    overall = _best_f1(matches, np.ones(len(matches.score), bool), int(_countable(matches).sum()))
-    per_class = {}
-    for k, name in enumerate(matches.classes):
-        mine = matches.label == k
-        objects = int((_countable(matches) & (matches.object_label == k)).sum())
-        if objects >= fewest_objects:
-            per_class[name] = _best_f1(matches, mine, objects)
-        else:
-            per_class[name] = _at_score(matches, mine, objects, overall.score)
-    return Thresholds(overall, per_class)
-
-
-def calibration(matches: Matches, thresholds: Thresholds, bins: int = 10) -> Calibration:
-    """Compare scores with the share of detections that are right at IoU .50.
-
-    Scores outside [0, 1] fall into the first or last bin: they cannot be probabilities.
-    """
-    judged = _verdicts(matches) != IGNORED
-    score = matches.score[judged]
-    right = _verdicts(matches)[judged] == FOUND
-    label = matches.label[judged]
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip((score * bins).astype(np.int64), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, score, bins) / count
-        accuracy = np.bincount(place, right, bins) / count
-    above = score >= thresholds.scores(matches.classes)[label]
+    found = calibration_errors(truth, detected)
+    bins = found["bins"]
+    count = np.array([each["count"] for each in bins], dtype=np.int64)
+    confidence = np.array([each["avg_confidence"] for each in bins])
+    accuracy = np.array([each["avg_accuracy"] for each in bins])
+    verdict = matches.verdict[:, 0, HALF]
+    above = matches.score >= thresholds.scores(matches.classes)[matches.label]
+    above &= verdict != IGNORED
+    gap = (
+        float(matches.score[above].mean() - (verdict[above] == FOUND).mean())
+        if any(above)
+        else None
+    )
     return Calibration(
-        edges=edges,
+        edges=np.array([0.0, *(each["bin_upper"] for each in bins)]),
         count=count,
-        confidence=confidence,
-        accuracy=accuracy,
-        error=_calibration_error(place, score, right, bins) or 0.0,
-        per_class={
-            name: _calibration_error(place[label == k], score[label == k], right[label == k], bins)
-            for k, name in enumerate(matches.classes)
-        },
-        overconfidence=float(score[above].mean() - right[above].mean()) if above.any() else None,
+        confidence=np.where(count > 0, confidence, np.nan),
+        accuracy=np.where(count > 0, accuracy, np.nan),
+        error=float(found["ece"]),
+        per_class={name: found["per_category"].get(name) for name in truth.classes},
+        overconfidence=gap,
     )
 
 
@@ -353,11 +296,11 @@ def confusion(
     num_classes = truth.num_classes
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     loud = matches.score >= scores[matches.label]
-    right = loud & (_verdicts(matches) == FOUND)
+    right = loud & (verdicts(matches) == FOUND)
     np.add.at(counts, (matches.label[right], matches.label[right]), 1)
-    free = _countable(matches)
-    free[matches.owner[right, _HALF]] = False
-    wrong = np.flatnonzero(loud & (_verdicts(matches) == FALSE))
+    free = countable(matches)
+    free[matches.owner[right, HALF]] = False
+    wrong = np.flatnonzero(loud & (verdicts(matches) == FALSE))
     wrong = wrong[np.lexsort((-matches.score[wrong], matches.image[wrong]))]
     taken_for = _mix_ups(truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free)
     # A detection that took nothing (-1) reads the extra last entry: background.
@@ -389,85 +332,16 @@ def image_verdicts(
     ]
 
 
-def object_fates(matches: Matches, thresholds: Thresholds) -> tuple[Bools, NDArray[np.int8]]:
-    """What became of each object and each detection at the suggested thresholds, at IoU .50.
-
-    Returns:
-        (G,) True where an object was found; (D,) ``FOUND`` or ``FALSE`` for detections at or
-        above their class's threshold, ``IGNORED`` for all others.
-    """
-    loud = matches.score >= thresholds.scores(matches.classes)[matches.label]
-    fate = np.where(loud, _verdicts(matches), IGNORED).astype(np.int8)
-    found = np.zeros(len(matches.object_label), dtype=bool)
-    found[matches.owner[fate == FOUND, _HALF]] = True
-    return found, fate
-
-
 def _image_counts(matches: Matches, thresholds: Thresholds) -> tuple[Ints, Ints, Ints]:
     """(N,) found objects, missed objects and false alarms of each image."""
     found, fate = object_fates(matches, thresholds)
-    missed = _countable(matches) & ~found
+    missed = countable(matches) & ~found
     images = matches.num_images
     return (
         np.bincount(matches.image[fate == FOUND], minlength=images),
         np.bincount(matches.object_image[missed], minlength=images),
         np.bincount(matches.image[fate == FALSE], minlength=images),
     )
-
-
-def _verdicts(matches: Matches) -> NDArray[np.int8]:
-    """(D,) at IoU .50, objects of every size."""
-    return matches.verdict[:, 0, _HALF]
-
-
-def _countable(matches: Matches) -> Bools:
-    """(G,) a fresh mask of the objects that are to be found."""
-    return matches.counts[:, 0].copy()
-
-
-def _best_f1(matches: Matches, mine: Bools, objects: int) -> Threshold:
-    """The cut with the best F1 among the detections ``mine``."""
-    score, right = _judged(matches, mine)
-    # A cut between equal scores is no cut.
-    possible = np.append(score[1:] < score[:-1], True) if len(score) else np.zeros(0, bool)
-    kept = np.arange(1, len(score) + 1)
-    f1 = np.where(possible, 2 * np.cumsum(right) / (kept + objects), -1.0)
-    if not objects or not len(score) or f1.max() <= 0:
-        return Threshold(0.5, None, 0.0 if objects else None, 0.0 if objects else None, objects)
-    best = int(np.argmax(f1))
-    below = score[best + 1] if best + 1 < len(score) else 0.0
-    return _at_score(matches, mine, objects, float((score[best] + below) / 2), borrowed=False)
-
-
-def _at_score(
-    matches: Matches, mine: Bools, objects: int, threshold: float, borrowed: bool = True
-) -> Threshold:
-    score, right = _judged(matches, mine)
-    kept = score >= threshold
-    found = int(right[kept].sum())
-    return Threshold(
-        score=threshold,
-        precision=found / int(kept.sum()) if kept.any() else None,
-        recall=found / objects if objects else None,
-        f1=2 * found / (int(kept.sum()) + objects) if objects else None,
-        objects=objects,
-        borrowed=borrowed,
-    )
-
-
-def _judged(matches: Matches, mine: Bools) -> tuple[Floats, Bools]:
-    """Scores, best first, and whether they are right, of detections that are of account."""
-    rows = np.flatnonzero(mine & (_verdicts(matches) != IGNORED))
-    rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-    return matches.score[rows], _verdicts(matches)[rows] == FOUND
-
-
-def _calibration_error(place: Ints, score: Floats, right: Bools, bins: int) -> float | None:
-    """Sum over the bins of |sum of scores - number of right ones|, by detections."""
-    if not len(score):
-        return None
-    gaps = np.bincount(place, score, bins) - np.bincount(place, right, bins)
-    return float(np.abs(gaps).sum() / len(score))
 
 
 def _mix_ups(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
@@ -483,7 +357,7 @@ def _mix_ups(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Int
         overlaps = box_overlaps(boxes[first:last], truth.boxes[objects])
         for d in range(last - first):
             best = int(np.argmax(overlaps[d]))
-            if overlaps[d, best] >= IOU_THRESHOLDS[_HALF]:
+            if overlaps[d, best] >= IOU_THRESHOLDS[HALF]:
                 taken_for[first + d] = objects[best]
                 overlaps[:, best] = 0.0
     return taken_for
@@ -503,5 +377,14 @@ def _mean(values: Floats) -> float | None:
     return float(judged.mean()) if len(judged) else None
 
 
-def _plain(values: Floats) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+def _plain(value: Any) -> Any:
+    """Plain values for json; None for NaN."""
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +258,13 @@ def tide_errors(
     cost = {kind: float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
     counts = {kind: int(found["counts"][kind]) for kind in TIDE_KINDS[:6]}
     return float(found["ap_base"]), cost, counts
+
+
+def calibration_errors(truth: GroundTruth, detected: Detected, bins: int = 10) -> dict[str, Any]:
+    """Confidence and accuracy by score at IoU .50: ``bins``, ``ece`` and ``per_category`` (ECE)."""
+    clipped = replace(detected, score=np.clip(detected.score, 0.0, 1.0))
+    found: dict[str, Any] = _hotcoco_evaluation(truth, clipped).calibration(n_bins=bins)
+    return found
 
 
 def _hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:

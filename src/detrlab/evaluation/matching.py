@@ -24,6 +24,8 @@ from detrlab.evaluation.records import (
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """T of them."""
+HALF = 0
+"""Index of IoU .50 among them."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """R of them, where precision is read."""
 AREAS = ("all", "small", "medium", "large")
