@@ -222,7 +222,7 @@ def test_broken_annotations_are_named(change, message):
 
 def test_doubled_and_missing_parts_are_named():
     truth, _ = scene(0)
-    with pytest.raises(UserError, match="image id 0 stands twice"):
+    with pytest.raises(UserError, match="image id 0 appears twice"):
         GroundTruth.from_coco({**truth, "images": [*truth["images"], {"id": 0}]})
     with pytest.raises(UserError, match="no list 'categories'"):
         GroundTruth.from_coco({"images": [], "annotations": []})

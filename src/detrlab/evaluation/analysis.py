@@ -1,4 +1,4 @@
-"""What lies behind an AP: sizes, curves, confusions, kinds of error, calibration, hard images."""
+"""Detailed analysis: AP by size, curves, confusion, TIDE, calibration, results by image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from detrlab.evaluation.coco import (
     accumulate,
     as_ground_truth,
     calibration_errors,
+    mean_judged,
     tide_errors,
 )
 from detrlab.evaluation.matching import (
@@ -28,17 +29,15 @@ from detrlab.evaluation.matching import (
 from detrlab.evaluation.records import Bools, Detected, Floats, GroundTruth, ImageId, Ints
 from detrlab.evaluation.thresholds import (
     Thresholds,
-    countable,
     object_fates,
     suggest_thresholds,
-    verdicts,
 )
 
 if TYPE_CHECKING:
     from detrlab.data.table import Table
 
 BACKGROUND = "background"
-"""Name of the last row and column of a confusion matrix: nothing there, or nothing seen."""
+"""Name of the last row and column of a confusion matrix: no object, or no detection."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Curve:
     Attributes:
         name: of the class.
         precision: (T, 101) at the recalls 0, .01, ... 1; NaN for a class without objects.
-        scores: (101,) the score at which each recall is reached at IoU .50; 0 beyond reach.
+        scores: (101,) the score at which each recall is reached at IoU .50; 0 if never.
     """
 
     name: str
@@ -72,14 +71,14 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """What annotated objects were taken for, at IoU .50.
+    """Annotated against predicted classes, at IoU .50.
 
     Attributes:
         counts: (K + 1, K + 1); rows are the annotated class, columns the predicted one. The
-            last row holds false alarms on background, the last column missed objects. The
-            diagonal is what the metric counts as found.
+            last row holds false positives on background, the last column missed objects. The
+            diagonal holds the true positives of the metric.
         names: K classes and ``BACKGROUND``.
-        scores: (K,) detections of each class below its score were left out.
+        scores: (K,) threshold of each class; detections below it were left out.
     """
 
     counts: Ints
@@ -87,31 +86,21 @@ class Confusion:
     scores: Floats
 
     def shares(self) -> Floats:
-        """Each row divided by its sum: where the objects of a class went."""
+        """Each row divided by its sum."""
         totals = self.counts.sum(axis=1, keepdims=True)
         return self.counts / np.maximum(totals, 1)
-
-    def worst(self, limit: int = 5) -> list[tuple[str, str, int]]:
-        """The most frequent mix-ups of two classes: (annotated, predicted, times)."""
-        between = self.counts[:-1, :-1].copy()
-        np.fill_diagonal(between, 0)
-        flat = np.argsort(-between, axis=None, kind="stable")[:limit]
-        pairs = (np.unravel_index(index, between.shape) for index in flat)
-        return [
-            (self.names[a], self.names[b], int(between[a, b])) for a, b in pairs if between[a, b]
-        ]
 
 
 @dataclass(frozen=True)
 class Tide:
-    """How much AP50 each kind of error costs: what it would rise by if that kind were mended.
+    """TIDE: how much AP50 would rise if each kind of error were fixed.
 
     Attributes:
-        ap50: where it stands.
+        ap50: without any fix.
         cost: ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
-            (found before), ``Bkg`` (nothing there), ``Miss`` (nothing near it), and the two
-            sums ``FP`` and ``FN``.
-        counts: how many of each kind.
+            (duplicate), ``Bkg`` (background), ``Miss`` (missed), and all false positives
+            ``FP`` and false negatives ``FN``.
+        counts: number of errors of each kind.
 
     Source: arXiv 2008.08115.
     """
@@ -123,17 +112,17 @@ class Tide:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Whether scores mean what they say: of detections with score .7, are 70 % right?
+    """Whether scores are calibrated: of detections with score .7, are 70 % correct?
 
     Attributes:
         edges: (n + 1,) bounds of the bins.
         count: (n,) detections in each bin.
         confidence: (n,) their mean score; NaN in an empty bin.
-        accuracy: (n,) the share of them that is right at IoU .50; NaN in an empty bin.
-        error: the mean gap between the two, weighted by count (ECE).
-        per_class: the same error by class; None without detections.
-        overconfidence: above the suggested threshold, mean score minus share of right ones;
-            positive when the detector promises too much; None when nothing is above.
+        accuracy: (n,) share of true positives at IoU .50; NaN in an empty bin.
+        error: expected calibration error (ECE): mean gap between the two, weighted by count.
+        per_class: ECE of each class; None without detections.
+        overconfidence: mean score minus accuracy above the suggested thresholds; None without
+            such detections.
     """
 
     edges: Floats
@@ -147,15 +136,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """How one image went at the suggested thresholds, at IoU .50.
+    """The result on one image at the suggested thresholds and IoU .50.
 
     Attributes:
         image_id: the data set's id.
         file_name: "" where unknown.
-        found: objects that were found.
-        missed: objects that were not.
-        false_alarms: detections that found nothing.
-        f1: 1 for a flawless image.
+        found: number of objects found.
+        missed: number of objects missed.
+        false_alarms: number of false positives.
+        f1: 1 without mistakes.
     """
 
     image_id: ImageId
@@ -167,7 +156,7 @@ class ImageVerdict:
 
     @property
     def mistakes(self) -> int:
-        """Missed objects and false alarms."""
+        """Missed objects and false positives."""
         return self.missed + self.false_alarms
 
 
@@ -185,7 +174,7 @@ class Analysis:
     images: list[ImageVerdict]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a json file; None where there is nothing to judge."""
+        """Plain values for a json file; None where a number is not defined."""
         return {
             **self.metrics.to_dict(),
             "per_class_by_size": {row.name: row.ap for row in self.sizes},
@@ -207,7 +196,7 @@ class Analysis:
 
 
 def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detected) -> Analysis:
-    """Judge one detector's detections in every respect.
+    """Analyse the detections of one detector.
 
     Args:
         ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
@@ -235,7 +224,7 @@ def per_size(accumulated: Accumulated, matches: Matches) -> list[SizeRow]:
     return [
         SizeRow(
             name=name,
-            ap={area: _mean(precision[:, :, k, a]) for a, area in enumerate(AREAS)},
+            ap={area: mean_judged(precision[:, :, k, a]) for a, area in enumerate(AREAS)},
             objects={
                 area: int(matches.counts[matches.object_label == k, a].sum())
                 for a, area in enumerate(AREAS)
@@ -246,7 +235,7 @@ def per_size(accumulated: Accumulated, matches: Matches) -> list[SizeRow]:
 
 
 def curves(accumulated: Accumulated, classes: tuple[str, ...]) -> list[Curve]:
-    """The curves whose area is AP, of every class."""
+    """Precision over recall of every class."""
     precision = accumulated.precision[:, :, :, 0, 2]  # (T, R, K)
     precision = np.where(precision < 0, np.nan, precision)
     scores = np.maximum(accumulated.scores[HALF, :, :, 0, 2], 0.0)
@@ -265,14 +254,12 @@ def calibration(
     count = np.array([each["count"] for each in bins], dtype=np.int64)
     confidence = np.array([each["avg_confidence"] for each in bins])
     accuracy = np.array([each["avg_accuracy"] for each in bins])
-    verdict = matches.verdict[:, 0, HALF]
+    verdict = matches.verdict_50
     above = matches.score >= thresholds.scores(matches.classes)[matches.label]
     above &= verdict != IGNORED
-    gap = (
-        float(matches.score[above].mean() - (verdict[above] == FOUND).mean())
-        if any(above)
-        else None
-    )
+    gap = None
+    if above.any():
+        gap = float(matches.score[above].mean() - (verdict[above] == FOUND).mean())
     return Calibration(
         edges=np.array([0.0, *(each["bin_upper"] for each in bins)]),
         count=count,
@@ -287,23 +274,28 @@ def calibration(
 def confusion(
     truth: GroundTruth, detected: Detected, matches: Matches, scores: Floats
 ) -> Confusion:
-    """Count what objects were taken for, among detections with at least their class's score.
+    """Annotated against predicted classes of the detections above their class's threshold.
 
-    Detections first find objects of their own class, as in the metric. Those left over then
-    take, best score first, the object of another class that they overlap most, at IoU .50 or
-    more, if it was not found. Crowds neither count nor turn a detection into a false alarm.
+    Detections are first matched to objects of their own class, as in the metric. The remaining
+    ones are then matched, in order of score, to the remaining object with the highest IoU, if it
+    is at least .50. Crowd regions neither count nor cause false positives.
+
+    Differs from hotcoco's confusion matrix, which matches all classes together, so that its
+    diagonal is not the number of true positives.
     """
     num_classes = truth.num_classes
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     loud = matches.score >= scores[matches.label]
-    right = loud & (verdicts(matches) == FOUND)
+    right = loud & (matches.verdict_50 == FOUND)
     np.add.at(counts, (matches.label[right], matches.label[right]), 1)
-    free = countable(matches)
+    free = matches.counts[:, 0].copy()
     free[matches.owner[right, HALF]] = False
-    wrong = np.flatnonzero(loud & (verdicts(matches) == FALSE))
+    wrong = np.flatnonzero(loud & (matches.verdict_50 == FALSE))
     wrong = wrong[np.lexsort((-matches.score[wrong], matches.image[wrong]))]
-    taken_for = _mix_ups(truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free)
-    # A detection that took nothing (-1) reads the extra last entry: background.
+    taken_for = _match_across_classes(
+        truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free
+    )
+    # Index -1 (no object) reads the extra last entry: background.
     seen = np.append(truth.label, num_classes)[taken_for]
     np.add.at(counts, (seen, matches.label[wrong]), 1)
     free[taken_for[taken_for >= 0]] = False
@@ -314,8 +306,13 @@ def confusion(
 def image_verdicts(
     truth: GroundTruth, matches: Matches, thresholds: Thresholds
 ) -> list[ImageVerdict]:
-    """Every image, the hardest first: lowest F1, among equals most mistakes."""
-    found, missed, false = _image_counts(matches, thresholds)
+    """Every image by ascending F1; with equal F1, the one with more mistakes comes first."""
+    covered, fate = object_fates(matches, thresholds)
+    images = matches.num_images
+    found = np.bincount(matches.image[fate == FOUND], minlength=images)
+    false = np.bincount(matches.image[fate == FALSE], minlength=images)
+    left = matches.counts[:, 0] & ~covered
+    missed = np.bincount(matches.object_image[left], minlength=images)
     everything = 2 * found + missed + false
     f1 = np.where(everything > 0, 2 * found / np.maximum(everything, 1), 1.0)
     order = np.lexsort((-(missed + false), f1))
@@ -332,20 +329,8 @@ def image_verdicts(
     ]
 
 
-def _image_counts(matches: Matches, thresholds: Thresholds) -> tuple[Ints, Ints, Ints]:
-    """(N,) found objects, missed objects and false alarms of each image."""
-    found, fate = object_fates(matches, thresholds)
-    missed = countable(matches) & ~found
-    images = matches.num_images
-    return (
-        np.bincount(matches.image[fate == FOUND], minlength=images),
-        np.bincount(matches.object_image[missed], minlength=images),
-        np.bincount(matches.image[fate == FALSE], minlength=images),
-    )
-
-
-def _mix_ups(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
-    """Row of the free object each detection takes, or -1; detections sorted by image, score."""
+def _match_across_classes(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
+    """Row of the object each detection matches, or -1; detections sorted by image and score."""
     taken_for = np.full(len(boxes), -1, dtype=np.int64)
     rows = np.flatnonzero(free)
     rows = rows[np.argsort(truth.image[rows], kind="stable")]
@@ -370,11 +355,6 @@ def box_overlaps(a: Floats, b: Floats) -> Floats:
     shared = np.clip(high - low, 0.0, None).prod(axis=-1)
     union = a[:, 2:].prod(axis=-1)[:, None] + b[:, 2:].prod(axis=-1)[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _mean(values: Floats) -> float | None:
-    judged = values[values > -1]
-    return float(judged.mean()) if len(judged) else None
 
 
 def _plain(value: Any) -> Any:

@@ -17,15 +17,15 @@ FEWEST_OBJECTS = 10
 
 @dataclass(frozen=True)
 class Threshold:
-    """A score to cut at, and what one gets there, at IoU .50.
+    """A score threshold with the resulting precision and recall at IoU .50.
 
     Attributes:
-        score: detections from here on are kept.
-        precision: share of the kept that are right; None when nothing is kept.
-        recall: share of the objects that are found; None without objects.
+        score: detections with at least this score are kept.
+        precision: None when no detection is kept.
+        recall: None without objects.
         f1: harmonic mean of both; None without objects.
-        objects: annotated objects it was chosen on.
-        borrowed: True when the class has too few objects and takes the overall score.
+        objects: number of annotated objects.
+        borrowed: True when the class has too few objects and takes the overall threshold.
     """
 
     score: float
@@ -38,33 +38,33 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The scores with the best F1 on the judged images, overall and by class."""
+    """The thresholds with the best F1 on the evaluated images, overall and by class."""
 
     overall: Threshold
     per_class: dict[str, Threshold]
 
     def scores(self, classes: tuple[str, ...]) -> Floats:
-        """(K,) the score to cut each class at."""
+        """(K,) the threshold of each class."""
         return np.array([self.per_class[name].score for name in classes])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint stores them."""
+        """Plain values, as checkpoints store them."""
         return asdict(self)
 
 
 def suggest_thresholds(matches: Matches, fewest_objects: int = FEWEST_OBJECTS) -> Thresholds:
-    """The scores at which F1 is best at IoU .50, overall and by class.
+    """The thresholds with the best F1 at IoU .50, overall and by class.
 
-    The score lies half-way between the last detection kept and the first one dropped, so that
-    nothing hangs on the last digits. A class with fewer than ``fewest_objects`` annotated
-    objects takes the overall score: its own would be an accident of a few detections. Where
-    nothing is right at any score, it is .5.
+    A threshold lies half-way between the last detection kept and the first one dropped, so that
+    rounding cannot change the result. A class with fewer than ``fewest_objects`` annotated
+    objects takes the overall threshold: its own would depend on a few detections. Without any
+    true positive the threshold is .5.
     """
-    overall = _best_f1(matches, np.ones(len(matches.score), bool), int(countable(matches).sum()))
+    overall = _best_f1(matches, np.ones(len(matches.score), bool), int(matches.counts[:, 0].sum()))
     per_class = {}
     for k, name in enumerate(matches.classes):
         mine = matches.label == k
-        objects = int((countable(matches) & (matches.object_label == k)).sum())
+        objects = int((matches.counts[:, 0] & (matches.object_label == k)).sum())
         if objects >= fewest_objects:
             per_class[name] = _best_f1(matches, mine, objects)
         else:
@@ -73,33 +73,22 @@ def suggest_thresholds(matches: Matches, fewest_objects: int = FEWEST_OBJECTS) -
 
 
 def object_fates(matches: Matches, thresholds: Thresholds) -> tuple[Bools, NDArray[np.int8]]:
-    """What became of each object and each detection at the suggested thresholds, at IoU .50.
+    """Found objects, and true and false positives, at the suggested thresholds and IoU .50.
 
     Returns:
         (G,) True where an object was found; (D,) ``FOUND`` or ``FALSE`` for detections at or
-        above their class's threshold, ``IGNORED`` for all others.
+        above their class's threshold, ``IGNORED`` for the others.
     """
     loud = matches.score >= thresholds.scores(matches.classes)[matches.label]
-    fate = np.where(loud, verdicts(matches), IGNORED).astype(np.int8)
+    fate = np.where(loud, matches.verdict_50, IGNORED).astype(np.int8)
     found = np.zeros(len(matches.object_label), dtype=bool)
     found[matches.owner[fate == FOUND, HALF]] = True
     return found, fate
 
 
-def verdicts(matches: Matches) -> NDArray[np.int8]:
-    """(D,) at IoU .50, objects of every size."""
-    return matches.verdict[:, 0, HALF]
-
-
-def countable(matches: Matches) -> Bools:
-    """(G,) a fresh mask of the objects that are to be found."""
-    return matches.counts[:, 0].copy()
-
-
 def _best_f1(matches: Matches, mine: Bools, objects: int) -> Threshold:
-    """The cut with the best F1 among the detections ``mine``."""
     score, right = _judged(matches, mine)
-    # A cut between equal scores is no cut.
+    # A threshold cannot separate equal scores.
     possible = np.append(score[1:] < score[:-1], True) if len(score) else np.zeros(0, bool)
     kept = np.arange(1, len(score) + 1)
     f1 = np.where(possible, 2 * np.cumsum(right) / (kept + objects), -1.0)
@@ -127,7 +116,7 @@ def _at_score(
 
 
 def _judged(matches: Matches, mine: Bools) -> tuple[Floats, Bools]:
-    """Scores, best first, and whether they are right, of detections that are of account."""
-    rows = np.flatnonzero(mine & (verdicts(matches) != IGNORED))
+    """Scores in descending order, and True where a detection is a true positive."""
+    rows = np.flatnonzero(mine & (matches.verdict_50 != IGNORED))
     rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-    return matches.score[rows], verdicts(matches)[rows] == FOUND
+    return matches.score[rows], matches.verdict_50[rows] == FOUND
