@@ -171,38 +171,3 @@ def test_ids_of_either_kind_work_without_file_names(write):
         del image["file_name"]
     assert GroundTruth.from_coco(truth).file_names[0] == ""
     assert judge(write(results), truth).ap > 0
-
-
-@pytest.mark.real_data
-def test_a_yolo_tools_file_on_real_annotations(write, shared_data):
-    """File stems for image ids, classes counted from 1: as YOLO tools write their json."""
-    truth = json.loads((shared_data / "facemask/annotations/custom_val.json").read_text())
-    for number, annotation in enumerate(truth["annotations"], start=1):
-        annotation["id"] = number  # pycocotools loses the annotation whose id is 0
-    stems = {image["id"]: image["file_name"].removesuffix(".jpg") for image in truth["images"]}
-    rng = np.random.default_rng(0)
-    results = []
-    for annotation in truth["annotations"]:
-        box = np.array(annotation["bbox"], dtype=float)
-        for _ in range(rng.integers(0, 3)):
-            moved = np.r_[box[:2] + rng.normal(0, 0.1, 2) * box[2:], box[2:]]
-            label = annotation["category_id"] if rng.random() < 0.9 else int(rng.integers(3))
-            results.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": label,
-                    "bbox": [round(side, 3) for side in moved.tolist()],
-                    "score": round(float(rng.random()), 5),
-                }
-            )
-    theirs = [
-        {**row, "image_id": stems[row["image_id"]], "category_id": row["category_id"] + 1}
-        for row in results
-    ]
-    path = write(theirs)
-    with pytest.raises(UserError, match="from-1"):
-        load_predictions(path, truth)
-    metrics = judge(path, truth, categories="from-1").to_dict()
-    expected = pycocotools_metrics(truth, results)
-    for name, value in metrics.items():
-        assert value == pytest.approx(expected[name], abs=1e-9), name

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import fill, scene
+from scenes import fill, judged, perfect, scene
 
 from detrlab.errors import UserError
 from detrlab.evaluation import plots
@@ -10,25 +10,17 @@ from detrlab.evaluation.coco import Evaluator
 from detrlab.evaluation.hard_images import hard_images
 
 
-def judged(seed=0, **options):
-    truth, results = scene(seed, **options)
-    evaluator = fill(Evaluator(truth), results)
-    return evaluator.truth, evaluator.detected()
-
-
-NAMES = ["precision_recall", "sizes", "confusion", "tide", "calibration"]
-
-
-def test_every_picture_is_written_and_equal_results_give_equal_files(tmp_path):
+def test_every_plot_is_written_and_equal_results_give_equal_files(tmp_path):
     analysis = analyse(*judged())
-    paths = plots.save(analysis, tmp_path / "a", ("png", "svg"))
-    assert {path.name for path in paths} == {f"{n}.{e}" for n in NAMES for e in ("png", "svg")}
-    plots.save_figure(plots.tide(analysis), tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "a" / "tide.svg").read_bytes()
-    for path in paths:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                assert min(image.size) > 300
+    plots.save(analysis, tmp_path)
+    names = {"precision_recall", "sizes", "confusion", "tide", "calibration"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+    for name in ("a.svg", "b.svg"):
+        plots.save_figure(plots.tide(analysis), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -107,11 +99,7 @@ def test_the_contact_sheet_shows_only_images_with_mistakes():
 
 def test_a_flawless_detector_gives_an_empty_sheet():
     truth, _ = scene(7, crowd_share=0.0)
-    perfect = [
-        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
-        for a in truth["annotations"]
-    ]
-    evaluator = fill(Evaluator(truth), perfect)
+    evaluator = fill(Evaluator(truth), perfect(truth))
     sheet = hard_images(
         evaluator.truth, evaluator.detected(), analyse(truth, evaluator.detected()), lambda _: None
     )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from detrlab.data.batching import Batch
     from detrlab.data.table import Table
     from detrlab.scoring import Scoring
-    from detrlab.structures import Detections, ModelOutput, Predictions
+    from detrlab.structures import ModelOutput, Predictions
 
 TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
 """Six kinds of error, all false positives and all false negatives."""
@@ -75,10 +75,6 @@ class Metrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that every json and csv uses."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
-
-    def numbers(self) -> dict[str, float | None]:
-        """The 12 metrics without ``per_class``."""
-        return {name: value for name, value in self.to_dict().items() if name != "per_class"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,21 +173,6 @@ class Evaluator:
                 score=score,
             )
         )
-
-    def add_detections(self, detections: Detections) -> None:
-        """Add what ``predict`` returned for one image.
-
-        Raises:
-            UserError: the detections carry no image id, or other classes than the ground truth.
-        """
-        if detections.image_id is None:
-            raise UserError("these detections have no image_id: they cannot be evaluated")
-        if detections.category_ids != self.truth.category_ids:
-            raise UserError(
-                f"the detections have the category ids {detections.category_ids}, the ground "
-                f"truth {self.truth.category_ids}: the model was made for other data"
-            )
-        self.add(detections.image_id, detections.boxes, detections.scores, detections.labels)
 
     def extend(self, detected: Detected) -> None:
         """Add the detections of many images, such as those of ``load_predictions``."""

@@ -24,7 +24,6 @@ def write_analysis(
     evaluator: Evaluator,
     folder: str | Path,
     layers: Sequence[Evaluator] = (),
-    formats: Sequence[str] = ("png",),
 ) -> Analysis:
     """Analyse an evaluator's detections, and write the result as json and as pictures.
 
@@ -36,7 +35,6 @@ def write_analysis(
         evaluator: filled.
         folder: created if needed.
         layers: one filled evaluator for each decoder layer, as ``evaluate_layers`` returns them.
-        formats: of the plots: ``png``, ``svg`` ...
 
     Raises:
         UserError: the folder cannot be written.
@@ -49,7 +47,7 @@ def write_analysis(
     if by_layer:
         values["layers"] = [each.to_dict() for each in by_layer]
     write_json(folder / "analysis.json", values)
-    plots.save(analysis, folder / "pictures", formats, by_layer)
+    plots.save(analysis, folder / "pictures", by_layer)
     rows = {table.image_id(i): i for i in range(len(table))}
 
     def read(index: int) -> Image.Image:

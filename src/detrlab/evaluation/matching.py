@@ -87,11 +87,6 @@ class Matches:
         """(K + 1,) row of each class's first detection."""
         return np.searchsorted(self.label, np.arange(self.num_classes + 1))
 
-    def of_class(self, label: int) -> slice:
-        """The detections of one class."""
-        first, last = self.class_bounds[label : label + 2]
-        return slice(int(first), int(last))
-
 
 def match(truth: GroundTruth, detected: Detected) -> Matches:
     """Match detections to objects as the COCO protocol does.

@@ -68,22 +68,13 @@ def _styled(draw: Callable[[Subject], Figure]) -> Callable[[Subject], Figure]:
     return styled
 
 
-def save(
-    analysis: Analysis,
-    folder: str | Path,
-    formats: Sequence[str] = ("png",),
-    layers: Sequence[Metrics] = (),
-) -> list[Path]:
-    """Write every plot to ``folder``.
+def save(analysis: Analysis, folder: str | Path, layers: Sequence[Metrics] = ()) -> None:
+    """Write every plot to ``folder`` as PNG.
 
     Args:
         analysis: of one detector.
         folder: created if needed.
-        formats: file extensions such as ``png`` and ``svg``.
         layers: metrics of each decoder layer, for one more plot.
-
-    Returns:
-        The files written.
 
     Raises:
         UserError: the folder cannot be written.
@@ -97,12 +88,8 @@ def save(
     }
     if layers:
         figures["layers"] = layer_metrics(layers)
-    paths = []
     for name, figure in figures.items():
-        for extension in formats:
-            paths.append(Path(folder) / f"{name}.{extension}")
-            save_figure(figure, paths[-1])
-    return paths
+        save_figure(figure, Path(folder) / f"{name}.png")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -197,7 +184,7 @@ def confusion(analysis: Analysis) -> Figure:
     side = min(16.0, max(5.0, 2.4 + 0.62 * count if count <= _MOST_NUMBERED else 0.17 * count + 3))
     figure, axes = _figure(side + 1.2, side)
     shares = result.shares()
-    image = axes.imshow(100 * shares, cmap=_blues(), vmin=0, vmax=100)
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     size = 9 if count <= 12 else 7 if count <= _MOST_NUMBERED else 5
     names = [_short(name) for name in result.names[:-1]]
     axes.set_xticks(
@@ -241,17 +228,9 @@ def tide(analysis: Analysis) -> Figure:
     places = [-y for y in range(6)] + [-6.6, -7.6]
     words = [f"({result.counts[kind]:,}×)" if kind in result.counts else "" for kind in kinds]
     colours = [_COLOURS[0]] * 6 + ["#999999"] * 2
-    axes.barh(places, costs, color=colours, height=0.62)
-    for y, cost, word in zip(places, costs, words, strict=True):
-        axes.annotate(
-            f"{cost:.1f}   {word}",
-            (max(cost, 0), y),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color="#444444",
-        )
+    bars = axes.barh(places, costs, color=colours, height=0.62)
+    labels = [f"{cost:.1f}   {word}" for cost, word in zip(costs, words, strict=True)]
+    axes.bar_label(bars, labels, padding=5, fontsize=9, color="#444444")
     axes.set_yticks(places, [_KINDS[kind] for kind in kinds])
     axes.set(xlabel="AP50 gained if fixed (points); in brackets, the number of errors")
     axes.set_xlim(0, max(1.0, *costs) * 1.25)
@@ -268,31 +247,11 @@ def calibration(analysis: Analysis) -> Figure:
     width = np.diff(result.edges)
     middle = result.edges[:-1] + width / 2
     filled = result.count > 0
-    upper.plot(
-        [0, 1],
-        [0, 1],
-        color="#777777",
-        linewidth=1,
-        linestyle="dashed",
-        label="perfectly calibrated",
-    )
-    upper.bar(
-        middle[filled],
-        result.accuracy[filled],
-        width[filled] * 0.94,
-        color=_COLOURS[0],
-        alpha=0.75,
-        label="accuracy",
-    )
-    upper.plot(
-        result.confidence[filled],
-        result.accuracy[filled],
-        "o-",
-        color=_INK,
-        markersize=4,
-        linewidth=1,
-        label="accuracy at the mean score",
-    )
+    upper.plot([0, 1], [0, 1], "--", color="#777777", linewidth=1, label="perfectly calibrated")
+    bars = middle[filled], result.accuracy[filled], width[filled] * 0.94
+    upper.bar(*bars, color=_COLOURS[0], alpha=0.75, label="accuracy")
+    points = result.confidence[filled], result.accuracy[filled]
+    upper.plot(*points, "o-", color=_INK, markersize=4, linewidth=1, label="at the mean score")
     overall = analysis.thresholds.overall.score
     for axes in (upper, lower):
         axes.axvline(overall, color=_COLOURS[1], linewidth=1.4, label=f"threshold {overall:.2f}")
@@ -312,34 +271,16 @@ def layer_metrics(metrics: Sequence[Metrics]) -> Figure:
     """AP of every decoder layer."""
     figure, axes = _figure(6, 3.8)
     x = range(1, len(metrics) + 1)
-    ends = []
-    for name, label, colour in zip(
-        ("ap50", "ap", "ap75", "ap_small"),
-        ("AP50", "AP", "AP75", "AP small"),
-        _COLOURS,
-        strict=False,
-    ):
+    names = {"ap50": "AP50", "ap": "AP", "ap75": "AP75", "ap_small": "AP small"}
+    for (name, words), colour in zip(names.items(), _COLOURS, strict=False):
         values = [getattr(each, name) for each in metrics]
         if None not in values:
             points = [100 * value for value in values]
-            axes.plot(x, points, "o-", color=colour, linewidth=1.8, markersize=5)
-            ends.append((points[-1], f"{label} {points[-1]:.1f}", colour))
-    # Labels at the ends of the lines, moved apart where they would overlap.
-    distance = 0.06 * max([end[0] for end in ends], default=1.0)
-    below = -np.inf
-    for value, words, colour in sorted(ends):
-        below = max(value, below + distance)
-        axes.annotate(
-            words,
-            (len(metrics), below),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=colour,
-        )
+            label = f"{words} {points[-1]:.1f}"
+            axes.plot(x, points, "o-", color=colour, linewidth=1.8, markersize=5, label=label)
+            axes.legend(fontsize=9, title="Last layer")
     axes.set_xticks(list(x))
-    axes.set(xlabel="decoder layer", xlim=(0.8, len(metrics) + 0.9), ylabel="AP")
+    axes.set(xlabel="decoder layer", ylabel="AP")
     axes.set_ylim(bottom=0)
     axes.set_title("AP by decoder layer")
     return figure
@@ -392,12 +333,6 @@ def _short(name: str, limit: int = 24) -> str:
 
 def _points(value: float) -> str:
     return f"{100 * value:.1f}"
-
-
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("detrlab", ["#ffffff", "#9ecae1", "#08519c"])
 
 
 def _shade(share: float) -> Any:
