@@ -1,9 +1,12 @@
 """Random but realistic annotations and detections, as COCO dicts, and pycocotools' verdict."""
 
 import contextlib
+import dataclasses
 import io
 
 import numpy as np
+
+from detrlab.evaluation.coco import Evaluator
 
 NUMBERS = [
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
@@ -84,6 +87,27 @@ def _moved(rng, box, jitter):
 
 def _result(image_id, category_id, box, score):
     return {"image_id": image_id, "category_id": category_id, "bbox": box.tolist(), "score": score}
+
+
+def judged(seed=0, **options):
+    """Columns of a scene: the truth and the detections."""
+    truth, results = scene(seed, **options)
+    evaluator = fill(Evaluator(truth), results)
+    return evaluator.truth, evaluator.detected()
+
+
+def objects(truth, rows):
+    """The ground truth with some of its objects."""
+    columns = ("image", "label", "boxes", "area", "crowd")
+    return dataclasses.replace(truth, **{name: getattr(truth, name)[rows] for name in columns})
+
+
+def perfect(truth):
+    """Detections equal to the objects of a COCO dict."""
+    return [
+        {**{key: row[key] for key in ("image_id", "category_id", "bbox")}, "score": 0.9}
+        for row in truth["annotations"]
+    ]
 
 
 def fill(evaluator, results):

@@ -2,17 +2,23 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from detrlab.data import open_data
 from detrlab.errors import UserError
-from detrlab.evaluation import pictures
+from detrlab.evaluation import plots
 from detrlab.evaluation.coco import Evaluator
 from detrlab.evaluation.folder import write_analysis
 
 
-def test_everything_is_written_for_a_table(tmp_path):
-    table = open_data("shapes").val.select(range(6))
+@pytest.fixture(scope="module")
+def shapes():
+    return open_data("shapes").val
+
+
+def test_everything_is_written_for_a_table(shapes, tmp_path):
+    table = shapes.select(range(6))
     rng = np.random.default_rng(0)
     layers = []
     for noise in (9.0, 2.0):
@@ -46,9 +52,9 @@ class Gone:
         raise UserError(f"{i}.jpg cannot be read")
 
 
-def test_a_missing_photograph_does_not_stop_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "save", lambda *_: [])
-    table = dataclasses.replace(open_data("shapes").val.select(range(4)), pictures=Gone())
+def test_a_missing_photograph_does_not_stop_the_report(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda *_: [])
+    table = dataclasses.replace(shapes.select(range(4)), pictures=Gone())
     write_analysis(table, Evaluator(table), tmp_path)
     with Image.open(tmp_path / "hard_images.jpg") as sheet:
         assert sheet.width > 400

@@ -1,16 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
-from scenes import fill, scene
+from scenes import judged, objects
 
-from detrlab.evaluation.coco import Evaluator, accumulate
+from detrlab.evaluation.coco import accumulate
 from detrlab.evaluation.matching import FOUND, Resampler, average_precision, match
 from detrlab.evaluation.records import Detected, GroundTruth
-
-
-def judged(seed, **options):
-    truth, results = scene(seed, **options)
-    evaluator = fill(Evaluator(truth), results)
-    return evaluator.truth, evaluator.detected()
 
 
 @pytest.mark.parametrize(
@@ -39,25 +35,13 @@ def test_a_weight_is_a_copy_of_the_image(seed):
     truth, detected = judged(seed, crowd_share=0.2, decimals=9)
     weights = np.random.default_rng(seed).multinomial(12, np.full(12, 1 / 12))
     copies = np.repeat(np.arange(12), weights)
-    parts, objects, owners = [], [], []
+    parts, rows = [], []
     for new, old in enumerate(copies):
         mine = detected.select(detected.image == old)
-        parts.append(Detected(np.full(len(mine), new), mine.label, mine.boxes, mine.score))
-        rows = np.flatnonzero(truth.image == old)
-        objects += rows.tolist()
-        owners += [new] * len(rows)
-    resampled = GroundTruth(
-        image_ids=tuple(range(12)),
-        classes=truth.classes,
-        category_ids=truth.category_ids,
-        image=np.array(owners, dtype=np.int64),
-        label=truth.label[objects],
-        boxes=truth.boxes[objects],
-        area=truth.area[objects],
-        crowd=truth.crowd[objects],
-        sizes=truth.sizes[copies],
-        file_names=("",) * 12,
-    )
+        parts.append(dataclasses.replace(mine, image=np.full(len(mine), new)))
+        rows += [(new, row) for row in np.flatnonzero(truth.image == old)]
+    owners, chosen = np.array(rows).T
+    resampled = dataclasses.replace(objects(truth, chosen), image=owners)
     expected = average_precision(match(resampled, Detected.join(parts)))
     by_weight = Resampler(match(truth, detected)).average_precision(weights[None])[0]
     np.testing.assert_allclose(by_weight, expected, rtol=0, atol=1e-12)

@@ -1,33 +1,43 @@
-"""What lies behind an AP: sizes, curves, confusions, kinds of error, calibration, hard images."""
+"""Detailed analysis: AP by size, curves, confusion, TIDE, calibration, results by image."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detrlab.evaluation.coco import Accumulated, Metrics, accumulate, as_ground_truth, tide_errors
+from detrlab.evaluation.coco import (
+    Accumulated,
+    Metrics,
+    accumulate,
+    as_ground_truth,
+    calibration_errors,
+    mean_judged,
+    tide_errors,
+)
 from detrlab.evaluation.matching import (
     AREAS,
     FALSE,
     FOUND,
+    HALF,
     IGNORED,
     IOU_THRESHOLDS,
     Matches,
     match,
 )
 from detrlab.evaluation.records import Bools, Detected, Floats, GroundTruth, ImageId, Ints
+from detrlab.evaluation.thresholds import (
+    Thresholds,
+    object_fates,
+    suggest_thresholds,
+)
 
 if TYPE_CHECKING:
     from detrlab.data.table import Table
 
 BACKGROUND = "background"
-"""Name of the last row and column of a confusion matrix: nothing there, or nothing seen."""
-FEWEST_OBJECTS = 10
-"""A class with fewer annotated objects takes the overall threshold instead of its own."""
-_HALF = 0  # index of IoU .50 among the thresholds
+"""Name of the last row and column of a confusion matrix: no object, or no detection."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Curve:
     Attributes:
         name: of the class.
         precision: (T, 101) at the recalls 0, .01, ... 1; NaN for a class without objects.
-        scores: (101,) the score at which each recall is reached at IoU .50; 0 beyond reach.
+        scores: (101,) the score at which each recall is reached at IoU .50; 0 if never.
     """
 
     name: str
@@ -61,14 +71,14 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """What annotated objects were taken for, at IoU .50.
+    """Annotated against predicted classes, at IoU .50.
 
     Attributes:
         counts: (K + 1, K + 1); rows are the annotated class, columns the predicted one. The
-            last row holds false alarms on background, the last column missed objects. The
-            diagonal is what the metric counts as found.
+            last row holds false positives on background, the last column missed objects. The
+            diagonal holds the true positives of the metric.
         names: K classes and ``BACKGROUND``.
-        scores: (K,) detections of each class below its score were left out.
+        scores: (K,) threshold of each class; detections below it were left out.
     """
 
     counts: Ints
@@ -76,31 +86,21 @@ class Confusion:
     scores: Floats
 
     def shares(self) -> Floats:
-        """Each row divided by its sum: where the objects of a class went."""
+        """Each row divided by its sum."""
         totals = self.counts.sum(axis=1, keepdims=True)
         return self.counts / np.maximum(totals, 1)
-
-    def worst(self, limit: int = 5) -> list[tuple[str, str, int]]:
-        """The most frequent mix-ups of two classes: (annotated, predicted, times)."""
-        between = self.counts[:-1, :-1].copy()
-        np.fill_diagonal(between, 0)
-        flat = np.argsort(-between, axis=None, kind="stable")[:limit]
-        pairs = (np.unravel_index(index, between.shape) for index in flat)
-        return [
-            (self.names[a], self.names[b], int(between[a, b])) for a, b in pairs if between[a, b]
-        ]
 
 
 @dataclass(frozen=True)
 class Tide:
-    """How much AP50 each kind of error costs: what it would rise by if that kind were mended.
+    """TIDE: how much AP50 would rise if each kind of error were fixed.
 
     Attributes:
-        ap50: where it stands.
+        ap50: without any fix.
         cost: ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
-            (found before), ``Bkg`` (nothing there), ``Miss`` (nothing near it), and the two
-            sums ``FP`` and ``FN``.
-        counts: how many of each kind.
+            (duplicate), ``Bkg`` (background), ``Miss`` (missed), and all false positives
+            ``FP`` and false negatives ``FN``.
+        counts: number of errors of each kind.
 
     Source: arXiv 2008.08115.
     """
@@ -110,56 +110,19 @@ class Tide:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A score to cut at, and what one gets there, at IoU .50.
-
-    Attributes:
-        score: detections from here on are kept.
-        precision: share of the kept that are right; None when nothing is kept.
-        recall: share of the objects that are found; None without objects.
-        f1: harmonic mean of both; None without objects.
-        objects: annotated objects it was chosen on.
-        borrowed: True when the class has too few objects and takes the overall score.
-    """
-
-    score: float
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    objects: int
-    borrowed: bool = False
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The scores with the best F1 on the judged images, overall and by class."""
-
-    overall: Threshold
-    per_class: dict[str, Threshold]
-
-    def scores(self, classes: tuple[str, ...]) -> Floats:
-        """(K,) the score to cut each class at."""
-        return np.array([self.per_class[name].score for name in classes])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a checkpoint stores them."""
-        return asdict(self)
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Whether scores mean what they say: of detections with score .7, are 70 % right?
+    """Whether scores are calibrated: of detections with score .7, are 70 % correct?
 
     Attributes:
         edges: (n + 1,) bounds of the bins.
         count: (n,) detections in each bin.
         confidence: (n,) their mean score; NaN in an empty bin.
-        accuracy: (n,) the share of them that is right at IoU .50; NaN in an empty bin.
-        error: the mean gap between the two, weighted by count (ECE).
-        per_class: the same error by class; None without detections.
-        overconfidence: above the suggested threshold, mean score minus share of right ones;
-            positive when the detector promises too much; None when nothing is above.
+        accuracy: (n,) share of true positives at IoU .50; NaN in an empty bin.
+        error: expected calibration error (ECE): mean gap between the two, weighted by count.
+        per_class: ECE of each class; None without detections.
+        overconfidence: mean score minus accuracy above the suggested thresholds; None without
+            such detections.
     """
 
     edges: Floats
@@ -173,15 +136,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ImageVerdict:
-    """How one image went at the suggested thresholds, at IoU .50.
+    """The result on one image at the suggested thresholds and IoU .50.
 
     Attributes:
         image_id: the data set's id.
         file_name: "" where unknown.
-        found: objects that were found.
-        missed: objects that were not.
-        false_alarms: detections that found nothing.
-        f1: 1 for a flawless image.
+        found: number of objects found.
+        missed: number of objects missed.
+        false_alarms: number of false positives.
+        f1: 1 without mistakes.
     """
 
     image_id: ImageId
@@ -193,7 +156,7 @@ class ImageVerdict:
 
     @property
     def mistakes(self) -> int:
-        """Missed objects and false alarms."""
+        """Missed objects and false positives."""
         return self.missed + self.false_alarms
 
 
@@ -211,41 +174,29 @@ class Analysis:
     images: list[ImageVerdict]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a json file; None where there is nothing to judge."""
+        """Plain values for a json file; None where a number is not defined."""
         return {
             **self.metrics.to_dict(),
             "per_class_by_size": {row.name: row.ap for row in self.sizes},
             "objects_by_size": {row.name: row.objects for row in self.sizes},
             "curves": {
                 curve.name: {
-                    "precision_50": _plain(curve.precision[_HALF]),
+                    "precision_50": _plain(curve.precision[HALF]),
                     "precision_mean": _plain(curve.precision.mean(axis=0)),
                     "scores_50": _plain(curve.scores),
                 }
                 for curve in self.curves
             },
-            "confusion": {
-                "names": list(self.confusion.names),
-                "counts": self.confusion.counts.tolist(),
-                "scores": _plain(self.confusion.scores),
-            },
-            "tide": asdict(self.tide),
-            "thresholds": self.thresholds.to_dict(),
-            "calibration": {
-                "edges": _plain(self.calibration.edges),
-                "count": self.calibration.count.tolist(),
-                "confidence": _plain(self.calibration.confidence),
-                "accuracy": _plain(self.calibration.accuracy),
-                "error": self.calibration.error,
-                "per_class": self.calibration.per_class,
-                "overconfidence": self.calibration.overconfidence,
-            },
+            "confusion": _plain(self.confusion),
+            "tide": _plain(self.tide),
+            "thresholds": _plain(self.thresholds),
+            "calibration": _plain(self.calibration),
             "images": [{**asdict(image), "mistakes": image.mistakes} for image in self.images],
         }
 
 
 def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detected) -> Analysis:
-    """Judge one detector's detections in every respect.
+    """Analyse the detections of one detector.
 
     Args:
         ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
@@ -262,7 +213,7 @@ def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detect
         confusion=confusion(truth, detected, matches, thresholds.scores(truth.classes)),
         tide=Tide(*tide_errors(truth, detected)),
         thresholds=thresholds,
-        calibration=calibration(matches, thresholds),
+        calibration=calibration(truth, detected, matches, thresholds),
         images=image_verdicts(truth, matches, thresholds),
     )
 
@@ -273,7 +224,7 @@ def per_size(accumulated: Accumulated, matches: Matches) -> list[SizeRow]:
     return [
         SizeRow(
             name=name,
-            ap={area: _mean(precision[:, :, k, a]) for a, area in enumerate(AREAS)},
+            ap={area: mean_judged(precision[:, :, k, a]) for a, area in enumerate(AREAS)},
             objects={
                 area: int(matches.counts[matches.object_label == k, a].sum())
                 for a, area in enumerate(AREAS)
@@ -284,83 +235,67 @@ def per_size(accumulated: Accumulated, matches: Matches) -> list[SizeRow]:
 
 
 def curves(accumulated: Accumulated, classes: tuple[str, ...]) -> list[Curve]:
-    """The curves whose area is AP, of every class."""
+    """Precision over recall of every class."""
     precision = accumulated.precision[:, :, :, 0, 2]  # (T, R, K)
     precision = np.where(precision < 0, np.nan, precision)
-    scores = np.maximum(accumulated.scores[_HALF, :, :, 0, 2], 0.0)
+    scores = np.maximum(accumulated.scores[HALF, :, :, 0, 2], 0.0)
     return [Curve(name, precision[:, :, k], scores[:, k]) for k, name in enumerate(classes)]
 
 
-def suggest_thresholds(matches: Matches, fewest_objects: int = FEWEST_OBJECTS) -> Thresholds:
-    """The scores at which F1 is best at IoU .50, overall and by class.
+def calibration(
+    truth: GroundTruth, detected: Detected, matches: Matches, thresholds: Thresholds
+) -> Calibration:
+    """Compare scores with the accuracy of the detections at IoU .50.
 
-    The score lies half-way between the last detection kept and the first one dropped, so that
-    nothing hangs on the last digits. A class with fewer than ``fewest_objects`` annotated
-    objects takes the overall score: its own would be an accident of a few detections. Where
-    nothing is right at any score, it is .5.
+    Scores are clipped to [0, 1] first.
     """
-    overall = _best_f1(matches, np.ones(len(matches.score), bool), int(_countable(matches).sum()))
-    per_class = {}
-    for k, name in enumerate(matches.classes):
-        mine = matches.label == k
-        objects = int((_countable(matches) & (matches.object_label == k)).sum())
-        if objects >= fewest_objects:
-            per_class[name] = _best_f1(matches, mine, objects)
-        else:
-            per_class[name] = _at_score(matches, mine, objects, overall.score)
-    return Thresholds(overall, per_class)
-
-
-def calibration(matches: Matches, thresholds: Thresholds, bins: int = 10) -> Calibration:
-    """Compare scores with the share of detections that are right at IoU .50.
-
-    Scores outside [0, 1] fall into the first or last bin: they cannot be probabilities.
-    """
-    judged = _verdicts(matches) != IGNORED
-    score = matches.score[judged]
-    right = _verdicts(matches)[judged] == FOUND
-    label = matches.label[judged]
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip((score * bins).astype(np.int64), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, score, bins) / count
-        accuracy = np.bincount(place, right, bins) / count
-    above = score >= thresholds.scores(matches.classes)[label]
+    found = calibration_errors(truth, detected)
+    bins = found["bins"]
+    count = np.array([each["count"] for each in bins], dtype=np.int64)
+    confidence = np.array([each["avg_confidence"] for each in bins])
+    accuracy = np.array([each["avg_accuracy"] for each in bins])
+    verdict = matches.verdict_50
+    above = matches.score >= thresholds.scores(matches.classes)[matches.label]
+    above &= verdict != IGNORED
+    gap = None
+    if above.any():
+        gap = float(matches.score[above].mean() - (verdict[above] == FOUND).mean())
     return Calibration(
-        edges=edges,
+        edges=np.array([0.0, *(each["bin_upper"] for each in bins)]),
         count=count,
-        confidence=confidence,
-        accuracy=accuracy,
-        error=_calibration_error(place, score, right, bins) or 0.0,
-        per_class={
-            name: _calibration_error(place[label == k], score[label == k], right[label == k], bins)
-            for k, name in enumerate(matches.classes)
-        },
-        overconfidence=float(score[above].mean() - right[above].mean()) if above.any() else None,
+        confidence=np.where(count > 0, confidence, np.nan),
+        accuracy=np.where(count > 0, accuracy, np.nan),
+        error=float(found["ece"]),
+        per_class={name: found["per_category"].get(name) for name in truth.classes},
+        overconfidence=gap,
     )
 
 
 def confusion(
     truth: GroundTruth, detected: Detected, matches: Matches, scores: Floats
 ) -> Confusion:
-    """Count what objects were taken for, among detections with at least their class's score.
+    """Annotated against predicted classes of the detections above their class's threshold.
 
-    Detections first find objects of their own class, as in the metric. Those left over then
-    take, best score first, the object of another class that they overlap most, at IoU .50 or
-    more, if it was not found. Crowds neither count nor turn a detection into a false alarm.
+    Detections are first matched to objects of their own class, as in the metric. The remaining
+    ones are then matched, in order of score, to the remaining object with the highest IoU, if it
+    is at least .50. Crowd regions neither count nor cause false positives.
+
+    Differs from hotcoco's confusion matrix, which matches all classes together, so that its
+    diagonal is not the number of true positives.
     """
     num_classes = truth.num_classes
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     loud = matches.score >= scores[matches.label]
-    right = loud & (_verdicts(matches) == FOUND)
+    right = loud & (matches.verdict_50 == FOUND)
     np.add.at(counts, (matches.label[right], matches.label[right]), 1)
-    free = _countable(matches)
-    free[matches.owner[right, _HALF]] = False
-    wrong = np.flatnonzero(loud & (_verdicts(matches) == FALSE))
+    free = matches.counts[:, 0].copy()
+    free[matches.owner[right, HALF]] = False
+    wrong = np.flatnonzero(loud & (matches.verdict_50 == FALSE))
     wrong = wrong[np.lexsort((-matches.score[wrong], matches.image[wrong]))]
-    taken_for = _mix_ups(truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free)
-    # A detection that took nothing (-1) reads the extra last entry: background.
+    taken_for = _match_across_classes(
+        truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free
+    )
+    # Index -1 (no object) reads the extra last entry: background.
     seen = np.append(truth.label, num_classes)[taken_for]
     np.add.at(counts, (seen, matches.label[wrong]), 1)
     free[taken_for[taken_for >= 0]] = False
@@ -371,8 +306,13 @@ def confusion(
 def image_verdicts(
     truth: GroundTruth, matches: Matches, thresholds: Thresholds
 ) -> list[ImageVerdict]:
-    """Every image, the hardest first: lowest F1, among equals most mistakes."""
-    found, missed, false = _image_counts(matches, thresholds)
+    """Every image by ascending F1; with equal F1, the one with more mistakes comes first."""
+    covered, fate = object_fates(matches, thresholds)
+    images = matches.num_images
+    found = np.bincount(matches.image[fate == FOUND], minlength=images)
+    false = np.bincount(matches.image[fate == FALSE], minlength=images)
+    left = matches.counts[:, 0] & ~covered
+    missed = np.bincount(matches.object_image[left], minlength=images)
     everything = 2 * found + missed + false
     f1 = np.where(everything > 0, 2 * found / np.maximum(everything, 1), 1.0)
     order = np.lexsort((-(missed + false), f1))
@@ -389,89 +329,8 @@ def image_verdicts(
     ]
 
 
-def object_fates(matches: Matches, thresholds: Thresholds) -> tuple[Bools, NDArray[np.int8]]:
-    """What became of each object and each detection at the suggested thresholds, at IoU .50.
-
-    Returns:
-        (G,) True where an object was found; (D,) ``FOUND`` or ``FALSE`` for detections at or
-        above their class's threshold, ``IGNORED`` for all others.
-    """
-    loud = matches.score >= thresholds.scores(matches.classes)[matches.label]
-    fate = np.where(loud, _verdicts(matches), IGNORED).astype(np.int8)
-    found = np.zeros(len(matches.object_label), dtype=bool)
-    found[matches.owner[fate == FOUND, _HALF]] = True
-    return found, fate
-
-
-def _image_counts(matches: Matches, thresholds: Thresholds) -> tuple[Ints, Ints, Ints]:
-    """(N,) found objects, missed objects and false alarms of each image."""
-    found, fate = object_fates(matches, thresholds)
-    missed = _countable(matches) & ~found
-    images = matches.num_images
-    return (
-        np.bincount(matches.image[fate == FOUND], minlength=images),
-        np.bincount(matches.object_image[missed], minlength=images),
-        np.bincount(matches.image[fate == FALSE], minlength=images),
-    )
-
-
-def _verdicts(matches: Matches) -> NDArray[np.int8]:
-    """(D,) at IoU .50, objects of every size."""
-    return matches.verdict[:, 0, _HALF]
-
-
-def _countable(matches: Matches) -> Bools:
-    """(G,) a fresh mask of the objects that are to be found."""
-    return matches.counts[:, 0].copy()
-
-
-def _best_f1(matches: Matches, mine: Bools, objects: int) -> Threshold:
-    """The cut with the best F1 among the detections ``mine``."""
-    score, right = _judged(matches, mine)
-    # A cut between equal scores is no cut.
-    possible = np.append(score[1:] < score[:-1], True) if len(score) else np.zeros(0, bool)
-    kept = np.arange(1, len(score) + 1)
-    f1 = np.where(possible, 2 * np.cumsum(right) / (kept + objects), -1.0)
-    if not objects or not len(score) or f1.max() <= 0:
-        return Threshold(0.5, None, 0.0 if objects else None, 0.0 if objects else None, objects)
-    best = int(np.argmax(f1))
-    below = score[best + 1] if best + 1 < len(score) else 0.0
-    return _at_score(matches, mine, objects, float((score[best] + below) / 2), borrowed=False)
-
-
-def _at_score(
-    matches: Matches, mine: Bools, objects: int, threshold: float, borrowed: bool = True
-) -> Threshold:
-    score, right = _judged(matches, mine)
-    kept = score >= threshold
-    found = int(right[kept].sum())
-    return Threshold(
-        score=threshold,
-        precision=found / int(kept.sum()) if kept.any() else None,
-        recall=found / objects if objects else None,
-        f1=2 * found / (int(kept.sum()) + objects) if objects else None,
-        objects=objects,
-        borrowed=borrowed,
-    )
-
-
-def _judged(matches: Matches, mine: Bools) -> tuple[Floats, Bools]:
-    """Scores, best first, and whether they are right, of detections that are of account."""
-    rows = np.flatnonzero(mine & (_verdicts(matches) != IGNORED))
-    rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-    return matches.score[rows], _verdicts(matches)[rows] == FOUND
-
-
-def _calibration_error(place: Ints, score: Floats, right: Bools, bins: int) -> float | None:
-    """Sum over the bins of |sum of scores - number of right ones|, by detections."""
-    if not len(score):
-        return None
-    gaps = np.bincount(place, score, bins) - np.bincount(place, right, bins)
-    return float(np.abs(gaps).sum() / len(score))
-
-
-def _mix_ups(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
-    """Row of the free object each detection takes, or -1; detections sorted by image, score."""
+def _match_across_classes(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
+    """Row of the object each detection matches, or -1; detections sorted by image and score."""
     taken_for = np.full(len(boxes), -1, dtype=np.int64)
     rows = np.flatnonzero(free)
     rows = rows[np.argsort(truth.image[rows], kind="stable")]
@@ -483,7 +342,7 @@ def _mix_ups(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Int
         overlaps = box_overlaps(boxes[first:last], truth.boxes[objects])
         for d in range(last - first):
             best = int(np.argmax(overlaps[d]))
-            if overlaps[d, best] >= IOU_THRESHOLDS[_HALF]:
+            if overlaps[d, best] >= IOU_THRESHOLDS[HALF]:
                 taken_for[first + d] = objects[best]
                 overlaps[:, best] = 0.0
     return taken_for
@@ -498,10 +357,14 @@ def box_overlaps(a: Floats, b: Floats) -> Floats:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _mean(values: Floats) -> float | None:
-    judged = values[values > -1]
-    return float(judged.mean()) if len(judged) else None
-
-
-def _plain(values: Floats) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+def _plain(value: Any) -> Any:
+    """Plain values for json; None for NaN."""
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,14 +1,14 @@
-"""The COCO metrics, computed by hotcoco behind this one file.
+"""The COCO metrics. This is the only file that calls hotcoco.
 
-hotcoco refuses string ids and a text in ``info.year``, and accepts boxes that are not numbers;
-it is only ever given columns that ``GroundTruth`` and ``Evaluator`` have made clean.
+hotcoco rejects string ids and a text in ``info.year``, and accepts boxes that are not finite.
+So it only gets columns that ``GroundTruth`` and ``Evaluator`` have validated.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,16 @@ from detrlab.structures import ImageBatch
 if TYPE_CHECKING:
     from detrlab.data.batching import Batch
     from detrlab.data.table import Table
-    from detrlab.detections import Detections
     from detrlab.scoring import Scoring
     from detrlab.structures import ModelOutput, Predictions
 
 TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
-"""Six kinds of error, and the two sums over false positives and over missed objects."""
+"""Six kinds of error, all false positives and all false negatives."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The 12 COCO numbers in [0, 1]; None where there is nothing to judge (no such objects).
+    """The 12 COCO metrics in [0, 1]; None without objects of that kind.
 
     Attributes:
         ap: mean over IoU .50:.05:.95 and over the classes that have objects.
@@ -77,14 +76,10 @@ class Metrics:
         """Plain values under the names that every json and csv uses."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
-    def numbers(self) -> dict[str, float | None]:
-        """The 12 numbers without the classes."""
-        return {name: value for name, value in self.to_dict().items() if name != "per_class"}
-
 
 @dataclass(frozen=True, eq=False)
 class Accumulated:
-    """What the COCO protocol yields before it is averaged; -1 where there is nothing to judge.
+    """The arrays that the COCO metrics average; -1 where there are no objects.
 
     Attributes:
         precision: (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at most 1,
@@ -98,32 +93,32 @@ class Accumulated:
     scores: Floats
 
     def metrics(self, classes: Sequence[str]) -> Metrics:
-        """The averages that people quote."""
+        """The 12 metrics, and AP by class."""
         precision, recall = self.precision, self.recall
         return Metrics(
-            ap=_mean(precision[:, :, :, 0, 2]),
-            ap50=_mean(precision[0, :, :, 0, 2]),
-            ap75=_mean(precision[5, :, :, 0, 2]),
-            ap_small=_mean(precision[:, :, :, 1, 2]),
-            ap_medium=_mean(precision[:, :, :, 2, 2]),
-            ap_large=_mean(precision[:, :, :, 3, 2]),
-            ar1=_mean(recall[:, :, 0, 0]),
-            ar10=_mean(recall[:, :, 0, 1]),
-            ar100=_mean(recall[:, :, 0, 2]),
-            ar_small=_mean(recall[:, :, 1, 2]),
-            ar_medium=_mean(recall[:, :, 2, 2]),
-            ar_large=_mean(recall[:, :, 3, 2]),
+            ap=mean_judged(precision[:, :, :, 0, 2]),
+            ap50=mean_judged(precision[0, :, :, 0, 2]),
+            ap75=mean_judged(precision[5, :, :, 0, 2]),
+            ap_small=mean_judged(precision[:, :, :, 1, 2]),
+            ap_medium=mean_judged(precision[:, :, :, 2, 2]),
+            ap_large=mean_judged(precision[:, :, :, 3, 2]),
+            ar1=mean_judged(recall[:, :, 0, 0]),
+            ar10=mean_judged(recall[:, :, 0, 1]),
+            ar100=mean_judged(recall[:, :, 0, 2]),
+            ar_small=mean_judged(recall[:, :, 1, 2]),
+            ar_medium=mean_judged(recall[:, :, 2, 2]),
+            ar_large=mean_judged(recall[:, :, 3, 2]),
             per_class={
-                name: _mean(precision[:, :, index, 0, 2]) for index, name in enumerate(classes)
+                name: mean_judged(precision[:, :, index, 0, 2])
+                for index, name in enumerate(classes)
             },
         )
 
 
 class Evaluator:
-    """Collects the detections of one detector, image by image, and judges them.
+    """Collects the detections of one detector, image by image, and computes the metrics.
 
-    Of each image at most 100 detections a class are kept, in 56 bytes each: that is all the
-    metrics look at, however many queries the network has.
+    At most 100 detections of each class are kept per image: the metrics use no more.
 
     Args:
         ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
@@ -143,7 +138,7 @@ class Evaluator:
         scores: Tensor | Floats,
         labels: Tensor | Any,
     ) -> None:
-        """Take in the detections of one image.
+        """Add the detections of one image.
 
         Args:
             image_id: the data set's own id.
@@ -179,23 +174,8 @@ class Evaluator:
             )
         )
 
-    def add_detections(self, detections: Detections) -> None:
-        """Take in what ``predict`` gave for one image.
-
-        Raises:
-            UserError: the detections carry no image id, or other classes than the ground truth.
-        """
-        if detections.image_id is None:
-            raise UserError("these detections carry no image_id: they cannot be judged")
-        if detections.category_ids != self.truth.category_ids:
-            raise UserError(
-                f"the detections have the category ids {detections.category_ids}, the ground "
-                f"truth {self.truth.category_ids}: the model was made for other data"
-            )
-        self.add(detections.image_id, detections.boxes, detections.scores, detections.labels)
-
     def extend(self, detected: Detected) -> None:
-        """Take in many images at once, as ``load_predictions`` and ``gather`` give them."""
+        """Add the detections of many images, such as those of ``load_predictions``."""
         cuts = np.flatnonzero(np.r_[True, detected.image[1:] != detected.image[:-1]])
         bounds = np.r_[cuts, len(detected)] if len(detected) else np.zeros(1, np.int64)
         for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -207,21 +187,21 @@ class Evaluator:
 
     @property
     def num_images(self) -> int:
-        """How many images have been added so far."""
+        """Number of images added so far."""
         return len(self._parts)
 
     def detected(self) -> Detected:
-        """Everything added so far, as one table."""
+        """All detections added so far."""
         return Detected.join(self._parts[index] for index in sorted(self._parts))
 
     def metrics(self) -> Metrics:
-        """The 12 COCO numbers and AP per class; images never added count as without detections."""
+        """The 12 COCO metrics and AP per class; images never added have no detections."""
         return accumulate(self.truth, self.detected()).metrics(self.truth.classes)
 
     def save_predictions(self, path: str | Path) -> None:
-        """Write COCO result records, one a line, whole or not at all.
+        """Write COCO result records atomically, one record per line.
 
-        Reading them back with ``load_predictions`` gives the same metrics to the last bit.
+        ``load_predictions`` reads them back exactly.
         """
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             separator = "[\n"
@@ -232,7 +212,7 @@ class Evaluator:
 
 
 def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth:
-    """Columns from whatever holds annotations: a COCO dict, a ``Table``, or columns already."""
+    """The columns of a COCO dict or a ``Table``."""
     if isinstance(source, GroundTruth):
         return source
     if isinstance(source, dict):
@@ -241,7 +221,7 @@ def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth
 
 
 def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
-    """Run the COCO protocol on boxes: match, then accumulate precision and recall."""
+    """Run the COCO protocol: match, then accumulate precision and recall."""
     evaluation = _hotcoco_evaluation(truth, detected)
     evaluation.accumulate()
     result = evaluation.eval
@@ -251,7 +231,7 @@ def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
 def tide_errors(
     truth: GroundTruth, detected: Detected
 ) -> tuple[float, dict[str, float], dict[str, int]]:
-    """AP50, what each kind of error costs of it, and how many there are, by kind.
+    """AP50, the AP50 gained by fixing each kind of error, and the number of errors by kind.
 
     Source: arXiv 2008.08115.
     """
@@ -261,8 +241,15 @@ def tide_errors(
     return float(found["ap_base"]), cost, counts
 
 
+def calibration_errors(truth: GroundTruth, detected: Detected, bins: int = 10) -> dict[str, Any]:
+    """Confidence and accuracy by score at IoU .50: ``bins``, ``ece`` and ``per_category`` (ECE)."""
+    clipped = replace(detected, score=np.clip(detected.score, 0.0, 1.0))
+    found: dict[str, Any] = _hotcoco_evaluation(truth, clipped).calibration(n_bins=bins)
+    return found
+
+
 def _hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
-    """Match with hotcoco; ids in its evaluator are indices into ``truth``."""
+    """Match with hotcoco; all ids in it are indices into ``truth``."""
     import hotcoco
 
     images = [
@@ -320,9 +307,9 @@ def evaluate_layers(
     ground_truth: dict[str, Any] | Table | GroundTruth,
     limit: int = 100,
 ) -> list[Evaluator]:
-    """Judge every decoder layer by itself: one evaluator for each, first layer first.
+    """Evaluate every decoder layer: one evaluator for each layer, in order.
 
-    The last one is what ``evaluate`` would fill. Arguments are those of ``evaluate``.
+    The last one equals that of ``evaluate``. The arguments are those of ``evaluate``.
     """
     truth = as_ground_truth(ground_truth)
     evaluators: list[Evaluator] = []
@@ -337,7 +324,7 @@ def evaluate_layers(
 def _outputs(
     network: torch.nn.Module, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, ModelOutput]]:
-    """Each batch with what the network says about it, in evaluation mode."""
+    """Each batch with the network's output in evaluation mode."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
@@ -358,9 +345,9 @@ def _add(
 
 
 def gather(evaluator: Evaluator) -> None:
-    """Give every process the detections of all; without several processes it does nothing.
+    """Collect the detections of all distributed processes in every process.
 
-    Every image must have been evaluated by one process only.
+    Every image must have been evaluated by one process only. Does nothing in a single process.
     """
     import torch.distributed as distributed
 
@@ -373,8 +360,8 @@ def gather(evaluator: Evaluator) -> None:
             evaluator.extend(Detected.join(share.values()))
 
 
-def _mean(values: Floats) -> float | None:
-    """The mean of what could be judged; None when nothing could."""
+def mean_judged(values: Floats) -> float | None:
+    """The mean without the entries of -1; None if there are no others."""
     judged = values[values > -1]
     return float(np.mean(judged)) if len(judged) else None
 

@@ -1,4 +1,4 @@
-"""Compiled loops behind the matching and the resampling. Imported only where they run."""
+"""Compiled loops of the matching and the resampling; importing this file imports numba."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def _compiled(function: Any) -> Any:
-    """The compiled function, kept on disk for the next process where there is a place for it."""
+    """Compile with a cache on disk, if there is a writable folder for it."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder it may write to
@@ -33,7 +33,7 @@ def match_groups(
         groups: (P, 2) first and last detection of each group, sorted by score.
         object_groups: (P, 2) first and last object of each group.
         boxes: (D, 4) xywh of the detections.
-        outside: (D, A) True where a detection is not of that size.
+        outside: (D, A) True where a detection is outside the size range.
         object_boxes: (G, 4) xywh of the objects.
         crowd: (G,) True for crowds, which many detections may match.
         ignored: (G, A) True where an object does not count.
@@ -50,7 +50,7 @@ def match_groups(
         start, stop = object_groups[group]
         overlaps = _overlaps(boxes[first:last], object_boxes[start:stop], crowd[start:stop])
         for area in range(num_areas):
-            # Objects that count come first, so that a detection prefers them.
+            # Objects that count come first: detections are matched to them before the others.
             order = np.argsort(ignored[start:stop, area], kind="mergesort")
             for level in range(num_thresholds):
                 taken = np.zeros(stop - start, np.bool_)
@@ -84,8 +84,8 @@ def match_groups(
 def _overlaps(boxes: Any, objects: Any, crowd: Any) -> Any:
     """(D, G) IoU of xywh boxes; against a crowd, the share of the detection it covers.
 
-    Source: cocoapi, maskApi.c, ``bbIou``: the same operations in the same order, because a
-    box exactly on a threshold must fall on the same side.
+    Source: cocoapi, maskApi.c, ``bbIou``. The operations have the same order, so that an IoU
+    exactly on a threshold gets the same verdict.
     """
     overlaps = np.zeros((len(boxes), len(objects)))
     for g in range(len(objects)):
@@ -121,11 +121,11 @@ def weighted_average_precision(
     num_thresholds: int,
     recalls: Any,
 ) -> Any:
-    """AP of every class, size and IoU threshold when images count ``weights`` times.
+    """AP of every class, size and IoU threshold with weighted images.
 
-    With weights of 1 this is COCO's AP; with the multiplicities of a bootstrap sample it is
-    the AP of that sample, without sorting or matching anything again. Most detections are
-    false at every threshold, so only the others, the events, are visited for each threshold.
+    With weights of 1 this is COCO's AP. With the multiplicities of a bootstrap sample it is the
+    AP of that sample, without a new matching. Most detections are false positives at every
+    threshold, so only the others, the events, are visited for each threshold.
 
     Args:
         bounds: (K + 1,) where each class starts among the detections.
@@ -135,7 +135,7 @@ def weighted_average_precision(
         event_row: (E,) the detection of each event, ascending.
         event_found: (E,) 1 where it found an object, else 0.
         event_extra: (E,) what the event adds to the detections that ``usual`` counts: 1 for
-            one found that is not usual, -1 for a usual one that is of no account here.
+            a true positive that is not usual, -1 for a usual one that is not counted here.
         object_image: (G,) image of each object.
         object_label: (G,) class of each object.
         counts: (G, A) True where the object is to be found.
@@ -178,7 +178,7 @@ def weighted_average_precision(
                         d = event_row[e]
                         extra += weight[d] * event_extra[e]
                         if event_found[e] and weight[d] > 0:
-                            # Precision can only be at its best where something was just found.
+                            # Precision has its maxima at true positives.
                             found += weight[d]
                             seen = judged[d] + extra
                             recall[count] = found / total

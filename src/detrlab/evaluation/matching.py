@@ -1,8 +1,8 @@
-"""Which detection found which object, at every IoU threshold and object size.
+"""Match detections to objects at every IoU threshold and object size.
 
-hotcoco gives the metrics; this table gives what lies below them, detection by detection, so
-that curves, thresholds and resampling over images need no second round of matching. Averaging
-the table gives hotcoco's AP again; the tests demand it to the last digits.
+hotcoco computes the metrics. The table here keeps the result for every detection, so that
+thresholds and resampling over images need no second matching. AP computed from the table equals
+hotcoco's (tested).
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from detrlab.evaluation.records import (
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """T of them."""
+HALF = 0
+"""Index of IoU .50 among them."""
 RECALLS = np.linspace(0.0, 1.0, 101)
 """R of them, where precision is read."""
 AREAS = ("all", "small", "medium", "large")
 """A of them."""
 AREA_RANGES = np.array([(0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10)])
-"""Square pixels of the annotated area, bounds included."""
+"""Bounds of the annotated area in square pixels, both included."""
 
 FOUND, FALSE, IGNORED = 1, 0, -1
-"""What a detection is: a true positive, a false positive, or of no account."""
+"""Verdicts on a detection: true positive, false positive, or not counted."""
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Every detection with its verdicts, sorted by class, then by score, the best first.
+    """Every detection with its verdicts, sorted by class, then by descending score.
 
     Attributes:
         classes: name of every class.
@@ -50,7 +52,7 @@ class Matches:
         owner: (D, T) row of the annotated object that was matched, whatever its size, or -1.
         object_image: (G,) image of each annotated object.
         object_label: (G,) class of each annotated object.
-        counts: (G, A) True where the object is to be found: of that size, and no crowd.
+        counts: (G, A) True where the object counts: it has that size and is no crowd.
     """
 
     classes: tuple[str, ...]
@@ -66,8 +68,13 @@ class Matches:
     counts: Bools
 
     @property
+    def verdict_50(self) -> NDArray[np.int8]:
+        """(D,) the verdicts at IoU .50 on objects of every size."""
+        return self.verdict[:, 0, HALF]
+
+    @property
     def num_images(self) -> int:
-        """N, images without objects included."""
+        """N, including images without objects."""
         return len(self.image_ids)
 
     @property
@@ -77,20 +84,15 @@ class Matches:
 
     @property
     def class_bounds(self) -> Ints:
-        """(K + 1,) where each class starts among the detections."""
+        """(K + 1,) row of each class's first detection."""
         return np.searchsorted(self.label, np.arange(self.num_classes + 1))
-
-    def of_class(self, label: int) -> slice:
-        """The detections of one class."""
-        first, last = self.class_bounds[label : label + 2]
-        return slice(int(first), int(last))
 
 
 def match(truth: GroundTruth, detected: Detected) -> Matches:
     """Match detections to objects as the COCO protocol does.
 
-    Within an image and class the detections choose in order of score; each takes the object
-    with the highest IoU that is still free, objects that count before those that do not.
+    Within an image and class, detections are matched in order of score, each to the unmatched
+    object with the highest IoU; objects that count come before those that do not.
 
     Source: cocoapi, cocoeval.py, ``evaluateImg``.
     """
@@ -98,7 +100,7 @@ def match(truth: GroundTruth, detected: Detected) -> Matches:
     kept = detected.select(rows)
     objects = np.lexsort((truth.label, truth.image))
     ignored = truth.crowd[:, None] | _outside(truth.area)
-    from detrlab.evaluation.kernels import match_groups  # compiles when it is first needed
+    from detrlab.evaluation.kernels import match_groups
 
     verdict, owner = match_groups(
         *_groups(kept, truth, objects),
@@ -109,7 +111,7 @@ def match(truth: GroundTruth, detected: Detected) -> Matches:
         ignored[objects],
         IOU_THRESHOLDS,
     )
-    # Stable: among equal scores the earlier image comes first, as in pycocotools.
+    # A stable sort: with equal scores the earlier image comes first, as in pycocotools.
     order = np.lexsort((-kept.score, kept.label))
     kept = kept.select(order)
     return Matches(
@@ -129,7 +131,7 @@ def match(truth: GroundTruth, detected: Detected) -> Matches:
 
 
 def _outside(area: Floats) -> Bools:
-    """(N,) areas -> (N, A), True where an area is not of that size."""
+    """(N,) areas -> (N, A), True where the area is outside the size range."""
     return (area[:, None] < AREA_RANGES[:, 0]) | (area[:, None] > AREA_RANGES[:, 1])
 
 
@@ -148,7 +150,7 @@ def _groups(kept: Detected, truth: GroundTruth, objects: Ints) -> tuple[Ints, In
 
 
 class Resampler:
-    """AP of many weightings of the same images, matched and sorted once.
+    """AP under many weightings of the same images, with one matching and one sort.
 
     Args:
         matches: of one detector.
@@ -156,8 +158,8 @@ class Resampler:
 
     def __init__(self, matches: Matches) -> None:
         self._matches = matches
-        # A detection that is false somewhere counts as seen everywhere in its class; the few
-        # places where that is wrong, and those where something is found, are events.
+        # Most detections are false positives at every threshold and size. Only the exceptions
+        # are stored, as events: true positives, and those that are not counted.
         verdict = matches.verdict.transpose(1, 2, 0)  # (A, T, D)
         self._usual = (verdict == FALSE).any(axis=1)
         found = verdict == FOUND
@@ -177,7 +179,7 @@ class Resampler:
         """AP of every class, size and IoU threshold.
 
         Args:
-            weights: (W, N) how often each image counts, for each of W weightings.
+            weights: (W, N) the weight of each image in each of W weightings.
 
         Returns:
             (W, K, A, T); NaN where no object counts.

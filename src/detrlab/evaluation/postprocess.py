@@ -1,4 +1,4 @@
-"""From a network's predictions to boxes in pixels of the original images."""
+"""Convert a network's predictions to boxes in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detrlab.structures import Predictions
 
 
 class Decoded(NamedTuple):
-    """What a batch's predictions say, best first in each image.
+    """The detections of a batch, by descending score in each image.
 
     Attributes:
         boxes: (B, k, 4), xyxy in pixels of the original images; not clipped to them.
@@ -36,16 +36,16 @@ def decode(
     original_sizes: Sequence[tuple[int, int]],
     limit: int = 100,
 ) -> Decoded:
-    """Read detections off one set of predictions: no threshold, no suppression, no clipping.
+    """Detections from one set of predictions: no threshold, no NMS, no clipping.
 
-    Boxes are fractions of the unpadded image, so padding never enters; they may reach over the
-    image's edge, as in the originals, because clipping would change the metrics.
+    Boxes are fractions of the unpadded image, so padding has no influence. They may extend beyond
+    the image, as in the originals, because clipping would change the metrics.
 
     Args:
         predictions: of any decoder layer; computed in float32 whatever their precision.
         scoring: how the class logits are read.
         original_sizes: (height, width) of each image on disk, B of them.
-        limit: at most so many detections an image; fewer where there are fewer candidates.
+        limit: largest number of detections per image.
 
     Source: facebookresearch/detr and fundamentalvision/Deformable-DETR, class PostProcess.
     """
@@ -65,7 +65,7 @@ def detections(
     size: tuple[int, int],
     image_id: int | str | None = None,
 ) -> Detections:
-    """The record a person gets for image ``index`` of the batch, on the CPU.
+    """The public record for image ``index`` of the batch, on the CPU.
 
     Args:
         decoded: of the whole batch.

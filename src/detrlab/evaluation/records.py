@@ -1,7 +1,7 @@
-"""What is judged, as columns: the annotated truth, and the detections of one detector.
+"""Columns for evaluation: the annotations, and the detections of one detector.
 
-Images and classes are counted from 0 here; the data set's own ids are kept beside them. Boxes
-are xywh in pixels, float64, so that nothing is lost on the way from a json file to a metric.
+Images and classes are indices from 0; the data set's own ids are kept beside them. Boxes are
+xywh in pixels, float64, so that metrics are exactly those of the json files.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The annotations that detections are judged against, one row per object.
+    """The annotations, one row per object.
+
+    Unlike ``Table`` it needs no image files, so that finished comparisons can be evaluated from
+    their ``ground_truth.json``.
 
     Attributes:
-        image_ids: the data set's id of every image, sorted; images without objects count too.
+        image_ids: the data set's id of every image, sorted, including images without objects.
         classes: name of every class, by class index.
         category_ids: the data set's id of every class, by class index.
         image: (G,) index into ``image_ids``.
         label: (G,) class index.
         boxes: (G, 4), xywh in pixels.
-        area: (G,) the annotated area in square pixels, which decides small, medium and large.
-        crowd: (G,) True where the box stands for a crowd: matched by many, demanded of none.
-        sizes: (N, 2) height and width of every image, 0 where the annotations do not say.
-        file_names: file of every image, "" where the annotations do not say.
+        area: (G,) the annotated area in square pixels, for small, medium and large.
+        crowd: (G,) True for crowd regions, which any number of detections may match.
+        sizes: (N, 2) height and width of every image, 0 where unknown.
+        file_names: file of every image, "" where unknown.
     """
 
     image_ids: tuple[ImageId, ...]
@@ -55,12 +58,11 @@ class GroundTruth:
     def from_coco(cls, coco: dict[str, Any]) -> GroundTruth:
         """Read a COCO dict: ``images``, ``annotations``, ``categories`` (in class order).
 
-        Only what an evaluation needs is read, so that a text in ``info.year``, string ids or a
-        segmentation can do no harm. Annotation ids are not used: pycocotools counts a match
-        with an annotation whose id is 0 as a false positive, and so many files have one.
+        Only what an evaluation needs is read. Annotation ids are not used: pycocotools counts a
+        match with an annotation whose id is 0 as a false positive, and many files have one.
 
         Raises:
-            UserError: a key is missing, an id is unknown or doubled, a box is not four finite
+            UserError: a key is missing, an id is unknown or repeated, a box is not four finite
                 numbers.
         """
         for key in ("images", "annotations", "categories"):
@@ -91,7 +93,7 @@ class GroundTruth:
 
     @property
     def num_images(self) -> int:
-        """How many images are judged, those without objects included."""
+        """N, including images without objects."""
         return len(self.image_ids)
 
     @property
@@ -112,7 +114,7 @@ class GroundTruth:
 
 @dataclass(frozen=True, eq=False)
 class Detected:
-    """The detections of one detector on all images, in order of image, then as given.
+    """The detections of one detector, sorted by image; the given order within an image.
 
     Attributes:
         image: (D,) index into ``GroundTruth.image_ids``, ascending.
@@ -131,7 +133,7 @@ class Detected:
 
     @classmethod
     def join(cls, parts: Iterable[Detected]) -> Detected:
-        """One table from many, sorted by image; the order within an image stays."""
+        """One table from many, sorted by image; the order within an image is kept."""
         parts = list(parts)
         if not parts:
             return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
@@ -145,7 +147,7 @@ class Detected:
         )
 
     def select(self, keep: NDArray[Any]) -> Detected:
-        """The rows that ``keep`` (a mask or indices) chooses."""
+        """The rows of a mask or of indices."""
         return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
 
     def to_coco(self, truth: GroundTruth) -> Iterator[dict[str, Any]]:
@@ -161,14 +163,14 @@ class Detected:
 
 
 def sort_key(image_id: ImageId) -> tuple[bool, ImageId]:
-    """Numbers first, then texts: the order in which pycocotools would visit the images."""
+    """Numbers first, then texts: the order of the images in pycocotools."""
     return isinstance(image_id, str), image_id
 
 
 def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
-    """Rows that the metrics look at, sorted by image, class and score, the best first.
+    """Rows that the metrics use, sorted by image, class and descending score.
 
-    pycocotools reads the best 100 of each (image, class), the earlier one first among equals.
+    pycocotools uses the best 100 of each image and class; with equal scores the earlier ones.
     """
     order = np.lexsort((-detected.score, detected.label, detected.image))
     image, label = detected.image[order], detected.label[order]
@@ -180,9 +182,9 @@ def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
 
 
 def best_per_class(detected: Detected, limit: int = 100) -> Detected:
-    """At most ``limit`` detections of each class in each image, in the order given.
+    """At most ``limit`` detections of each class in each image, in the given order.
 
-    What lies beyond can be dropped before it takes memory without changing any metric.
+    The metrics do not use the others.
     """
     if len(detected) <= limit:
         return detected
@@ -193,7 +195,7 @@ def _index(ids: Sequence[Any], what: str) -> dict[Any, int]:
     index = {identity: position for position, identity in enumerate(ids)}
     if len(index) != len(ids):
         doubled = next(i for i in ids if ids.count(i) > 1)
-        raise UserError(f"{what} id {doubled!r} stands twice in the ground truth")
+        raise UserError(f"{what} id {doubled!r} appears twice in the ground truth")
     return index
 
 
@@ -231,7 +233,7 @@ def _is_box(box: Any) -> bool:
 
 
 def _areas(rows: list[dict[str, Any]], boxes: Floats) -> Floats:
-    """The annotated area; the box's own where none is given."""
+    """The annotated area; the area of the box where none is given."""
     box_areas = boxes[:, 2] * boxes[:, 3]
     return np.array(
         [

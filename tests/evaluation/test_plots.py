@@ -1,33 +1,26 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import fill, scene
+from scenes import fill, judged, perfect, scene
 
 from detrlab.errors import UserError
-from detrlab.evaluation import pictures
+from detrlab.evaluation import plots
 from detrlab.evaluation.analysis import analyse
 from detrlab.evaluation.coco import Evaluator
+from detrlab.evaluation.hard_images import hard_images
 
 
-def judged(seed=0, **options):
-    truth, results = scene(seed, **options)
-    evaluator = fill(Evaluator(truth), results)
-    return evaluator.truth, evaluator.detected()
-
-
-NAMES = ["precision_recall", "sizes", "confusion", "tide", "calibration"]
-
-
-def test_every_picture_is_written_and_equal_results_give_equal_files(tmp_path):
+def test_every_plot_is_written_and_equal_results_give_equal_files(tmp_path):
     analysis = analyse(*judged())
-    paths = pictures.save(analysis, tmp_path / "a", ("png", "svg"))
-    assert {path.name for path in paths} == {f"{n}.{e}" for n in NAMES for e in ("png", "svg")}
-    pictures.save_figure(pictures.tide(analysis), tmp_path / "again.svg")
-    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "a" / "tide.svg").read_bytes()
-    for path in paths:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                assert min(image.size) > 300
+    plots.save(analysis, tmp_path)
+    names = {"precision_recall", "sizes", "confusion", "tide", "calibration"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in names}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+    for name in ("a.svg", "b.svg"):
+        plots.save_figure(plots.tide(analysis), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +32,7 @@ def test_every_picture_is_written_and_equal_results_give_equal_files(tmp_path):
     ],
 )
 def test_odd_results_can_be_drawn(tmp_path, options):
-    pictures.save(analyse(*judged(1, **options)), tmp_path)
+    plots.save(analyse(*judged(1, **options)), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
@@ -48,8 +41,8 @@ def test_names_are_never_taken_for_formulas(tmp_path):
     for category, name in zip(truth["categories"], ["$x$", "a_b^c", "<b>&", "口罩"], strict=True):
         category["name"] = name
     evaluator = fill(Evaluator(truth), results)
-    figure = pictures.confusion(analyse(truth, evaluator.detected()))
-    pictures.save_figure(figure, tmp_path / "confusion.svg")
+    figure = plots.confusion(analyse(truth, evaluator.detected()))
+    plots.save_figure(figure, tmp_path / "confusion.svg")
     text = (tmp_path / "confusion.svg").read_text(encoding="utf-8")
     assert "$x$" in text
     assert "&lt;b&gt;&amp;" in text
@@ -59,7 +52,7 @@ def test_drawing_leaves_no_trace_in_matplotlib(tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    pictures.save_figure(pictures.sizes(analyse(*judged(3))), tmp_path / "sizes.png")
+    plots.save_figure(plots.sizes(analyse(*judged(3))), tmp_path / "sizes.png")
     assert dict(matplotlib.rcParams) == before
     pyplot = __import__("sys").modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
@@ -68,7 +61,7 @@ def test_drawing_leaves_no_trace_in_matplotlib(tmp_path):
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
-        pictures.save(analyse(*judged(4, num_images=2)), tmp_path / "file")
+        plots.save(analyse(*judged(4, num_images=2)), tmp_path / "file")
 
 
 def test_layers_are_drawn():
@@ -78,7 +71,7 @@ def test_layers_are_drawn():
         evaluator = Evaluator(truth)
         evaluator.extend(detected.select(np.arange(len(detected)) % 10 < 10 * share))
         metrics.append(evaluator.metrics())
-    axes = pictures.layers(metrics).axes[0]
+    axes = plots.layer_metrics(metrics).axes[0]
     last = [line.get_ydata()[-1] for line in axes.lines]
     assert last == pytest.approx(
         [100 * getattr(metrics[-1], name) for name in ("ap50", "ap", "ap75", "ap_small")]
@@ -94,7 +87,7 @@ def test_the_contact_sheet_shows_only_images_with_mistakes():
         asked.append(index)
         return Image.new("RGB", (640, 480), "gray")
 
-    sheet = pictures.hard_images(truth, detected, analysis, read, count=4, tile=200)
+    sheet = hard_images(truth, detected, analysis, read, count=4, tile=200)
     worst = [truth.image_index[v.image_id] for v in analysis.images if v.mistakes][:4]
     assert asked == worst
     assert sheet.width == 3 * 210 + 10
@@ -106,12 +99,8 @@ def test_the_contact_sheet_shows_only_images_with_mistakes():
 
 def test_a_flawless_detector_gives_an_empty_sheet():
     truth, _ = scene(7, crowd_share=0.0)
-    perfect = [
-        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9}
-        for a in truth["annotations"]
-    ]
-    evaluator = fill(Evaluator(truth), perfect)
-    sheet = pictures.hard_images(
+    evaluator = fill(Evaluator(truth), perfect(truth))
+    sheet = hard_images(
         evaluator.truth, evaluator.detected(), analyse(truth, evaluator.detected()), lambda _: None
     )
     assert sheet.height < 60
