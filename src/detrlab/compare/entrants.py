@@ -12,7 +12,7 @@ import yaml
 
 from detrlab.config import DataConfig, ModelConfig, Recipe, Record, TrainConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS, model_config
+from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, model_config, preset
 from detrlab.recipes import RECIPES
 
 _FIXED = ("model.preset", "model.num_classes", "data.data", "train.seed")
@@ -87,8 +87,7 @@ def named(models: Sequence[str]) -> tuple[Entrant, ...]:
         UserError: a name is unknown or stands twice.
     """
     for model in models:
-        if model not in PRESETS:
-            raise UserError(f"unknown model {model!r}{did_you_mean(model, PRESETS)}")
+        preset(model)  # refuses unknown names
     return _unique(Entrant(model, model) for model in models or FIVE)
 
 
@@ -116,8 +115,7 @@ def varied(model: str, variations: Iterable[str]) -> tuple[Entrant, ...]:
     Raises:
         UserError: a setting is unknown or a value is impossible; the closest match is named.
     """
-    if model not in PRESETS:
-        raise UserError(f"unknown model {model!r}{did_you_mean(model, PRESETS)}")
+    preset(model)  # refuses unknown names
     axes = [_axis(text) for text in variations]
     if not axes:
         raise UserError("nothing varies: write for example --vary num_queries=50,100,300")
