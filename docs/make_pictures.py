@@ -4,9 +4,9 @@
 
 CHECKPOINTs are files that detrlab wrote (``weights/last.safetensors`` of a run) or folders of runs,
 such as the ``runs`` of a comparison. PHOTO is a file of the data set DATA, whose annotations are
-used. A figure is drawn if a page below ``docs`` shows it and its detector is among the checkpoints.
-Numbers for the captions are printed as JSON. ``--statistics`` adds what needs all validation images:
-where queries put their boxes, and the AP of every decoder layer.
+used. A figure is drawn if a page below ``docs`` shows it and its detector is among the
+checkpoints. Numbers for the captions are printed as JSON. ``--statistics`` adds what needs all
+validation images: where queries put their boxes, and the AP of every decoder layer.
 """
 
 from __future__ import annotations
