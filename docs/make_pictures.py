@@ -1,13 +1,12 @@
-"""Draw the walkthrough's pictures from trained checkpoints and a photograph.
+"""Draw the figures of the walkthrough from trained checkpoints and an image.
 
     python docs/make_pictures.py CHECKPOINT... --photo PHOTO --data DATA --statistics
 
 CHECKPOINTs are files that detrlab wrote (``weights/last.safetensors`` of a run) or folders of runs,
-such as the ``runs`` of a comparison. PHOTO is a file of the data set DATA, whose annotations say
-what there was to find. A picture is drawn where a page below ``docs`` shows it and its detector is
-among the checkpoints; the others stay as they are. What the captions may quote is printed as JSON.
-``--statistics`` adds what takes a pass over the validation images: where queries put their boxes,
-and the AP of every decoder layer.
+such as the ``runs`` of a comparison. PHOTO is a file of the data set DATA, whose annotations are
+used. A figure is drawn if a page below ``docs`` shows it and its detector is among the
+checkpoints. Numbers for the captions are printed as JSON. ``--statistics`` adds what needs all
+validation images: where queries put their boxes, and the AP of every decoder layer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Put the committed results' tables into the documentation: ``python docs/update_tables.py``.
+"""Fill the tables of the documentation from the committed results.
 
 A block ``<!-- table FILE: TITLE -->`` ... ``<!-- end -->`` in a Markdown file is filled with the
-table below the line TITLE of ``docs/results/FILE``, a block ``<!-- file PATH -->`` with the file of
-that path in the repository. ``--check`` changes nothing and fails if a block is not what the
-results and files say; the tests run it.
+table below the line TITLE of ``docs/results/FILE``. ``--check`` changes nothing and fails if a
+block is out of date; the tests run it.
 """
 
 import re
@@ -14,7 +13,6 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 PAGES = (*sorted(ROOT.glob("README*.md")), *sorted(DOCS.glob("*.md")))
 BLOCK = re.compile(r"<!-- table (\S+): (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
-FILE = re.compile(r"<!-- file (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def table(file: str, title: str) -> str:
@@ -31,21 +29,15 @@ def table(file: str, title: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def quoted(path: str) -> str:
-    """A Python file of the repository as a fenced block."""
-    return f"```python\n{(ROOT / path).read_text(encoding='utf-8')}```\n"
-
-
 def filled(text: str) -> str:
-    """The page with every block as the results and files say."""
-    text = FILE.sub(lambda m: f"<!-- file {m[1]} -->\n{quoted(m[1])}<!-- end -->", text)
+    """The page with up-to-date tables."""
     return BLOCK.sub(
         lambda m: f"<!-- table {m[1]}: {m[2]} -->\n{table(m[1], m[2])}<!-- end -->", text
     )
 
 
 def main(check: bool) -> int:
-    """Update the pages, or only say which are out of date; the exit code counts them."""
+    """Update the pages; with ``check`` return the number of pages that are out of date."""
     stale = 0
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the documentation promises exists: commands, make targets, files, sections, tables."""
+"""What the documentation promises exists: commands, targets, files, sections, tables."""
 
 import ast
 import dataclasses
@@ -14,17 +14,17 @@ import pytest
 from detrlab.checkpoints.weights import BUILT_IN
 from detrlab.cli import VERBS
 from detrlab.cli.settings import RecipeOptions
+from detrlab.compare.budget import Budget
 from detrlab.compare.entrants import named, varied
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS
+from detrlab.presets import OWN_PRESETS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
-NAMES = [str(page.relative_to(REPOSITORY)) for page in PAGES]
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=[str(page.relative_to(REPOSITORY)) for page in PAGES]
+)
 OF_EVERY_VERB = {"--help", "--version"}
-# A page that adds a detector speaks of it; its own test runs those commands.
-ADDED = {"docs/adding-a-variant.md": ("deformable-detr-anchors",)}
-
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -45,20 +45,13 @@ def lines_of_commands(text):
 
 
 def commands(text):
-    """Whole commands: the verb and its arguments of every ``detrlab VERB ...`` in a block."""
+    """The verb and the arguments of every ``detrlab VERB ...`` in a block."""
     for line in lines_of_commands(text):
-        # A line that begins with a number, a label or a table's edge is output, not a command.
         found = re.match(
             r"(?:for .*; do |\w+=\S+ )*(?:\S* ?torchrun .*-m )?detrlab ([a-z]+)\b(.*)", line
         )
         if found:
-            verb, rest = found.groups()
-            yield verb, shlex.split(re.split(r"[;&|>]", rest)[0])
-
-
-def mentions(text):
-    """Parts of commands: the verb and the rest of every ``detrlab VERB ...`` in backquotes."""
-    return re.findall(r"`detrlab ([a-z]+)([^`]*)`", prose(text))
+            yield found[1], shlex.split(re.split(r"[;&|>]", found[2])[0])
 
 
 def flags_of(verb):
@@ -78,86 +71,86 @@ def parsed(verb, arguments):
     )
 
 
-def check_values(verb, options, added):
+def check_values(verb, options):
     """Names of recipes, settings and detectors are real; files of a user need not be there."""
-    known = (*PRESETS, *added, *(BUILT_IN if verb in ("predict", "explain", "eval") else ()))
     models = getattr(options, "models", ()) or getattr(options, "model", ())
     models = (models,) if isinstance(models, str) else tuple(models or ())
     for model in models:
         is_file = model.endswith((".safetensors", ".pth")) or model.startswith("hf:")
-        assert model in known or is_file or model.isupper(), f"there is no model {model}"
-    if verb == "compare":
-        named([model for model in models if model not in added])
+        if not (is_file or model.isupper() or model in BUILT_IN):
+            named([model])
     if verb == "ablate":
         varied(options.model, options.vary)
     if isinstance(options, RecipeOptions) and not options.recipe.endswith((".yaml", ".yml")):
         options.settled()
     if getattr(options, "budget", None):
-        from detrlab.compare.budget import Budget
-
         Budget.parse(options.budget)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_commands_are_ones_that_the_parsers_accept(page, capsys):
-    added = ADDED.get(str(page.relative_to(REPOSITORY)), ())
+@pytest.fixture
+def own_presets(monkeypatch):
+    """The pages may use the preset of ``examples/anchors.py``."""
+    monkeypatch.syspath_prepend(REPOSITORY / "examples")
+    monkeypatch.setenv(OWN_PRESETS, "anchors")
+
+
+@every_page
+@pytest.mark.usefixtures("own_presets")
+def test_commands_are_accepted(page, capsys):
     for verb, arguments in commands(read(page)):
-        said = f"detrlab {verb} {' '.join(arguments)}"
-        assert verb in VERBS, f"{said}: there is no such verb"
+        line = f"detrlab {verb} {' '.join(arguments)}"
+        assert verb in VERBS, f"{line}: no such command"
         if set(arguments) & OF_EVERY_VERB:
             continue
         try:
-            options = parsed(verb, arguments)
-        except SystemExit:
-            pytest.fail(f"{said}: {capsys.readouterr().err}")
-        try:
-            check_values(verb, options, added)
-        except UserError as mistake:
-            pytest.fail(f"{said}: {mistake}")
+            check_values(verb, parsed(verb, arguments))
+        except (SystemExit, UserError) as error:
+            pytest.fail(f"{line}: {error} {capsys.readouterr().err}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_mentions_are_of_real_verbs_and_flags(page):
-    for verb, rest in mentions(read(page)):
+@every_page
+def test_flags_in_running_text_exist(page):
+    for verb, rest in re.findall(r"`detrlab ([a-z]+)([^`]*)`", prose(read(page))):
         assert verb in VERBS, f"detrlab {verb} does not exist"
         unknown = set(re.findall(r"(?<=\s)--[a-z-]+", rest)) - flags_of(verb) - OF_EVERY_VERB
         assert not unknown, f"detrlab {verb} has no {unknown}"
 
 
-def test_the_commands_are_found_and_can_be_wrong(capsys):
-    found = list(
-        commands("```\nfor g in 0 1; do detrlab train --epochs 1 --device cuda:$g & done\n```")
-    )
-    assert found == [("train", ["--epochs", "1", "--device", "cuda:$g"])]
-    assert list(commands("```\ndetrlab check DATA  # looks\n```")) == [("check", ["DATA"])]
-    assert list(commands("```\ntorchrun --nproc-per-node 4 -m detrlab train --data D\n```")) == [
-        ("train", ["--data", "D"])
-    ]
-    assert sum(len(list(commands(read(page)))) for page in PAGES) > 30
-    for arguments in (["--epoch-count", "3"], ["--epochs", "many"]):
-        with pytest.raises(SystemExit):
-            parsed("train", arguments)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "--epoch-count 3",
+        "--epochs many",
+        "--recipe lapptop",
+        "--set train.clipp=1",
+        "--recipe tiny --epochs 0",
+        "--model dert",
+    ],
+)
+def test_wrong_commands_are_found(wrong, capsys):
+    ((verb, arguments),) = commands(f"```\nfor g in 0 1; do detrlab train {wrong} & done # x\n```")
+    assert arguments == wrong.split()
+    with pytest.raises((SystemExit, UserError)):
+        check_values(verb, parsed(verb, arguments))
     capsys.readouterr()
-    for wrong in ("--recipe lapptop", "--set train.clipp=1", "--recipe tiny --epochs 0"):
-        with pytest.raises(UserError):
-            check_values("train", parsed("train", wrong.split()), ())
-    with pytest.raises(AssertionError, match="no model"):
-        check_values("train", parsed("train", ["--model", "dert"]), ())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_many_commands_are_found():
+    assert sum(len(list(commands(read(page)))) for page in PAGES) > 30
+
+
+@every_page
 def test_scripts_take_the_flags_they_are_given(page):
     for line in lines_of_commands(read(page)) + re.findall(r"`(python [^`]+)`", prose(read(page))):
         found = re.match(r"python (\S+\.py)(.*)", line)
-        if not found or found[1].startswith("path/"):
-            continue
-        script = REPOSITORY / found[1]
-        assert script.is_file(), f"{found[1]} does not exist"
-        for flag in re.findall(r"(?<=\s)--[a-z-]+", found[2]):
-            assert f'"{flag}"' in read(script), f"{found[1]} has no {flag}"
+        if found:
+            script = REPOSITORY / found[1]
+            assert script.is_file(), f"{found[1]} does not exist"
+            for flag in re.findall(r"(?<=\s)--[a-z-]+", found[2]):
+                assert f'"{flag}"' in read(script), f"{found[1]} has no {flag}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@every_page
 def test_make_targets_are_real(page):
     makefile = read(REPOSITORY / "Makefile")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
@@ -175,11 +168,10 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@every_page
 def test_links_lead_somewhere(page):
-    text = prose(read(page))
-    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", text):
-        if "://" in target or target.startswith("mailto:"):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose(read(page))):
+        if "://" in target:
             continue
         file = page.parent / target if target else page
         assert file.exists(), f"{target} does not exist"
@@ -196,89 +188,35 @@ def tracked():
     if listed.returncode != 0:
         pytest.skip("this is not a git checkout")
     names = listed.stdout.splitlines()
-    folders = {f"{parent}/" for name in names for parent in Path(name).parents}
-    return {*names, *folders}
+    return {*names, *(f"{parent}/" for name in names for parent in Path(name).parents)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@every_page
 def test_quoted_files_exist(page, tracked):
-    """Paths below the repository's own folders, and Python files by whatever end of their path."""
-    added = set(re.findall(r"^## 1\. The part: `(\S+)`$|They go into `(\S+)`", read(page), re.M))
-    added = {name for names in added for name in names if name}
+    """Paths below the repository's own folders, and Python files by the end of their path."""
     for quoted in re.findall(r"`([\w./-]+)`", prose(read(page))):
         below = re.match(r"(?:docs|src|tests|benchmarks|examples|\.ci)/", quoted)
-        is_python = re.fullmatch(r"[\w/-]+\.py", quoted)
-        if quoted in added or not (below or is_python):
-            continue
-        assert any(name == quoted or name.endswith(f"/{quoted}") for name in tracked), (
-            f"{quoted} does not exist"
-        )
+        if below or re.fullmatch(r"[\w/-]+\.py", quoted):
+            found = any(name == quoted or name.endswith(f"/{quoted}") for name in tracked)
+            assert found, f"{quoted} does not exist"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@every_page
 def test_python_blocks_import_what_exists(page):
     for language, block in FENCED.findall(read(page)):
-        if language.strip() != "python":
-            continue
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(ast.parse(block if language.strip() == "python" else "")):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("detrlab"):
                 module = import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
 
 
-TRANSLATED = [
-    ("README.md", "README.zh-CN.md"),
-    ("docs/walkthrough.md", "docs/walkthrough.zh-CN.md"),
-]
-
-
-def skeleton(page):
-    """What both languages must share: headings' levels, code, tables' numbers, links."""
-    text = read(page)
-    outside = prose(text)
-    rows = re.findall(r"^\|.*\|$", outside, re.MULTILINE)
-    targets = re.findall(r"\]\(([^)\s]+)", outside)
-    # A link to the other language, or to a page in this one, is a link to the page.
-    pages = {target.replace(".zh-CN", "") for target in targets}
-    return {
-        "headings": re.findall(r"^#+(?= )", outside, re.MULTILINE),
-        "code": lines_of_commands(text),
-        "languages": [language for language, _ in FENCED.findall(text)],
-        "tables": [(row.count("|"), sorted(re.findall(r"\d+(?:\.\d+)?", row))) for row in rows],
-        "links": pages - {page.name.replace(".zh-CN", "")},
-    }
-
-
-@pytest.mark.parametrize(("english", "chinese"), TRANSLATED)
-def test_both_languages_say_the_same(english, chinese):
-    ours, theirs = skeleton(REPOSITORY / english), skeleton(REPOSITORY / chinese)
-    for part in ours:
-        assert ours[part] == theirs[part], f"{chinese} has other {part} than {english}"
-    for page, other in ((english, chinese), (chinese, english)):
-        name = Path(other).name
-        assert f"]({name})" in read(REPOSITORY / page), f"{page} does not link to {name}"
-
-
-@pytest.mark.parametrize(("english", "chinese"), TRANSLATED[:1])
-def test_both_languages_give_the_same_numbers(english, chinese):
-    """Also in running text: thousands, versions, sizes, counts of images."""
-    numbers = []
-    for page in (english, chinese):
-        plain = re.sub(r"\]\([^)]*\)", "]", prose(read(REPOSITORY / page)))
-        numbers.append(sorted(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"<!--.*?-->", "", plain))))
-    assert numbers[0] == numbers[1]
-
-
-def test_the_index_knows_every_page():
+def test_the_index_links_to_every_page():
     index = REPOSITORY / "docs" / "index.md"
-    linked = {
-        (index.parent / target).resolve()
-        for target in re.findall(r"\]\(([^)#\s]+)", read(index))
-        if "://" not in target
-    }
+    targets = re.findall(r"\]\(([^)#\s]+)", read(index))
+    linked = {(index.parent / target).resolve() for target in targets}
     pages = {page for page in PAGES if page != index and "results" not in page.parts}
-    assert not pages - linked, "docs/index.md links to every page"
+    assert not pages - linked
 
 
 def test_tables_are_those_of_the_committed_results():

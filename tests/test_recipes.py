@@ -1,6 +1,5 @@
 """What recipes promise about themselves and about the published settings they go by."""
 
-import inspect
 import math
 import re
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from detrlab.checkpoints.catalogue import published
+from detrlab.cli import main
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.entrants import changes
 from detrlab.presets import FIVE, model_config
@@ -38,7 +38,6 @@ def test_the_improved_one_changes_what_its_page_explains():
     old, new = recipe("cppe5"), recipe("cppe5-improved")
     assert new.data == old.data
     assert new.model == old.model
-    assert "Not run" in new.description
     page = (REPOSITORY / "docs" / "cppe5.md").read_text(encoding="utf-8")
     explained = {
         row[0]: f"{row[1]} -> {row[2]}"
@@ -85,11 +84,10 @@ def test_the_warm_up_is_an_epoch():
     assert train.warmup_steps == CPPE5_IMAGES // train.batch
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_help_names_every_recipe(name):
-    source = inspect.getsource(RecipeOptions)
-    said = re.search(r'recipe: str = "\w+"\n    """(.*?)"""', source, re.DOTALL)[1]
-    assert name in re.split(r"[:,\s]+", said)
+def test_help_names_every_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert set(RECIPES) <= set(re.findall(r"[\w-]+", capsys.readouterr().out))
 
 
 @pytest.mark.slow

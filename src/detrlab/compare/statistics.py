@@ -2,7 +2,7 @@
 
 Images are resampled together for all detectors, because the detectors share the images. With
 several seeds, the seeds of each detector are resampled too. Intervals are percentiles, widened
-for small numbers of images and seeds. ``docs/statistics.md`` explains the choices, and shows by
+for small numbers of images and seeds. ``docs/comparing.md`` explains the choices, and shows by
 simulation how often the intervals cover the truth.
 """
 

@@ -1,6 +1,6 @@
 """The built-in generated data set ``shapes``: six kinds of figures among clutter.
 
-``docs/shapes.md`` is its specification. Everything is integer arithmetic on the words of a
+``docs/data.md`` is its specification. Everything is integer arithmetic on the words of a
 counter-based random generator, so that all machines and library versions draw the same pixels;
 a test pins their hash. A change of any pixel or box needs a new data set with a new name.
 """
@@ -84,7 +84,7 @@ class _Draws:
 
 
 def draw(number: int) -> Picture:
-    """The image with this id; see ``docs/shapes.md``."""
+    """The image with this id; see ``docs/data.md``."""
     draws = _Draws(number)
     height, width = _SIZES[draws.below(len(_SIZES))]
     base = np.array([64 + draws.below(128) for _ in range(3)], dtype=np.int16)
