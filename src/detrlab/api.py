@@ -305,7 +305,7 @@ def _as_picture(pixels: Tensor) -> Image.Image:
 
 def read_picture(path: Path) -> Tensor:
     """An image file -> (3, H, W) uint8, RGB, turned upright as its EXIF says."""
-    from detrlab.data.pictures import decode
+    from detrlab.data.images import decode
 
     try:
         stream = path.open("rb")

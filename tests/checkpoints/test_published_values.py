@@ -63,7 +63,7 @@ def needed(preset):
 @pytest.mark.parametrize("preset", VALUES)
 def test_published_weights_give_published_numbers(preset):
     from detrlab.data import eval_transform
-    from detrlab.data.pictures import decode
+    from detrlab.data.images import decode
 
     entry, path, photograph = needed(preset)
     checkpoint = read(path, told=entry.config.to_dict()).checkpoint

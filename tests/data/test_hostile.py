@@ -22,7 +22,7 @@ from PIL import Image
 from detrlab.config import DataConfig
 from detrlab.data import batches, open_data
 from detrlab.data.check import check
-from detrlab.data.pictures import decode
+from detrlab.data.images import decode
 from detrlab.errors import UserError
 
 GOOD = 24

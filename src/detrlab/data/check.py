@@ -16,8 +16,8 @@ from detrlab.data.check_boxes import check_boxes, check_small
 from detrlab.data.check_report import Report, summarize
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
+from detrlab.data.images import ENDINGS_OF, Header, Inspection, inspect
 from detrlab.data.locate import is_image
-from detrlab.data.pictures import ENDINGS_OF, Header, Inspection, inspect
 from detrlab.data.raw import (
     RawSplit,
     Vocabulary,

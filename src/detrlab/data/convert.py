@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.data.findings import Findings
-from detrlab.data.pictures import Header, decode
+from detrlab.data.images import Header, decode
 from detrlab.data.raw import Cleaned, RawSplit, Vocabulary, clean, read_headers, vocabulary
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import RawData, read_raw

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.data.findings import Findings
-from detrlab.data.pictures import Header, read_header
+from detrlab.data.images import Header, read_header
 from detrlab.data.store import Store
 from detrlab.data.table import Table
 from detrlab.errors import UserError

@@ -14,7 +14,7 @@ from detrlab.data.check import Examined, examine
 from detrlab.data.check_boxes import box_masks, looks_like_corners
 from detrlab.data.check_report import Report, describe, printable
 from detrlab.data.convert import Progress, encode, outputs_of, refuse_inside, ticker
-from detrlab.data.pictures import ENDINGS_OF, Header, Inspection
+from detrlab.data.images import ENDINGS_OF, Header, Inspection
 from detrlab.data.raw import (
     Cleaned,
     RawSplit,

@@ -15,8 +15,8 @@ import numpy as np
 from detrlab.data.check_boxes import looks_like_corners, placed
 from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings, Rule
+from detrlab.data.images import Header
 from detrlab.data.locate import is_image, split_of
-from detrlab.data.pictures import Header
 from detrlab.data.raw import (
     RawSplit,
     clean,

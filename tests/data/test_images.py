@@ -9,7 +9,7 @@ import torch
 from coco_folders import picture
 from PIL import Image
 
-from detrlab.data.pictures import ENDINGS, Names, decode, inspect, read_header
+from detrlab.data.images import ENDINGS, Names, decode, inspect, read_header
 from detrlab.errors import UserError
 
 
