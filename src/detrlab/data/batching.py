@@ -7,8 +7,8 @@ that resumes in the middle of an epoch continues exactly.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -158,7 +158,7 @@ class Loader:
                 sampler=self._keys,
                 collate_fn=_unchanged,
                 num_workers=self._workers,
-                worker_init_fn=_ignore_interrupts,
+                worker_init_fn=_prepare_worker,
                 generator=torch.Generator(),  # the global generator is left alone
                 multiprocessing_context=START_METHOD if self._workers else None,
                 persistent_workers=self._workers > 0,
@@ -192,14 +192,16 @@ class Loader:
                 item = next(items)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
+            except (RuntimeError, OSError, EOFError) as error:
+                # What a dead worker had prepared is lost with its end of the connection.
+                died = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+                if not died or str(error).startswith("Caught"):
                     raise
                 raise UserError(self._reader.last_words()) from None
             if isinstance(item, UserError):
                 # A new error: one that its own frame holds would keep the workers alive.
                 raise UserError(str(item))
-            yield from pickle.loads(item) if isinstance(item, bytes) else item
+            yield from map(_unpacked, item)
 
     def _fits_shared_memory(self, images: int) -> bool:
         """Whether prepared batches fit into ``/dev/shm``, which containers often limit to 64 MB."""
@@ -243,7 +245,7 @@ class _Reader(Dataset[Any]):
         # The position each worker is reading, for the message if the worker dies.
         self._reading = torch.full((workers,), -1).share_memory_()
 
-    def __getitem__(self, key: _Key) -> list[Batch] | UserError | bytes:
+    def __getitem__(self, key: _Key) -> list[Any] | UserError:
         epoch, positions = key
         try:
             samples = [self._sample(epoch, i) for i in positions.tolist()]
@@ -251,7 +253,7 @@ class _Reader(Dataset[Any]):
             return error  # raised here, it would arrive as a traceback
         self._note(-1)
         parts = _collate(samples, self._config, split_shapes=not self._train)
-        return pickle.dumps(parts) if self._through_pipe else parts
+        return [_packed(part, self._through_pipe) for part in parts]
 
     def last_words(self) -> str:
         """One message about a dead worker."""
@@ -292,13 +294,38 @@ def _collate(samples: list[Sample], config: DataConfig, *, split_shapes: bool) -
     ]
 
 
+def _packed(batch: Batch, through_pipe: bool) -> Any:
+    """A batch as it travels: small tensors as arrays, since each tensor needs a connection."""
+    targets = [[tensor.numpy() for tensor in target] for target in batch.targets]
+    images = [tensor.numpy() for tensor in batch.images] if through_pipe else batch.images
+    return images, targets, batch.image_ids, batch.original_sizes
+
+
+def _unpacked(packed: Any) -> Batch:
+    images, targets, *rest = packed
+    return Batch(
+        ImageBatch(*map(torch.as_tensor, images)),
+        tuple(Target(*map(torch.as_tensor, target)) for target in targets),
+        *rest,
+    )
+
+
 def _unchanged(item: Any) -> Any:
     return item
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C is handled by the training process, which ends its workers itself."""
+def _prepare_worker(_number: int) -> None:
+    # Ctrl-C is handled by the training process, which ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker that outlives a killed training would hold the lock of the run's folder.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
