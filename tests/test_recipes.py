@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detrlab.checkpoints.catalogue import published
+from detrlab.checkpoints.published import published
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.entrants import changes
 from detrlab.presets import FIVE, RECIPES, model_config, recipe

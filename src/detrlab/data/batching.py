@@ -7,7 +7,6 @@ that resumes in the middle of an epoch continues exactly.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -158,7 +157,7 @@ class Loader:
                 sampler=self._keys,
                 collate_fn=_unchanged,
                 num_workers=self._workers,
-                worker_init_fn=_prepare_worker,
+                worker_init_fn=_ignore_interrupts,
                 generator=torch.Generator(),  # the global generator is left alone
                 multiprocessing_context=START_METHOD if self._workers else None,
                 persistent_workers=self._workers > 0,
@@ -314,18 +313,9 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _prepare_worker(_number: int) -> None:
-    # Ctrl-C is handled by the training process, which ends its workers itself.
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C is handled by the training process, which ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker that outlives a killed training would hold the lock of the run's folder.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

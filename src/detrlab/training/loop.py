@@ -16,12 +16,12 @@ import torch
 
 from detrlab import files
 from detrlab.checkpoints import native
-from detrlab.checkpoints.download import in_lines
 from detrlab.checkpoints.freeze import freeze
 from detrlab.checkpoints.weights import adopt_preprocessing, first_network, suited_to
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
 from detrlab.data import Loader, Table, num_batches
 from detrlab.data.transforms import evaluation_size
+from detrlab.download import in_lines
 from detrlab.errors import UserError
 from detrlab.evaluation.analysis import suggest_thresholds
 from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
