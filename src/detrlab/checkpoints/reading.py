@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrlab.checkpoints import coco, hf, hf_config, native, restricted
+from detrlab.checkpoints import coco, hf, hf_config, native, pth
 from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
@@ -75,7 +75,7 @@ def read(
     if path.name in HF_WEIGHTS and (path.parent / "config.json").is_file():
         return _read_transformers(path.parent, {**(likely or {}), **(told or {})})
     if not _is_safetensors(path):
-        contents = restricted.read(path)
+        contents = pth.read(path)
         arguments = told_by_arguments(contents.arguments)
         tensors, others = contents.tensors, contents.others
     elif native.is_native(path):
@@ -185,7 +185,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if safe.is_file():
         return native.read_tensors(safe)
     if pickled.is_file():
-        return restricted.read(pickled).tensors
+        return pth.read(pickled).tensors
     raise UserError(f"{folder} holds neither {safe.name} nor {pickled.name}")
 
 
