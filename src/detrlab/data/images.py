@@ -116,7 +116,8 @@ def _opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
     from PIL import Image
 
     advice = "replace the file, or let detrlab check --fix leave it out"
-    too_large = f"{name} has more than {MAX_PIXELS:,} pixels: cut it into tiles or scale it down"
+    limit = f"more than the {MAX_PIXELS:,} pixels allowed"
+    too_large = f"{name} has {limit}: cut it into tiles or scale it down"
     try:
         if stream.seek(0, io.SEEK_END) > MAX_BYTES:
             raise UserError(f"{name} has more than {MAX_BYTES:,} bytes: {advice}")
