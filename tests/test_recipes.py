@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detrlab.checkpoints.catalogue import published
+from detrlab.checkpoints.published import published
 from detrlab.cli import main
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.entrants import changes

@@ -94,7 +94,7 @@ class ModelConfig(Record):
     preset: str
     """Name of the preset."""
     num_classes: int = Field(ge=1)
-    num_queries: int = Field(100, ge=1)
+    num_queries: int = Field(100, ge=1, le=100_000)
 
     backbone: str = "resnet50"
     """Any timm model with feature maps."""

@@ -61,7 +61,7 @@ def read_picture(path: Path) -> Tensor:
     Raises:
         UserError: the file cannot be opened or decoded.
     """
-    from detrlab.data.pictures import decode
+    from detrlab.data.images import decode
 
     try:
         stream = path.open("rb")

@@ -108,13 +108,13 @@ class Denoising(NamedTuple):
     """The leading queries of a batch that are made from noisy ground truth (DN-DETR, DINO).
 
     Attributes:
-        count: how many queries of each image they are; the other queries follow them.
-        pairs: the object each was made from, as indices into the (B, count) denoising queries.
+        num_queries: D, how many an image has; the other queries follow them.
+        pairs: the object each was made from, as indices into the (B, D) denoising queries.
             A query without a pair should predict no object.
         groups: how often each object is repeated; their losses are divided by it.
     """
 
-    count: int
+    num_queries: int
     pairs: Pairs
     groups: int
 
@@ -233,14 +233,13 @@ def supervise(
     """
     names = [*(f"layer{index}" for index in range(len(layers) - 1)), FINAL]
     denoising = queries.denoising
-    if denoising is None:
-        own, given = tuple(layers), ()
-    else:
-        own = tuple(each.part(denoising.count, None) for each in layers)
+    own, given = tuple(layers), tuple[SupervisedSet, ...]()
+    if denoising is not None:
+        own = tuple(each.part(denoising.num_queries, None) for each in layers)
         given = tuple(
             SupervisedSet(
                 f"denoising_{name}",
-                each.part(None, denoising.count),
+                each.part(None, denoising.num_queries),
                 denoising.pairs,
                 repeats=denoising.groups,
                 auxiliary=name != FINAL,

@@ -9,12 +9,14 @@ from safetensors.torch import save_file
 from detrlab.checkpoints import hf, native, official
 from detrlab.checkpoints.hf_config import to_transformers
 from detrlab.checkpoints.reading import Imported
-from detrlab.checkpoints.rules import export
+from detrlab.checkpoints.rules import clean, export
 from detrlab.config import DataConfig
 from detrlab.presets import build_network
+from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 
 FIVE_CLASSES = ("ant", "bee", "cat", "dog", "eel")
+OWN = DataConfig(image_size=96, max_size=160, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
 
 
 def strong_state(config, seed=3):
@@ -32,11 +34,31 @@ def imported(preset, classes=FIVE_CLASSES, category_ids=None, **changes):
     """As it is read from our own file."""
     config = tiny_config(preset, num_classes=len(classes), **changes)
     ids = tuple(range(len(classes))) if category_ids is None else category_ids
-    preprocessing = DataConfig(
-        image_size=96, max_size=160, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+    checkpoint = native.Checkpoint(
+        strong_state(config), config, classes, ids, OWN, provenance={"data": "pets"}
     )
-    checkpoint = native.Checkpoint(strong_state(config), config, classes, ids, preprocessing)
     return Imported(checkpoint, "here", "detrlab", {})
+
+
+def batch(height, width):
+    """Two images, one of them padded; in float64, so that rounding hides no difference."""
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+    padding = torch.zeros(2, height, width, dtype=torch.bool)
+    padding[1, height * 2 // 3 :] = True
+    pixels[1, :, height * 2 // 3 :] = 0
+    return ImageBatch(pixels.double(), padding)
+
+
+@torch.no_grad()
+def assert_same_outputs(network, model, height=96, width=128):
+    """Our network against a model of transformers."""
+    images = batch(height, width)
+    ours = network.double().eval()(images).final
+    theirs = model.double().eval()(pixel_values=images.pixels, pixel_mask=(~images.padding).long())
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.boxes, theirs.pred_boxes, rtol=0, atol=1e-6)
+    assert ours.logits.std() > 0.01  # numbers that could differ
+    model.float()
 
 
 def write_official(path, config, state, *, training=True, legacy=False):
@@ -98,9 +120,6 @@ def write_hub_folder(folder, config, state, *, pickled=False, shards=1, own_resn
 
 
 def assert_same_tensors(ours, theirs):
-    ours, theirs = (
-        {n: e for n, e in each.items() if not n.endswith("num_batches_tracked")}
-        for each in (ours, theirs)
-    )
+    ours, theirs = clean(ours), clean(theirs)
     assert set(ours) == set(theirs)
     assert all(torch.equal(theirs[name], each) for name, each in ours.items())

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from checkpoint_cases import assert_same_tensors, strong_state
 
 from detrlab.checkpoints import hf, official
 from detrlab.checkpoints.rules import Layout, clean, export, translate, translate_strictly
@@ -28,23 +29,14 @@ def layouts(config):
         yield hf.layout(config, spelling)
 
 
-def random_state(config):
-    draw = torch.Generator().manual_seed(0)
-    network = build_network(config)
-    return {
-        name: torch.randn(each.shape, generator=draw) for name, each in network.state_dict().items()
-    }
-
-
 @pytest.mark.parametrize("preset", [*ORIGINALS, "detr-sigmoid"])
 def test_there_and_back_is_equal(preset):
     config = tiny_config(preset)
-    state = random_state(config)
+    state = strong_state(config)
     for layout in layouts(config):
         theirs = export(state, layout)
         back = translate_strictly(theirs, layout, state)
-        assert set(back) == set(state)
-        assert all(torch.equal(back[name], each) for name, each in state.items())
+        assert_same_tensors(back, state)
         assert export(back, layout).keys() == theirs.keys()
 
 
@@ -82,13 +74,13 @@ def dilatable(row):
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_spelling_is_recognised(spelling):
     config = tiny_config("deformable-detr")
-    theirs = export(random_state(config), hf.layout(config, SPELLINGS[spelling]))
+    theirs = export(strong_state(config), hf.layout(config, SPELLINGS[spelling]))
     assert hf.spelling_of(theirs) == SPELLINGS[spelling]
 
 
 def official_state(preset):
     config = tiny_config(preset)
-    state = random_state(config)
+    state = strong_state(config)
     return export(state, official.layout(config)), official.layout(config), state
 
 
@@ -138,20 +130,20 @@ def test_wrappers_and_counters_are_dropped():
     wrapped["module.backbone.0.body.bn1.num_batches_tracked"] = torch.tensor(7)
     wrapped["module.transformer.total_ops"] = torch.zeros(1)
     back = translate_strictly(wrapped, layout, state)
-    assert all(torch.equal(back[name], each) for name, each in state.items())
+    assert_same_tensors(back, state)
     assert clean({}) == {}
 
 
 @pytest.mark.parametrize("preset", ORIGINALS)
 def test_transformers_files_keep_one_name_of_each_tensor(preset):
     config = tiny_config(preset)
-    state = random_state(config)
+    state = strong_state(config)
     layout = hf.layout(config, hf.ON_DISK)
     kept = export(state, layout, one_name_each=True)
     pointers = [each.data_ptr() for each in kept.values()]
     assert len(pointers) == len(set(pointers))
     back = translate_strictly(kept, layout, state)
-    assert all(torch.equal(back[name], each) for name, each in state.items())
+    assert_same_tensors(back, state)
     # Whichever alias is there will do.
     other = {name: each for name, each in export(state, layout).items() if name not in kept}
     shared = {
@@ -163,7 +155,7 @@ def test_transformers_files_keep_one_name_of_each_tensor(preset):
 
 def test_tied_class_heads_of_a_refining_model_are_filled_from_the_first():
     config = tiny_config("deformable-detr-refine")
-    state = random_state(config)
+    state = strong_state(config)
     for index in (1, 2):
         for kind in ("weight", "bias"):
             state[f"decoder.heads.{index}.classes.{kind}"] = state[
@@ -174,7 +166,7 @@ def test_tied_class_heads_of_a_refining_model_are_filled_from_the_first():
     for index in (1, 2):
         del theirs[f"class_embed.{index}.weight"], theirs[f"class_embed.{index}.bias"]
     back = translate_strictly(theirs, layout, state)
-    assert all(torch.equal(back[name], each) for name, each in state.items())
+    assert_same_tensors(back, state)
     # Box heads are never tied: a missing one is missing.
     del theirs["model.decoder.bbox_embed.1.layers.0.bias"]
     with pytest.raises(UserError, match=r"lacks 'model\.decoder\.bbox_embed\.1\.layers\.0\.bias'"):
@@ -183,7 +175,7 @@ def test_tied_class_heads_of_a_refining_model_are_filled_from_the_first():
 
 def test_half_a_packed_projection_is_missing():
     config = tiny_config("detr")
-    state = random_state(config)
+    state = strong_state(config)
     layout = hf.layout(config, hf.IN_MEMORY)
     theirs = export(state, layout)
     name = "model.encoder.layers.0.self_attn.k_proj.weight"
@@ -202,13 +194,6 @@ def logits_of(config, state):
     with torch.no_grad():
         output = network(ImageBatch(pixels, torch.zeros(1, 96, 128, dtype=torch.bool)))
     return output.final.logits
-
-
-def strong_state(config):
-    state = build_network(config).state_dict()
-    draw = torch.Generator().manual_seed(3)
-    moved = {name: e + 0.2 * torch.randn(e.shape, generator=draw) for name, e in state.items()}
-    return {n: e.abs() + 0.5 if n.endswith("running_var") else e for n, e in moved.items()}
 
 
 @pytest.mark.parametrize("preset", ["detr", "deformable-detr"])

@@ -174,6 +174,21 @@ def test_a_description_that_makes_no_sense(tmp_path, changes, message):
         native.load(described_as(path, tmp_path / "n.safetensors", **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 1 << 22, "ffn_width": 1 << 30}, "where the model has .*4194304"),
+        ({"width": 1 << 22, "ffn_width": 1 << 50}, "impossible"),
+        ({"encoder_layers": 10**9}, "1,000,000,003 layers"),
+    ],
+)
+def test_a_small_file_cannot_ask_for_a_huge_network(tmp_path, changes, message):
+    path, _, config = write(tmp_path / "m", "detr")
+    huge = described_as(path, tmp_path / "h", architecture={**config.to_dict(), **changes})
+    with pytest.raises(UserError, match=message):
+        native.load(huge).build()
+
+
 def test_names_and_shapes_must_fit_the_architecture(tmp_path):
     _, network, _ = write(tmp_path / "m")
     state = network.state_dict()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detrlab.checkpoints import catalogue
+from detrlab.checkpoints.published import cached, published, weights_folder
 from detrlab.checkpoints.reading import read
 from detrlab.structures import ImageBatch
 
@@ -47,12 +47,12 @@ VALUES = {
 
 def needed(preset):
     """The file of published weights and the photograph; skips, saying what is missing."""
-    entry = catalogue.published(preset)
-    path = catalogue.cached(entry)
+    entry = published(preset)
+    path = cached(entry)
     if path is None:
-        place = catalogue.cache_folder() / entry.file
+        place = weights_folder() / entry.file
         pytest.skip(f"the published weights are not here: put {entry.url} at {place}")
-    photograph = Path(os.environ.get("DETRLAB_COCO_PHOTO", catalogue.cache_folder() / PHOTOGRAPH))
+    photograph = Path(os.environ.get("DETRLAB_COCO_PHOTO", weights_folder() / PHOTOGRAPH))
     if not photograph.is_file():
         pytest.skip(f"the photograph {PHOTOGRAPH} of COCO val2017 is not at {photograph}")
     return entry, path, photograph
@@ -63,7 +63,7 @@ def needed(preset):
 @pytest.mark.parametrize("preset", VALUES)
 def test_published_weights_give_published_numbers(preset):
     from detrlab.data import eval_transform
-    from detrlab.data.pictures import decode
+    from detrlab.data.images import decode
 
     entry, path, photograph = needed(preset)
     checkpoint = read(path, told=entry.config.to_dict()).checkpoint

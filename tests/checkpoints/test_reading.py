@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from detrlab.checkpoints import coco, hf, native, official
 from detrlab.checkpoints.reading import read
-from detrlab.checkpoints.recognise import is_original, preset_of, recognise
+from detrlab.checkpoints.recognise import is_original, recognise, variant_of
 from detrlab.checkpoints.rules import export
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
@@ -125,12 +125,12 @@ def test_the_backbone_is_told_by_its_blocks(preset, backbone):
         assert found.layout == layout
 
 
-def test_every_preset_recognises_itself():
-    for preset in PRESETS:
-        assert preset_of(model_config(preset, 3)) == preset
-    changed = model_config("deformable-detr-refine", 3, levels=1)
-    assert preset_of(changed) == "deformable-detr-refine"
-    assert preset_of(model_config("deformable-detr", 3, position_offset=0.0)) == "custom"
+def test_the_variant_follows_from_dilation_and_levels():
+    assert variant_of("detr", dilation=True) == "detr-dc5"
+    assert variant_of("deformable-detr", dilation=False) == "deformable-detr"
+    single = variant_of("deformable-detr", dilation=True, levels=1)
+    assert single == "deformable-detr-single-scale-dc5"
+    assert variant_of("dino-4scale", dilation=False, levels=5) == "dino-5scale"
     assert is_original(model_config("detr-dc5", 3))
     assert not is_original(model_config("detr-sigmoid", 3))
 

@@ -1,4 +1,4 @@
-"""Batches: the same ones for any number of processes, ranks and any moment of resuming."""
+"""Batches: the same for any number of workers and ranks, and after resuming."""
 
 import gc
 import multiprocessing
@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ import torch
 from coco_folders import annotation, image_entry, write_coco
 
 from detrlab.config import DataConfig
-from detrlab.data import Batch, batches, num_batches
-from detrlab.data import workers as pool
+from detrlab.data import Batch, Loader, batches, num_batches
 from detrlab.data.batching import eval_order, train_order
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import open_data
@@ -48,22 +48,32 @@ def epoch(table, **changes):
     return list(batches(table, changes.pop("config", CONFIG), **arguments))
 
 
-@pytest.mark.parametrize("kind", ["detr", "light"])
-@pytest.mark.parametrize("workers", [1, 3])
+def assert_same(ones, others):
+    assert all(same(one, other) for one, other in zip(ones, others, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("detr", 1), ("light", 3), ("none", 2)])
 def test_any_number_of_workers_gives_the_same_batches(table, kind, workers):
+    """The workers of one loader serve every epoch, also after one that was not read to its end."""
     config = CONFIG.change(augmentation=kind)
-    alone = list(batches(table, config, batch=4, seed=3, epoch=1, train=True, workers=0))
-    together = list(batches(table, config, batch=4, seed=3, epoch=1, train=True, workers=workers))
-    assert len(alone) == 5
-    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+    options = {"batch": 4, "seed": 3, "train": True}
+    alone = Loader(table, config, workers=0, **options)
+    together = Loader(table, config, workers=workers, **options)
+    next(together.epoch(0))
+    for number, start in ((1, 0), (2, 3)):
+        expected = list(alone.epoch(number, start))
+        assert len(expected) == 5 - start
+        children = multiprocessing.active_children()
+        assert len(children) == workers
+        assert_same(expected, together.epoch(number, start))
+        assert multiprocessing.active_children() == children
 
 
-def test_nothing_hangs_on_global_random_state(table):
+def test_global_random_state_is_neither_used_nor_changed(table):
     first = epoch(table)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
     state = torch.get_rng_state()
-    second = epoch(table, workers=2)
-    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert_same(first, epoch(table, workers=2))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -74,7 +84,7 @@ def test_seed_and_epoch_change_order_and_draws(table):
     assert ids != [batch.image_ids for batch in epoch(table, seed=4)]
 
 
-def test_draws_of_an_image_do_not_hang_on_its_batch(table):
+def test_draws_of_an_image_do_not_depend_on_its_batch(table):
     """Another batch size, another order: the image is augmented the same."""
 
     def pixels(parts):
@@ -88,13 +98,6 @@ def test_draws_of_an_image_do_not_hang_on_its_batch(table):
     common = small.keys() & large.keys()
     assert len(common) >= 18
     assert all(torch.equal(small[key], large[key]) for key in common)
-
-
-def test_start_goes_on_where_an_epoch_stopped(table):
-    whole = epoch(table)
-    rest = epoch(table, start=3, workers=2)
-    assert len(rest) == 2
-    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_ranks_share_each_global_batch(table):
@@ -210,8 +213,11 @@ class _Deadly:
 
 def test_dead_worker_is_one_clear_message(table):
     deadly = replace(table, pictures=_Deadly(table.pictures))
-    with pytest.raises(UserError, match=r"loader process died.*deadly1\.png.*fewer --workers"):
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(UserError, match=r"worker died.*deadly1\.png.*fewer --workers"):
         list(batches(deadly, CONFIG, batch=2, train=True, workers=2))
+    # A worker's death may not raise at any other place.
+    assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_loader_leaves_no_process_when_abandoned(table):
@@ -225,24 +231,21 @@ def test_loader_leaves_no_process_when_abandoned(table):
 
 @pytest.mark.slow
 def test_other_start_methods_give_the_same_batches(table, monkeypatch):
-    """Where there is no fork, workers map the columns from a file."""
-    monkeypatch.setattr(pool, "start_method", lambda: "spawn")
-    alone = epoch(table)[:2]
-    stream = batches(table, CONFIG, batch=4, seed=3, epoch=1, train=True, workers=1)
-    together = [next(stream), next(stream)]
-    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+    """Where there is no fork, each worker gets a copy of the table."""
+    monkeypatch.setattr("detrlab.data.batching.START_METHOD", "spawn")
+    assert_same(epoch(table)[:2], epoch(table, workers=1)[:2])
 
 
-def test_batches_larger_than_a_slot_arrive_too(table, monkeypatch):
-    whole = epoch(table)
-    original = pool.read_ahead
-    monkeypatch.setattr(
-        "detrlab.data.batching.read_ahead",
-        lambda reader, order, count, _: original(reader, order, count, 50_000),
-    )
-    assert all(same(a, b) for a, b in zip(whole, epoch(table, workers=2), strict=True))
+def test_batches_larger_than_shared_memory_arrive_too(table, monkeypatch):
+    """Containers often have 64 MB of it; more would kill a worker."""
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=1 << 20))
+    assert_same(epoch(table), epoch(table, workers=2))
+    assert not epoch(table, workers=2)[0].images.pixels.is_shared()
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=9, f_frsize=1 << 20))
+    assert epoch(table, workers=2)[0].images.pixels.is_shared()  # those that fit are not copied
 
 
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(table):
     """A killed training must not leave readers behind."""
     ready, ours = multiprocessing.Pipe()
@@ -275,7 +278,7 @@ def _runs(pid):
 
 
 def test_impossible_arguments(table):
-    with pytest.raises(UserError, match="batch 0"):
+    with pytest.raises(UserError, match="batch size 0"):
         epoch(table, batch=0)
     with pytest.raises(UserError, match="rank 2"):
         epoch(table, rank=2, world=2)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from detrlab.data.duplicates import MAX_DISTANCE, THUMB, fingerprint, near_pairs
-from detrlab.data.pictures import inspect
+from detrlab.data.images import inspect
 from detrlab.data.shapes import shapes
 
 CHANGES = {

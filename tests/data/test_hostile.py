@@ -37,7 +37,7 @@ from detrlab.config import DataConfig
 from detrlab.data import batches, open_data
 from detrlab.data.check import check
 from detrlab.data.findings import RULES
-from detrlab.data.pictures import decode
+from detrlab.data.images import decode
 from detrlab.errors import UserError
 
 

@@ -54,13 +54,12 @@ def test_size_rule_examples():
 
 
 def test_sizes_at_800_are_the_published_ones_and_scale():
-    sizes = T.detr_sizes(800, 1333)
-    assert sizes.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert sizes.before_crop == (400, 500, 600)
-    assert (sizes.crop_min, sizes.crop_max, sizes.max_size) == (384, 600, 1333)
-    half = T.detr_sizes(400, 700)
+    published = T.DetrAugmentation(800, 1333)
+    assert published.short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert published.scaled(400, 500, 600, 384) == (400, 500, 600, 384)
+    half = T.DetrAugmentation(400, 700)
     assert half.short_sides == (240, 256, 272, 288, 304, 320, 336, 352, 368, 384, 400)
-    assert (half.before_crop, half.crop_min, half.crop_max) == ((200, 250, 300), 192, 300)
+    assert half.scaled(400, 500, 600, 384) == (200, 250, 300, 192)
 
 
 @pytest.mark.parametrize("size", [(100, 77), (31, 40), (120, 160)])
@@ -144,7 +143,7 @@ def test_detr_draws_have_the_published_frequencies():
         flipped += bool(changed[0, 0, 0] < changed[0, 0, -1])
     assert 120 < flipped < 240  # some crops are of one colour
     assert 170 < whole < 280
-    assert set(short_sides) >= set(T.detr_sizes(80, 133).short_sides)
+    assert set(short_sides) >= set(T.DetrAugmentation(80, 133).short_sides)
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("none", 1.0), ("light", 1.43), ("strong", 2.5)])

@@ -63,7 +63,7 @@ def test_without_noise_the_objects_themselves_are_inserted(contrastive):
     count = 3 * kinds * 2
     assert queries.content.shape == (2, count + REAL, WIDTH)
     denoising = queries.denoising
-    assert (denoising.count, denoising.groups) == (count, 3)
+    assert (denoising.num_queries, denoising.groups) == (count, 3)
     assert len(denoising.pairs.queries) == 3 * 3
     labels = torch.cat([each.labels for each in targets])[denoising.pairs.objects]
     boxes = torch.cat([each.boxes for each in targets])[denoising.pairs.objects]

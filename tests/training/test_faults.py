@@ -247,15 +247,14 @@ def test_stopping_while_it_evaluates(tmp_path, tiny_config, tiny_data, whole, mo
     from detrlab.training import loop
 
     folder = tmp_path / "run"
-    true = loop.batches
+    true = loop.evaluate
 
-    def batches(*arguments, train, **options):
-        if not train:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return true(*arguments, train=train, **options)
+    def evaluate(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return true(*arguments)
 
     with monkeypatch.context() as broken:
-        broken.setattr(loop, "batches", batches)
+        broken.setattr(loop, "evaluate", evaluate)
         outcome = train(tiny_config(), folder, tiny_data)
     assert not outcome.finished
     assert outcome.epochs == ()

@@ -139,7 +139,8 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
 
 def _strides(config: ModelConfig) -> list[int]:
     """Of the levels of a pyramid, finest first: C3 to C5 and beyond, or C5 alone."""
-    return [8 * 2**level for level in range(config.levels)] if config.levels > 1 else [32]
+    levels = config.levels if isinstance(config, DeformableDetr) else 1
+    return [8 * 2**level for level in range(levels)] if levels > 1 else [32]
 
 
 def _train_the_same(model: nn.Module, config: ModelConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detrlab.checkpoints.catalogue import COCO_ROWS
+from detrlab.checkpoints.published import COCO_ROWS
 
 _NAMES = """
 1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat,

@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of other tools, and in ours."""
+"""Writing checkpoints in the layouts of other tools, or in detrlab's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.recognise import RESNETS, arguments_of, is_original
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
+from detrlab.presets.deformable import DeformableDetrTwoStage
 
 
 def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
@@ -26,7 +27,7 @@ def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
         target: the file or folder to write; it must not exist yet.
 
     Returns:
-        What was written and what could not be carried over, one sentence each.
+        What was written and what was lost, one sentence each.
 
     Raises:
         UserError: the target exists, or the other tool has no such detector.
@@ -42,16 +43,16 @@ def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
     if target.exists():
         raise UserError(f"{target} exists already: choose another name, or remove it first")
     lines = [
-        f"the file does not tell {name}: {value} is assumed"
+        f"the file does not say {name}: {value} is assumed"
         for name, value in (imported.assumed or {}).items()
     ]
     return [*lines, *writers[to](imported.checkpoint, target)]
 
 
 def default_target(source: str | Path, to: str) -> Path:
-    """Where ``convert`` writes to if nobody says: beside the source, named after both.
+    """Where ``convert`` writes by default: beside the source.
 
-    A preset or a repository of the Hub lies nowhere: then it is the working folder.
+    For a preset or a repository of the Hub, in the working folder.
     """
     text = str(source)
     source = Path(text.removeprefix("hf:").split("/")[-1] if text.startswith("hf:") else text)
@@ -82,21 +83,21 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
             "converted to their layout"
         )
     state = export(checkpoint.state, official.layout(config))
-    written = io.BytesIO()  # torch.save's own writer reports a full disk as an internal error
+    written = io.BytesIO()  # torch.save itself reports a full disk as an internal error
     torch.save({"model": state, "args": arguments_of(config)}, written)
     files.write_bytes(target, written.getvalue())
     lines = [
         f"wrote {target}: {len(state)} tensors under 'model', settings under 'args'",
-        f"the file does not say the names of its {config.num_classes} classes, nor the image "
-        f"size ({checkpoint.preprocessing.image_size}) and normalisation",
+        f"not kept: the names of the {config.num_classes} classes, the image size "
+        f"({checkpoint.preprocessing.image_size}) and the normalisation",
     ]
     if config.backbone not in RESNETS.values():
         lines.append(
-            "the originals' code knows torchvision's ResNets only: it has to be given "
-            f"{config.backbone}"
+            f"the originals' code has only torchvision's ResNets: {config.backbone} must be "
+            "added to it"
         )
     if config.backbone_norms == "trained":
-        lines.append("the originals freeze batch norms: in training they would stay as they are")
+        lines.append("the originals freeze batch norms: further training would not change them")
     return lines
 
 
@@ -109,7 +110,7 @@ def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str
     layout = hf.layout(config, hf.ON_DISK)
     state = export(checkpoint.state, layout, one_name_each=True)
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    # The weights come last: a folder without them is easily seen to be unfinished.
+    # The weights come last: without them, the folder is visibly incomplete.
     files.write_json(target / "config.json", values)
     files.write_json(target / "preprocessor_config.json", preprocessing)
     files.write_bytes(target / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
@@ -118,10 +119,10 @@ def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str
     ids = checkpoint.category_ids
     if ids != tuple(range(len(ids))):
         shown = listed([str(number) for number in ids], limit=8, quote=False)
-        lines.append(f"transformers numbers the classes from 0: category ids {shown} are not kept")
-    if config.queries == "proposals":
+        lines.append(f"not kept: category ids {shown}, since transformers numbers classes from 0")
+    if isinstance(config, DeformableDetrTwoStage):
         lines.append(
-            "transformers does not train the first stage of a two-stage model: it predicts the "
-            "same, but cannot be fine-tuned there"
+            "transformers does not train the first stage of a two-stage model: predictions are the "
+            "same, but it cannot be fine-tuned there"
         )
     return lines

@@ -13,13 +13,12 @@ from detrlab.errors import UserError
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    r"""Stop parameters from training, and say which.
+    r"""Exclude parameters from training.
 
-    Batch norms whose parameters are frozen keep their statistics too, in training as in
-    evaluation.
+    Batch norms whose parameters are frozen keep their statistics too.
 
     Args:
-        network: to be changed.
+        network: changed in place.
         patterns: regular expressions, searched in the parameters' names: ``backbone`` freezes
             the backbone, ``^encoder`` the encoder, ``layers\.[01]\.`` the first two layers.
 
@@ -27,16 +26,16 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
         One sentence for each pattern.
 
     Raises:
-        UserError: a pattern is no regular expression, matches nothing, or nothing is left that
-            trains.
+        UserError: a pattern is no regular expression or matches nothing, or no parameter is left
+            to train.
     """
     report = []
     for pattern in patterns:
         matched = _matching(network, pattern)
-        trained = [(name, each) for name, each in matched if each.requires_grad]
-        for _, parameter in trained:
+        trained = [each for each in matched if each.requires_grad]
+        for parameter in trained:
             parameter.requires_grad_(False)
-        numbers = sum(each.numel() for _, each in trained)
+        numbers = sum(each.numel() for each in trained)
         line = f"froze {len(trained)} tensors, {numbers:,} numbers, by {pattern!r}"
         if len(trained) < len(matched):
             line += f" ({len(matched) - len(trained)} more were frozen already)"
@@ -45,30 +44,25 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
         raise UserError(
             f"nothing is left to train: everything is frozen by {', '.join(map(repr, patterns))}"
         )
-    _hold_norms(network)
-    return report
-
-
-def _matching(network: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--freeze {pattern!r} is not a regular expression ({error})") from None
-    matched = [each for each in network.named_parameters() if expression.search(each[0])]
-    if not matched:
-        names = [name for name, _ in network.named_parameters()]
-        tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
-        raise UserError(f"--freeze {pattern!r} matches no parameter; their names begin with {tops}")
-    return matched
-
-
-def _hold_norms(network: nn.Module) -> None:
-    """Batch norms that do not train must not follow the batches either."""
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _BatchNorm) and own and not any(each.requires_grad for each in own):
             module.register_forward_pre_hook(_evaluate)
+    return report
+
+
+def _matching(network: nn.Module, pattern: str) -> list[nn.Parameter]:
+    parameters = dict(network.named_parameters())
+    try:
+        found = [each for name, each in parameters.items() if re.search(pattern, name)]
+    except re.error as error:
+        raise UserError(f"--freeze {pattern!r} is not a regular expression ({error})") from None
+    if not found:
+        tops = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+        raise UserError(f"--freeze {pattern!r} matches no parameter; their names begin with {tops}")
+    return found
 
 
 def _evaluate(module: nn.Module, _inputs: Any) -> None:
+    """Training mode must not update the statistics either."""
     module.eval()

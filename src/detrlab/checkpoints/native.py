@@ -67,8 +67,10 @@ class Checkpoint:
         Raises:
             UserError: the tensors do not fit the architecture the file describes.
         """
+        where = "the checkpoint"
+        _require_fit(wanted_tensors(self.config, self.state, where), self.state, where)
         network = build_network(self.config)
-        fill(network, self.state, where="the checkpoint")
+        network.load_state_dict(self.state)
         return network
 
 
@@ -281,7 +283,39 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     Raises:
         UserError: names or shapes differ; they are listed.
     """
-    wanted = network.state_dict()
+    _require_fit(network.state_dict(), state, where)
+    network.load_state_dict(dict(state), strict=True)
+
+
+def wanted_tensors(
+    config: ModelConfig, state: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Name and shape of every tensor of an architecture, without memory for their numbers.
+
+    A small hostile file may describe a network of any size.
+
+    Args:
+        config: the architecture.
+        state: the tensors that are there.
+        where: names the origin in the error.
+
+    Raises:
+        UserError: there are fewer tensors than layers, or the sizes are absurd.
+    """
+    from detrlab.presets import build_network
+
+    settings = config.to_dict()
+    layers = settings.get("encoder_layers", 0) + settings.get("decoder_layers", 0)
+    if layers > len(state):
+        raise UserError(f"{where} describes {layers:,} layers but holds {len(state):,} tensors")
+    try:
+        with torch.device("meta"):
+            return build_network(config).state_dict()
+    except RuntimeError as error:
+        raise UserError(f"{where} describes an impossible network ({error})") from None
+
+
+def _require_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
     problems = []
     if missing := [name for name in wanted if name not in state]:
         problems.append(f"lacks {listed(missing)}")
@@ -296,7 +330,6 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         problems.append(f"has other shapes: {listed(differing, quote=False)}")
     if problems:
         raise UserError(f"{where} does not fit its own description: it " + "; ".join(problems))
-    network.load_state_dict(dict(state), strict=True)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

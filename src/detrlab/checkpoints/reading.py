@@ -1,26 +1,24 @@
-"""Any checkpoint to our own record: ours, the originals', transformers'.
+"""Reading checkpoints of detrlab, the original repositories and transformers.
 
-The contents of a file decide what it is, not its name. Everything is strict: every tensor of the
-file is consumed or named, every tensor of the architecture is found, and every shape agrees.
+The contents of a file decide what it is, not its name. Reading is strict: every tensor of the
+file is used or named, every tensor of the architecture is found, and every shape agrees.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from detrlab.checkpoints import coco, hf, hf_config, native, restricted
+from detrlab.checkpoints import coco, hf, hf_config, native, pth
 from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
-from detrlab.presets import build_network
 
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HF_INDEX = "model.safetensors.index.json"
@@ -28,12 +26,12 @@ HF_INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint in our record, and how it came to be one.
+    """A checkpoint as detrlab's own record, and where it comes from.
 
     Attributes:
         checkpoint: the tensors by our names, architecture, classes, preprocessing.
         where: the file or folder, as the user named it.
-        layout: whose names the file followed.
+        layout: the naming scheme of the file.
         renamed: our name -> theirs, for every tensor that had another.
         left_aside: entries of the file that hold no weights, such as the optimiser's state.
         assumed: settings that the file does not tell, and the values that were taken.
@@ -57,81 +55,78 @@ def read(
 
     Args:
         path: a file (``.safetensors``, ``.pth``, ``.bin``) or a folder that transformers wrote.
-        told: fields of ``ModelConfig`` that the caller knows, such as ``dilation``; for what
-            the file does not tell.
-        likely: as ``told``, but only a guess: what is taken of it is reported.
+        told: known fields of ``ModelConfig``, such as ``dilation``, for what the file does not
+            say.
+        likely: as ``told``, but guesses: those that are used are reported.
 
     Raises:
-        UserError: there is no such file, it is damaged or unsafe, or its tensors are not those
-            of a detector that detrlab knows.
+        UserError: there is no such file, it is damaged or unsafe, or it holds no detector that
+            detrlab knows.
     """
-    path = Path(path)
+    path, told, likely = Path(path), told or {}, likely or {}
+    last = path / "weights" / "last.safetensors"
+    if last.is_file():
+        raise UserError(f"{path} is the folder of a run: give {last}")
     if path.is_dir():
-        if (path / "weights" / "last.safetensors").is_file():
-            raise UserError(
-                f"{path} is the folder of a run: give {path / 'weights' / 'last.safetensors'}"
-            )
-        return _read_transformers(path, {**(likely or {}), **(told or {})})
+        return _read_transformers(path, {**likely, **told}.get("backbone"))
     if path.name in HF_WEIGHTS and (path.parent / "config.json").is_file():
-        return _read_transformers(path.parent, {**(likely or {}), **(told or {})})
+        return _read_transformers(path.parent, {**likely, **told}.get("backbone"))
     if not _is_safetensors(path):
-        contents = restricted.read(path)
+        contents = pth.read(path)
         arguments = told_by_arguments(contents.arguments)
         tensors, others = contents.tensors, contents.others
     elif native.is_native(path):
         return Imported(native.load(path), str(path), "detrlab", {})
     else:
         tensors, arguments, others = native.read_tensors(path), {}, ()
-    found = recognise(
-        clean(tensors), str(path), told={**(told or {}), **arguments}, likely=likely or {}
-    )
-    dropped = tuple(name for name in tensors if name.endswith(BOOKKEEPING))
-    checkpoint = native.Checkpoint(
-        state=_translated(tensors, found.layout, found.config, str(path)),
-        config=found.config,
-        classes=_classes(found.config.num_classes),
-        category_ids=tuple(range(found.config.num_classes)),
-        preprocessing=DataConfig(),
-        provenance={"imported": path.name, "layout": found.layout.name},
-    )
-    return Imported(
-        checkpoint,
-        str(path),
-        found.layout.name,
-        _renamed(checkpoint.state, found.layout),
-        others + dropped,
-        found.assumed,
-    )
+    found = recognise(clean(tensors), str(path), told={**told, **arguments}, likely=likely)
+    imported = _imported(path, tensors, found.layout, found.config)
+    return replace(imported, left_aside=others + imported.left_aside, assumed=found.assumed)
 
 
-def _read_transformers(folder: Path, told: Mapping[str, Any]) -> Imported:
+def _read_transformers(folder: Path, backbone: str | None) -> Imported:
     described = hf_config.from_transformers(
-        read_json(folder / "config.json"), str(folder / "config.json"), told.get("backbone")
+        read_json(folder / "config.json"), str(folder / "config.json"), backbone
     )
     tensors = _read_folder(folder)
-    layout = hf.layout(described.config, hf.spelling_of(tensors))
     preprocessing = DataConfig()
     if (folder / "preprocessor_config.json").is_file():
         preprocessing = hf_config.preprocessing_from_transformers(
             read_json(folder / "preprocessor_config.json")
         )
-    classes = described.classes
-    if classes == _placeholders(len(classes)):
-        classes = _classes(len(classes))
+    layout = hf.layout(described.config, hf.spelling_of(tensors))
+    return _imported(folder, tensors, layout, described.config, described.classes, preprocessing)
+
+
+def _imported(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    config: ModelConfig,
+    classes: tuple[str, ...] = (),
+    preprocessing: DataConfig | None = None,
+) -> Imported:
+    """Tensors of another layout, translated; ``classes`` may be placeholders or empty."""
+    count = config.num_classes
+    placeholders = tuple(f"class {index}" for index in range(count))
+    if classes in ((), placeholders):  # 91 rows are COCO's
+        classes = coco.CLASSES if count == len(coco.CLASSES) else placeholders
+    state = _translated(tensors, layout, config, str(path))
     checkpoint = native.Checkpoint(
-        state=_translated(tensors, layout, described.config, str(folder)),
-        config=described.config,
+        state=state,
+        config=config,
         classes=classes,
-        category_ids=tuple(range(len(classes))),
-        preprocessing=preprocessing,
-        provenance={"imported": folder.name, "layout": layout.name},
+        category_ids=tuple(range(count)),
+        preprocessing=preprocessing or DataConfig(),
+        provenance={"imported": path.name, "layout": layout.name},
     )
+    theirs = {ours: " + ".join(layout.names(ours)[0]) for ours in state}
     return Imported(
         checkpoint,
-        str(folder),
+        str(path),
         layout.name,
-        _renamed(checkpoint.state, layout),
-        tuple(name for name in tensors if name.endswith(BOOKKEEPING)),
+        renamed={ours: name for ours, name in theirs.items() if ours != name},
+        left_aside=tuple(name for name in tensors if name.endswith(BOOKKEEPING)),
     )
 
 
@@ -155,14 +150,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def wanted_tensors(config: ModelConfig) -> dict[str, Tensor]:
-    """Name and shape of every tensor of an architecture; they hold no numbers."""
-    with torch.device("meta"):
-        return build_network(config).state_dict()
-
-
 def shards_of(index: Path) -> list[str]:
-    """The files that an ``index.json`` of transformers divides a model into.
+    """The files that transformers split a model into.
 
     Raises:
         UserError: it cannot be read, or names files elsewhere.
@@ -185,14 +174,14 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if safe.is_file():
         return native.read_tensors(safe)
     if pickled.is_file():
-        return restricted.read(pickled).tensors
+        return pth.read(pickled).tensors
     raise UserError(f"{folder} holds neither {safe.name} nor {pickled.name}")
 
 
 def _translated(
     tensors: Mapping[str, Tensor], layout: Layout, config: ModelConfig, where: str
 ) -> dict[str, Tensor]:
-    wanted = wanted_tensors(config)
+    wanted = native.wanted_tensors(config, tensors, where)
     try:
         state = translate_strictly(tensors, layout, wanted)
     except UserError as error:
@@ -210,11 +199,6 @@ def _translated(
     return state
 
 
-def _renamed(state: Mapping[str, Tensor], layout: Layout) -> dict[str, str]:
-    theirs = {name: " + ".join(layout.names(name)[0]) for name in state}
-    return {ours: name for ours, name in theirs.items() if ours != name}
-
-
 def _is_safetensors(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -222,12 +206,3 @@ def _is_safetensors(path: Path) -> bool:
     except OSError:
         return False
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < native.MAX_HEADER
-
-
-def _classes(count: int) -> tuple[str, ...]:
-    """Names for the rows of a head that does not say them; 91 rows are COCO's."""
-    return coco.CLASSES if count == len(coco.CLASSES) else _placeholders(count)
-
-
-def _placeholders(count: int) -> tuple[str, ...]:
-    return tuple(f"class {index}" for index in range(count))

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detrlab.checkpoints import catalogue, download
-from detrlab.checkpoints.catalogue import Published
-from detrlab.checkpoints.download import Progress, UnreachableError
+from detrlab.checkpoints import published
+from detrlab.checkpoints.published import Published
 from detrlab.checkpoints.reading import HF_INDEX, HF_WEIGHTS, Imported, read, shards_of
 from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
 from detrlab.config import DataConfig, ModelConfig
+from detrlab.download import Progress, UnreachableError, fetch, is_offline, no_progress, verify
 from detrlab.errors import UserError, did_you_mean
 from detrlab.presets import PRESETS, build_network
 
@@ -23,7 +23,6 @@ WORDS = ("coco", "imagenet", "none")
 HUB = "hf:"
 BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
 """Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
-_ONLINE = ("0", "", "no", "off", "false")
 
 
 class Start(NamedTuple):
@@ -49,7 +48,7 @@ def first_network(
     class_rows: ClassRows = "auto",
     reinitialise: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = download.nothing,
+    progress: Progress = no_progress,
 ) -> Start:
     """A network with the initial weights that ``--weights`` names.
 
@@ -93,7 +92,7 @@ def load_detector(
     weights: str | None = None,
     *,
     backbone: str | None = None,
-    progress: Progress = download.nothing,
+    progress: Progress = no_progress,
 ) -> Imported:
     """A trained detector; no tensor is initialised at random.
 
@@ -152,7 +151,7 @@ def open_weights(
     *,
     told: Mapping[str, Any] | None = None,
     likely: Mapping[str, Any] | None = None,
-    progress: Progress = download.nothing,
+    progress: Progress = no_progress,
 ) -> Imported:
     """Read the weights that a word, a path or ``hf:REPO`` names.
 
@@ -171,7 +170,7 @@ def open_weights(
     if weights == "coco":
         if preset is None:
             raise UserError("weights 'coco' need the name of a detector")
-        entry = catalogue.published(preset, backbone or "resnet50")
+        entry = published.published(preset, backbone or "resnet50")
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
     if weights.startswith(HUB):
         return read(fetch_repository(weights.removeprefix(HUB)), told=told, likely=likely)
@@ -202,41 +201,33 @@ def suited_to(config: ModelConfig, weights: str) -> ModelConfig:
     return config.change(backbone_norms="trained", backbone_trains="all")
 
 
-def fetch_published(entry: Published, progress: Progress = download.nothing) -> Path:
-    """The file of published weights: from the cache, a mirror, its own place, or the Hub.
+def fetch_published(entry: Published, progress: Progress = no_progress) -> Path:
+    """The published weights: from a cache, a mirror, where they were published, or the Hub.
 
-    ``DETRLAB_MIRROR`` is an address that is tried first. ``DETRLAB_OFFLINE=1`` and
-    ``HF_HUB_OFFLINE=1`` prevent any download.
+    Returns:
+        A file, or the Hub's folder.
 
     Raises:
-        UserError: it is not on this machine and cannot be downloaded; the message says where to
-            put it by hand.
+        UserError: they are not on this machine and cannot be downloaded; the message says where
+            to put the file.
     """
-    here = catalogue.cached(entry)
+    here = published.cached(entry)
     if here is not None:
-        download.check(here, entry.sha256, str(here))
+        verify(here, entry.sha256, str(here))
         return here
-    target = catalogue.cache_folder() / entry.file
-    tried = []
-    if is_offline():
-        tried.append("an environment variable forbids downloads")
-    else:
-        mirror = os.environ.get("DETRLAB_MIRROR", "").rstrip("/")
-        for url in ([f"{mirror}/{entry.file}"] if mirror else []) + [entry.url]:
-            try:
-                return download.fetch(url, target, sha256=entry.sha256, progress=progress)
-            except UnreachableError as error:
-                tried.append(str(error))
+    target = published.weights_folder() / entry.file
+    try:
+        return fetch([entry.url], target, sha256=entry.sha256, progress=progress)
+    except UnreachableError as error:
+        failure = str(error)
     try:
         return fetch_repository(entry.hub)
     except UserError as error:
-        tried.append(str(error))
-    size = f", {entry.megabytes} MB" if entry.megabytes else ""
-    raise UnreachableError(
-        f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "
-        f"cannot be downloaded: {'; '.join(tried)}. Get {entry.url} ({entry.file}{size}) in "
-        f"another way and put it at {target}"
-    )
+        raise UnreachableError(
+            f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "
+            f"cannot be downloaded: {failure}; {error}. Download {entry.url} ({entry.file}) on "
+            f"another machine and put it at {target}"
+        ) from None
 
 
 def fetch_repository(name: str) -> Path:
@@ -264,14 +255,6 @@ def fetch_repository(name: str) -> Path:
         if _hub_file(repository, revision, file) is None:
             raise UserError(f"hf:{name} holds neither {safe} nor {file}")
     return config.parent
-
-
-def is_offline() -> bool:
-    """Whether an environment variable forbids using the network."""
-    return any(
-        os.environ.get(name, "").lower() not in _ONLINE
-        for name in ("DETRLAB_OFFLINE", "HF_HUB_OFFLINE")
-    )
 
 
 def _hub_file(repository: str, revision: str, file: str) -> Path | None:

@@ -16,11 +16,11 @@ class Options:
 
 def run(options: Options) -> int:
     """List; returns the exit code."""
-    from detrlab.checkpoints.catalogue import ModelRow, models
+    from detrlab.checkpoints.published import models
 
     rows = models()
     if options.json:
-        print(json.dumps([row.to_dict() for row in rows]))
+        print(json.dumps(rows))
         return 0
 
     from rich.box import SIMPLE
@@ -33,19 +33,15 @@ def run(options: Options) -> int:
     for name in ("params", "GFLOPs", "AP", "weights"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def where(row: ModelRow) -> str:
-        if row.weights is None:
-            return "-"
-        return "here" if row.cached else f"{row.weights.epochs} ep."
-
     for row in rows:
+        weights = "-" if row["url"] is None else "here" if row["cached"] else f"{row['epochs']} ep."
         table.add_row(
-            row.preset,
-            row.backbone,
-            f"{row.parameters / 1e6:.1f} M",
-            "-" if row.gflops is None else str(row.gflops),
-            f"{row.ap['ap']:.1f}" if row.ap else "-",
-            where(row),
+            row["preset"],
+            row["backbone"],
+            f"{row['parameters'] / 1e6:.1f} M",
+            str(row["gflops"] or "-"),
+            f"{row['ap']:.1f}" if "ap" in row else "-",
+            weights,
         )
     console = Console()
     console.print(table)

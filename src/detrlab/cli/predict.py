@@ -69,7 +69,7 @@ def find_images(arguments: Sequence[str]) -> Iterator[Path]:
     Raises:
         UserError: something does not exist, or a folder holds no image.
     """
-    from detrlab.data.pictures import ENDINGS
+    from detrlab.data.images import ENDINGS
 
     if not arguments:
         raise UserError("name at least one image: detrlab predict photo.jpg --model CHECKPOINT")

@@ -1,6 +1,6 @@
-"""Readers fill one in-memory table; transforms and batching turn it into what networks eat."""
+"""Reading data sets: readers fill a table, transforms and batching turn it into batches."""
 
-from detrlab.data.batching import Batch, batches, num_batches
+from detrlab.data.batching import Batch, Loader, batches, num_batches
 from detrlab.data.sources import DataSet, open_data, open_whole
 from detrlab.data.table import Table
 from detrlab.data.transforms import eval_transform
@@ -8,6 +8,7 @@ from detrlab.data.transforms import eval_transform
 __all__ = [
     "Batch",
     "DataSet",
+    "Loader",
     "Table",
     "batches",
     "eval_transform",

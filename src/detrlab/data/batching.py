@@ -1,34 +1,44 @@
-"""Batches: the order of images, the processes that read them, and the padding.
+"""Batches: the order of images, the worker processes that read them, and the padding.
 
-Order and augmentation hang on (seed, epoch) and (seed, epoch, image id) alone. So any number of
-loader processes, any split over ranks and any detector see the same images in the same order
-with the same draws, and a run that resumes in the middle of an epoch goes on as if it had
-never stopped.
+The order depends only on (seed, epoch), augmentation only on (seed, epoch, image id). So any
+number of workers and any number of ranks give the same images with the same draws, and a run
+that resumes in the middle of an epoch continues exactly.
 """
 
 from __future__ import annotations
 
-import itertools
+import os
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detrlab.config import DataConfig
 from detrlab.data.keyed import keyed
 from detrlab.data.table import Table
 from detrlab.data.transforms import (
-    Augmentation,
     evaluation_resize,
     evaluation_size,
     normalize,
     to_target,
     train_augmentation,
 )
-from detrlab.data.workers import read_ahead
 from detrlab.errors import UserError
 from detrlab.structures import ImageBatch, Sample, Target
+
+PREFETCH = 2
+"""Batches that each worker prepares ahead."""
+
+# Forked workers share the memory of the table; elsewhere each worker gets a copy.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 class Batch(NamedTuple):
@@ -61,9 +71,9 @@ def pad(images: Sequence[torch.Tensor], config: DataConfig) -> ImageBatch:
 
 
 def train_order(table: Table, *, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The positions of each training batch of an epoch; the last partial batch is dropped.
+    """The positions of the images in each training batch of an epoch.
 
-    Unless it would be the only one: a handful of images still trains.
+    The last, partial batch is dropped, unless it is the only one.
     """
     order = keyed("order", seed, epoch).permutation(len(table))
     if len(order) <= batch:
@@ -72,7 +82,7 @@ def train_order(table: Table, *, batch: int, seed: int, epoch: int) -> list[np.n
 
 
 def eval_order(table: Table, config: DataConfig, *, batch: int) -> list[np.ndarray]:
-    """The positions of each evaluation batch: every image once, equal shapes together.
+    """The positions of the images in each evaluation batch: every image once, by shape.
 
     The largest shapes come first, so that a batch that does not fit into memory fails at once.
     """
@@ -87,30 +97,128 @@ def eval_order(table: Table, config: DataConfig, *, batch: int) -> list[np.ndarr
     ]
 
 
-def _order(
-    table: Table,
-    config: DataConfig,
-    *,
-    batch: int,
-    seed: int,
-    epoch: int,
-    train: bool,
-    rank: int,
-    world: int,
-) -> list[np.ndarray]:
-    """The positions of the images in each batch of this rank."""
-    if batch < 1:
-        raise UserError(f"batch {batch}: at least one image is needed")
-    if not 0 <= rank < world:
-        raise UserError(f"rank {rank} does not lie in 0..{world - 1}")
-    if not train:
-        return eval_order(table, config, batch=batch)[rank::world]
-    if batch % world or len(table) < world:
-        raise UserError(
-            f"{world} processes cannot share batches of {batch} from {len(table)} images evenly: "
-            f"choose a batch that {world} divides"
+class Loader:
+    """The batches of one split for one rank, epoch after epoch.
+
+    Worker processes start with the first epoch and end with the loader.
+
+    Args:
+        table: what to read.
+        config: sizes, augmentation and normalisation.
+        batch: in training, images per step over all ranks (each rank gets every ``world``-th of
+            them); in evaluation, images per batch of one rank.
+        seed: first part of every key.
+        train: shuffled, augmented and padded; or ordered by shape, never padded.
+        rank: this process's number.
+        world: number of processes that share each epoch.
+        workers: worker processes; None takes ``config.workers``, 0 reads in this process.
+        pin_memory: copy batches into pinned memory, for faster transfers to a GPU.
+
+    Raises:
+        UserError: the batch size or the rank is impossible.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        config: DataConfig,
+        *,
+        batch: int,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch < 1:
+            raise UserError(f"batch size {batch} is too small: use at least 1")
+        if not 0 <= rank < world:
+            raise UserError(f"rank {rank} is not in 0..{world - 1}")
+        if train and (batch % world or len(table) < world):
+            raise UserError(
+                f"{world} processes cannot share batches of {batch} from {len(table)} images "
+                f"evenly: choose a batch size that {world} divides"
+            )
+        self.table, self.config, self.batch, self.train = table, config, batch, train
+        self.seed, self.rank, self.world = seed, rank, world
+        count = config.workers if workers is None else workers
+        self._workers = min(count, num_batches(table, config, batch=batch, train=train))
+        share = min(batch // world if train else batch, len(table))
+        self._reader = _Reader(
+            self, self._workers, through_pipe=not self._fits_shared_memory(share)
         )
-    return [part[rank::world] for part in train_order(table, batch=batch, seed=seed, epoch=epoch)]
+        self._keys: list[_Key] = []
+        # A "sample" of the DataLoader is a whole batch: our keys hold epoch and positions.
+        with _undisturbed():
+            self._loader: DataLoader[Any] = DataLoader(
+                self._reader,
+                batch_size=None,
+                sampler=self._keys,
+                collate_fn=_unchanged,
+                num_workers=self._workers,
+                worker_init_fn=_ignore_interrupts,
+                generator=torch.Generator(),  # the global generator is left alone
+                multiprocessing_context=START_METHOD if self._workers else None,
+                persistent_workers=self._workers > 0,
+                prefetch_factor=PREFETCH if self._workers else None,
+                pin_memory=pin_memory,
+            )
+
+    def order(self, epoch: int = 0) -> list[np.ndarray]:
+        """The positions of the images in each batch of this rank."""
+        if not self.train:
+            whole = eval_order(self.table, self.config, batch=self.batch)
+            return whole[self.rank :: self.world]
+        whole = train_order(self.table, batch=self.batch, seed=self.seed, epoch=epoch)
+        return [part[self.rank :: self.world] for part in whole]
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch.
+
+        Args:
+            epoch: counted from 0; second part of every key.
+            start: batches to leave out at the beginning, for a run that resumes.
+
+        Raises:
+            UserError: an image cannot be read (the message names the file) or a worker died.
+        """
+        self._keys[:] = [(epoch, positions) for positions in self.order(epoch)[start:]]
+        with _undisturbed():
+            items = iter(self._loader)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                # What a dead worker had prepared is lost with its end of the connection.
+                died = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+                if not died or str(error).startswith("Caught"):
+                    raise
+                raise UserError(self._reader.last_words()) from None
+            if isinstance(item, UserError):
+                # A new error: one that its own frame holds would keep the workers alive.
+                raise UserError(str(item))
+            yield from map(_unpacked, item)
+
+    def _fits_shared_memory(self, images: int) -> bool:
+        """Whether prepared batches fit into ``/dev/shm``, which containers often limit to 64 MB."""
+        place = Path("/dev/shm")
+        if not place.is_dir():
+            return True
+        needed = 4 * 3 * images * (self.config.max_size + 1) ** 2
+        status = os.statvfs(place)
+        return needed * self._workers * (PREFETCH + 1) * self.world < (
+            status.f_bavail * status.f_frsize
+        )
+
+
+def batches(
+    table: Table, config: DataConfig, *, epoch: int = 0, start: int = 0, **options: Any
+) -> Iterator[Batch]:
+    """The batches of one epoch; see ``Loader`` for the options and its ``epoch``."""
+    return Loader(table, config, **options).epoch(epoch, start)
 
 
 def num_batches(
@@ -122,110 +230,106 @@ def num_batches(
     return len(eval_order(table, config, batch=batch)[rank::world])
 
 
-def batches(
-    table: Table,
-    config: DataConfig,
-    *,
-    batch: int,
-    seed: int = 0,
-    epoch: int = 0,
-    train: bool,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    workers: int | None = None,
-) -> Iterator[Batch]:
-    """The batches of one epoch, of one rank.
-
-    Args:
-        table: what to read.
-        config: sizes, augmentation and normalisation.
-        batch: images a step sees over all ranks in training (each rank gets every
-            ``world``-th of them); images of one rank's batch in evaluation.
-        seed: first part of every key.
-        epoch: counted from 0; second part of every key.
-        train: shuffled, augmented and padded; or in order of shape, never padded.
-        start: batches to leave out at the beginning, for a run that resumes.
-        rank: which of the ``world`` processes asks.
-        world: how many processes share the epoch.
-        workers: loader processes; None takes ``config.workers``, 0 reads in this process.
-
-    Raises:
-        UserError: an image cannot be read (the message names the file) or a loader process
-            died; impossible arguments.
-    """
-    order = _order(
-        table,
-        config,
-        batch=batch,
-        seed=seed,
-        epoch=epoch,
-        train=train,
-        rank=rank,
-        world=world,
-    )[start:]
-    reader = _Reader(
-        table, config, train_augmentation(config) if train else None, seed=seed, epoch=epoch
-    )
-    count = config.workers if workers is None else workers
-    if count:
-        longest = max((len(positions) for positions in order), default=0)
-        room = longest * 3 * config.image_size * (config.max_size + 1)
-        samples = read_ahead(reader, order, count, room)
-    else:
-        samples = map(reader.read, order)
-    return itertools.chain.from_iterable(
-        _collate(part, config, split_shapes=not train) for part in samples
-    )
+_Key = tuple[int, np.ndarray]
+"""Epoch, and the positions of a batch's images."""
 
 
-def _collate(samples: list[Sample], config: DataConfig, *, split_shapes: bool) -> Iterator[Batch]:
-    """One batch; or, where shapes must not be mixed and files belie their declared size, some."""
-    groups = [samples]
-    if split_shapes:
-        by_shape: dict[tuple[int, ...], list[Sample]] = {}
-        for sample in samples:
-            by_shape.setdefault(tuple(sample.image.shape), []).append(sample)
-        groups = list(by_shape.values())
-    for group in groups:
-        yield Batch(
+class _Reader(Dataset[Any]):
+    """Reads, augments, normalises and pads whole batches; the same in every process."""
+
+    def __init__(self, loader: Loader, workers: int, *, through_pipe: bool) -> None:
+        self._table, self._config, self._train = loader.table, loader.config, loader.train
+        self._seed = loader.seed
+        self._through_pipe = through_pipe and workers > 0
+        # The position each worker is reading, for the message if the worker dies.
+        self._reading = torch.full((workers,), -1).share_memory_()
+
+    def __getitem__(self, key: _Key) -> list[Any] | UserError:
+        epoch, positions = key
+        try:
+            samples = [self._sample(epoch, i) for i in positions.tolist()]
+        except UserError as error:
+            return error  # raised here, it would arrive as a traceback
+        self._note(-1)
+        parts = _collate(samples, self._config, split_shapes=not self._train)
+        return [_packed(part, self._through_pipe) for part in parts]
+
+    def last_words(self) -> str:
+        """One message about a dead worker."""
+        files = [self._table.file(i) for i in self._reading.tolist() if i >= 0]
+        where = f" while reading {' or '.join(files)}" if files else ""
+        return (
+            f"a data loading worker died{where}, most often because memory ran out: use fewer "
+            "--workers, or --workers 0 to read in the training process"
+        )
+
+    def _sample(self, epoch: int, i: int) -> Sample:
+        self._note(i)
+        sample = self._table.read(i)
+        if not self._train:
+            return evaluation_resize(sample, self._config)
+        draws = keyed("augmentation", self._seed, epoch, sample.image_id)
+        return train_augmentation(self._config)(sample, draws)
+
+    def _note(self, position: int) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            self._reading[worker.id] = position
+
+
+def _collate(samples: list[Sample], config: DataConfig, *, split_shapes: bool) -> list[Batch]:
+    """One batch; several where files differ from their declared size and must not be padded."""
+    groups: dict[tuple[int, ...] | None, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(sample.image.shape) if split_shapes else None, []).append(sample)
+    return [
+        Batch(
             images=pad([sample.image for sample in group], config),
             targets=tuple(to_target(sample) for sample in group),
             image_ids=tuple(sample.image_id for sample in group),
             original_sizes=tuple(sample.original_size for sample in group),
         )
+        for group in groups.values()
+    ]
 
 
-class _Reader:
-    """Reads and augments the images of a batch; the same wherever it runs."""
+def _packed(batch: Batch, through_pipe: bool) -> Any:
+    """A batch as it travels: small tensors as arrays, since each tensor needs a connection."""
+    targets = [[tensor.numpy() for tensor in target] for target in batch.targets]
+    images = [tensor.numpy() for tensor in batch.images] if through_pipe else batch.images
+    return images, targets, batch.image_ids, batch.original_sizes
 
-    def __init__(
-        self,
-        table: Table,
-        config: DataConfig,
-        augmentation: Augmentation | None,
-        *,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        self._table = table
-        self._config = config
-        self._augmentation = augmentation
-        self._seed = seed
-        self._epoch = epoch
 
-    def file(self, i: int) -> str:
-        """Name of the file of image i."""
-        return self._table.file(i)
+def _unpacked(packed: Any) -> Batch:
+    images, targets, *rest = packed
+    return Batch(
+        ImageBatch(*map(torch.as_tensor, images)),
+        tuple(Target(*map(torch.as_tensor, target)) for target in targets),
+        *rest,
+    )
 
-    def read(self, positions: np.ndarray) -> list[Sample]:
-        """The samples at these positions."""
-        return [self.sample(int(i)) for i in positions]
 
-    def sample(self, i: int) -> Sample:
-        """One sample, ready to be padded into a batch; pixels are still uint8."""
-        sample = self._table.read(i)
-        if self._augmentation is None:
-            return evaluation_resize(sample, self._config)
-        draws = keyed("augmentation", self._seed, self._epoch, sample.image_id)
-        return self._augmentation(sample, draws)
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Ctrl-C is handled by the training process, which ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without two side effects of PyTorch's loader.
+
+    It advises against more workers than cores, in a warning; and its handler of SIGCHLD raises
+    at any place in this process if a worker dies. Without the handler, a dead worker is noticed
+    when the next batch is asked for.
+    """
+    watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if watched else None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
+    if watched:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

@@ -16,9 +16,9 @@ from detrlab.data.check_boxes import check_boxes
 from detrlab.data.check_report import CheckReport, summarize
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
+from detrlab.data.images import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
 from detrlab.data.locate import is_image
 from detrlab.data.measure import Measured, measure, read_headers
-from detrlab.data.pictures import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
 from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from detrlab.data.findings import Findings
+from detrlab.data.images import ENDINGS_OF, Header, decode
 from detrlab.data.measure import Measured, measure, read_headers
-from detrlab.data.pictures import ENDINGS_OF, Header, decode
 from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
 from detrlab.data.shapes import shapes

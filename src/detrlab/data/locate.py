@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import unquote
 
 from detrlab.data.findings import Findings
-from detrlab.data.pictures import ENDINGS
+from detrlab.data.images import ENDINGS
 from detrlab.data.store import Store, within
 
 _SPLIT_WORDS = {

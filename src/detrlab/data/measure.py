@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detrlab.data.pictures import Header, read_header
+from detrlab.data.images import Header, read_header
 from detrlab.data.raw import RawSplit, Vocabulary
 from detrlab.data.table import Table
 from detrlab.errors import UserError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.pictures import ArrayPictures
+from detrlab.data.images import ArrayPictures
 from detrlab.data.table import Table
 
 if TYPE_CHECKING:

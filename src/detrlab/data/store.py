@@ -1,8 +1,8 @@
-"""Folders and zip files as sets of names, so that no reader ever touches a path of its own.
+"""Folders and zip files as sets of names: readers never open a path of their own.
 
-A reader looks names up among the files that were found; a name that leads elsewhere (``../``,
-an absolute path, a link that leaves the folder) is simply not among them. That is the whole
-defence: there is no other way from an annotation to a file.
+A reader looks names up among the files that were found. A name that leads elsewhere (``../``,
+an absolute path, a link that leaves the folder) is not among them, so annotations cannot reach
+any other file.
 """
 
 from __future__ import annotations
@@ -14,54 +14,35 @@ import stat
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from detrlab.data.pictures import FilePictures, Names, Pictures, ZipPictures, extract
+from detrlab.data.images import MAX_BYTES, FilePictures, Names, ZipPictures, extract
 from detrlab.errors import UserError
 
 MAX_FILES = 5_000_000
 MAX_DEPTH = 16
 MAX_TEXT = 4 << 30
 """Bytes of the largest annotation file that is read."""
-MAX_MEMBER = 1 << 30
-"""Bytes of the largest image file that is taken out of an archive."""
+MAX_MEMBER = MAX_BYTES
+"""Bytes of the largest image file that is read."""
 _BOMB_BYTES = 16 << 20
 _BOMB_RATIO = 200
-"""A packed file that grows past both is refused: text packs 30-fold, a bomb 1000-fold."""
+"""A compressed file beyond both is refused: text compresses 30-fold, a bomb 1000-fold."""
 
 _SKIPPED = {"__MACOSX", "__pycache__", "node_modules"}
 
 
-class Store(Protocol):
-    """Files below one root, by their names relative to it, with forward slashes."""
-
-    @property
-    def root(self) -> Path:
-        """The folder or archive, for messages."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The files that may be read."""
-
-    @property
-    def refused(self) -> tuple[str, ...]:
-        """Names that exist and may not be read, such as links that leave the folder."""
-
-    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
-        """The bytes of a file of at most ``limit`` bytes."""
-
-    def open(self, name: str) -> IO[bytes]:
-        """A seekable stream of a file's bytes."""
-
-    def pictures(self, names: list[str]) -> Pictures:
-        """Image files as the pixels of a table."""
-
-
 @dataclass(frozen=True)
 class Folder:
-    """The files below a folder."""
+    """The files below a folder.
+
+    Attributes:
+        root: the folder.
+        names: the files that may be read, relative to the root, with forward slashes.
+        refused: names that exist and may not be read, such as links that leave the folder.
+    """
 
     root: Path
     names: frozenset[str]
@@ -69,19 +50,19 @@ class Folder:
 
     @staticmethod
     def scan(root: Path, *, follow_links: bool = False) -> Folder:
-        """List a folder once.
+        """List a folder.
 
         Args:
             root: the folder.
-            follow_links: also go where links lead outside of the folder.
+            follow_links: also follow links that leave the folder.
 
         Raises:
-            UserError: it cannot be listed, or holds more than a data set would.
+            UserError: it cannot be listed, or holds too many files.
         """
         found: set[str] = set()
         refused: list[str] = []
         home = os.path.realpath(root)
-        # Folders still to list: (real path, name relative to the root, depth).
+        # Folders still to list: (real path, prefix of its names, depth).
         waiting = [(home, "", 0)]
         seen = {home}
         while waiting:
@@ -105,31 +86,34 @@ class Folder:
                     found.add(name)
             if len(found) > MAX_FILES:
                 raise UserError(
-                    f"{root} holds more than {MAX_FILES:,} files: name the data's own folder"
+                    f"{root} holds more than {MAX_FILES:,} files: give the data set's folder"
                 )
         return Folder(root, frozenset(found), tuple(sorted(refused)))
 
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
         """The bytes of a file of at most ``limit`` bytes."""
-        with self.open(name) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size > limit:
-                raise UserError(f"{self.root / name} holds {size:,} bytes, more than {limit:,}")
+        with self.open(name, limit) as stream:
             try:
                 return stream.read(limit)
             except OSError as error:
                 raise UserError(f"{self.root / name} cannot be read: {error.strerror}") from None
 
-    def open(self, name: str) -> IO[bytes]:
-        """A seekable stream of a file's bytes."""
+    def open(self, name: str, limit: int = MAX_MEMBER) -> IO[bytes]:
+        """A seekable stream of a file of at most ``limit`` bytes."""
         assert name in self.names, name
+        path = self.root / name
         try:
-            return (self.root / name).open("rb")
+            stream = path.open("rb")
         except OSError as error:
-            raise UserError(f"{self.root / name} cannot be opened: {error.strerror}") from None
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            stream.close()
+            raise UserError(f"{path} holds {size:,} bytes, more than {limit:,}")
+        return stream
 
-    def pictures(self, names: list[str]) -> Pictures:
-        """Image files as the pixels of a table."""
+    def pictures(self, names: list[str]) -> FilePictures:
+        """Image files as the images of a table."""
         assert self.names.issuperset(names)
         return FilePictures(str(self.root), Names(names))
 
@@ -139,13 +123,13 @@ def _entries(folder: str, prefix: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as listing:
             return list(listing)
     except OSError as error:
-        if prefix:  # an unreadable corner does not hide the rest
+        if prefix:  # one unreadable subfolder does not hide the rest
             return []
         raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
 
 
 def within(folder: str, name: str) -> str | None:
-    """``name`` seen from ``folder``, as a store's name; None where it would leave the store."""
+    """``name``, relative to ``folder``, as a store's name; None if it would leave the store."""
     name = name.replace("\\", "/")
     if name.startswith("/") or (len(name) > 1 and name[1] == ":") or "\0" in name:
         return None
@@ -155,7 +139,14 @@ def within(folder: str, name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Archive:
-    """The files in a zip, read where they lie: nothing is ever unpacked to a disk."""
+    """The files in a zip file, read in memory: nothing is extracted to disk.
+
+    Attributes:
+        root: the zip file.
+        names: the files that may be read.
+        members: their entries in the zip's directory.
+        refused: names that exist and may not be read.
+    """
 
     root: Path
     names: frozenset[str]
@@ -167,7 +158,7 @@ class Archive:
         """List a zip file.
 
         Raises:
-            UserError: it is not a zip file, or holds more than a data set would.
+            UserError: it is not a zip file, or holds too many files.
         """
         try:
             with zipfile.ZipFile(path) as archive:
@@ -177,7 +168,7 @@ class Archive:
                 f"{path} is not a readable zip file ({error}): copy or download it again"
             ) from None
         if len(entries) > MAX_FILES:
-            raise UserError(f"{path} holds more than {MAX_FILES:,} files: it is no data set")
+            raise UserError(f"{path} holds more than {MAX_FILES:,} files")
         members: dict[str, zipfile.ZipInfo] = {}
         refused: list[str] = []
         for entry in entries:
@@ -204,18 +195,18 @@ class Archive:
         """A seekable stream of a file's bytes."""
         return io.BytesIO(self.read(name, MAX_MEMBER))
 
-    def pictures(self, names: list[str]) -> Pictures:
-        """Image files as the pixels of a table."""
+    def pictures(self, names: list[str]) -> ZipPictures:
+        """Image files as the images of a table."""
         columns = [_Where.of(self._checked(name)) for name in names]
         return ZipPictures(
             str(self.root), Names(names), np.array(columns, dtype=np.int64).reshape(-1, 5)
         )
 
     def _checked(self, name: str) -> zipfile.ZipInfo:
-        """A member that does not blow up.
+        """A member that is safe to extract.
 
         Raises:
-            UserError: it is encrypted, packed in an unusual way, or a bomb.
+            UserError: it is encrypted, compressed by another method, or a bomb.
         """
         entry = self.members[name]
         where = f"{self.root}: {name}"
@@ -227,13 +218,13 @@ class Archive:
         if entry.file_size > MAX_TEXT or (entry.file_size > _BOMB_BYTES and ratio > _BOMB_RATIO):
             raise UserError(
                 f"{where} would grow from {entry.compress_size:,} to {entry.file_size:,} bytes: "
-                "this looks like an archive bomb and is not unpacked"
+                "it looks like an archive bomb and is not extracted"
             )
         return entry
 
 
 class _Where(NamedTuple):
-    """Where a packed file lies, as five numbers for the columns of ``ZipPictures``."""
+    """Where a member lies in the zip file: the columns of ``ZipPictures.where``."""
 
     offset: int
     packed: int
@@ -247,3 +238,7 @@ class _Where(NamedTuple):
         return _Where(
             entry.header_offset, entry.compress_size, entry.file_size, deflated, entry.CRC
         )
+
+
+Store = Folder | Archive
+"""Files below one root, by their names relative to it."""

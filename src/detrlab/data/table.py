@@ -21,7 +21,7 @@ from detrlab.structures import Sample, Target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detrlab.data.pictures import Pictures
+    from detrlab.data.images import Pictures
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""What happens to an image between the file and the network: DETR's rule, two of ours, none.
+"""Image transforms: the originals' augmentation, two of our own, and evaluation.
 
-Boxes stay xyxy in pixels of the image as it is; only ``to_target`` turns them into fractions.
-All draws come from the generator that is handed in.
+Boxes are xyxy in pixels of the current image; only ``to_target`` turns them into fractions.
+All random draws come from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,44 +19,8 @@ from detrlab.boxes import xyxy_to_cxcywh
 from detrlab.config import DataConfig
 from detrlab.structures import Sample, Target
 
-REFERENCE_SIZE = 800
-"""The short side that the originals' sizes are given for; another size scales them all."""
-
 Augmentation = Callable[[Sample, np.random.Generator], Sample]
 """What training does to a sample, with the generator it draws from."""
-
-
-class Sizes(NamedTuple):
-    """The lengths of DETR's augmentation, in pixels.
-
-    Attributes:
-        short_sides: the image ends with one of these as its short side.
-        max_size: bound of the long side at the end.
-        before_crop: short sides an image is resized to before it is cropped.
-        crop_min: smallest side of a crop.
-        crop_max: largest side of a crop.
-    """
-
-    short_sides: tuple[int, ...]
-    max_size: int
-    before_crop: tuple[int, ...]
-    crop_min: int
-    crop_max: int
-
-
-def detr_sizes(image_size: int, max_size: int) -> Sizes:
-    """The originals' sizes for a short side of 800, scaled by ``image_size / 800``."""
-
-    def scaled(length: int) -> int:
-        return max(1, round(length * image_size / REFERENCE_SIZE))
-
-    return Sizes(
-        short_sides=tuple(scaled(side) for side in range(480, 801, 32)),
-        max_size=max_size,
-        before_crop=tuple(scaled(side) for side in (400, 500, 600)),
-        crop_min=scaled(384),
-        crop_max=scaled(600),
-    )
 
 
 def resized_size(
@@ -94,7 +57,7 @@ def resize_pixels(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize(sample: Sample, height: int, width: int) -> Sample:
-    """The sample at another size; boxes follow the actual ratio of each axis."""
+    """The sample at another size; boxes are scaled by the actual ratio of each axis."""
     old_height, old_width = sample.image.shape[-2:]
     ratios = torch.tensor([width / old_width, height / old_height] * 2)
     return sample._replace(
@@ -151,94 +114,80 @@ def _choice(draws: np.random.Generator, values: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class DetrAugmentation:
-    """DETR's own: flip, then either resize, or resize, crop and resize again.
+    """DETR's augmentation: flip, then either resize, or resize, crop and resize again.
+
+    The originals' sizes belong to a short side of 800; another image size scales them all.
 
     Source: facebookresearch/detr, datasets/coco.py, ``make_coco_transforms``.
     """
 
-    sizes: Sizes
+    image_size: int
+    max_size: int
+
+    def scaled(self, *lengths: int) -> tuple[int, ...]:
+        """The originals' lengths at this image size."""
+        return tuple(max(1, round(length * self.image_size / 800)) for length in lengths)
+
+    @property
+    def short_sides(self) -> tuple[int, ...]:
+        """Each result has one of these as its short side."""
+        return self.scaled(*range(480, 801, 32))
 
     def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:
-        """One draw of it."""
-        sizes = self.sizes
+        """Apply one draw."""
         if draws.random() < 0.5:
             sample = flip(sample)
         if draws.random() >= 0.5:
-            sample = resize_short_side(sample, _choice(draws, sizes.before_crop))
-            low, high = (sizes.crop_min,) * 2, (sizes.crop_max,) * 2
-            sample = _random_crop(sample, low, high, draws)
-        return resize_short_side(sample, _choice(draws, sizes.short_sides), sizes.max_size)
+            sample = resize_short_side(sample, _choice(draws, self.scaled(400, 500, 600)))
+            low, high = self.scaled(384, 600)
+            sample = _random_crop(sample, (low, low), (high, high), draws)
+        return resize_short_side(sample, _choice(draws, self.short_sides), self.max_size)
 
 
-class Strength(NamedTuple):
-    """How far ``ZoomAugmentation`` goes.
+@dataclass(frozen=True)
+class ZoomAugmentation:
+    """Flip, crop and scale, colour: for data sets of a few hundred images.
+
+    A crop is enlarged to the size of a whole image, which magnifies small objects. Half of the
+    images are flipped, and half get another brightness, contrast and saturation.
 
     Attributes:
+        image_size: short side in evaluation.
+        max_size: bound of the long side in evaluation.
         crops: share of the images that are cropped.
         crop_from: smallest part of each side that a crop keeps.
         shrinks_to: smallest size, as a part of evaluation's.
-        colour: most that brightness, contrast and saturation change by, as a part of themselves.
+        colour: largest relative change of brightness, contrast and saturation.
     """
 
+    image_size: int
+    max_size: int
     crops: float
     crop_from: float
     shrinks_to: float
     colour: float
 
-
-LIGHT = Strength(crops=0.5, crop_from=0.7, shrinks_to=0.8, colour=0.2)
-"""For small detectors and short trainings."""
-
-STRONG = Strength(crops=0.7, crop_from=0.4, shrinks_to=0.6, colour=0.4)
-"""For hundreds of images and many epochs, which a small detector otherwise learns by heart."""
-
-
-@dataclass(frozen=True)
-class ZoomAugmentation:
-    """Flip, crop and scale, colour, for data sets of some hundred images.
-
-    Half of the images are flipped, ``crops`` of them cropped, half get other brightness, contrast
-    and saturation. A crop is enlarged to the size of a whole image, which magnifies what is small.
-    """
-
-    image_size: int
-    max_size: int
-    strength: Strength
-
     def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:
-        """One draw of it."""
-        strength = self.strength
+        """Apply one draw."""
         if draws.random() < 0.5:
             sample = flip(sample)
-        if draws.random() < strength.crops:
+        if draws.random() < self.crops:
             height, width = sample.image.shape[-2:]
-            low = (_at_least(strength.crop_from, height), _at_least(strength.crop_from, width))
+            low = (_at_least(self.crop_from, height), _at_least(self.crop_from, width))
             sample = _random_crop(sample, low, (height, width), draws)
-        smallest = max(1, round(strength.shrinks_to * self.image_size))
+        smallest = max(1, round(self.shrinks_to * self.image_size))
         side = _between(draws, smallest, self.image_size)
         bound = max(1, round(self.max_size * side / self.image_size))
         sample = resize_short_side(sample, side, bound)
         if draws.random() < 0.5:
-            low_factor, high_factor = 1 - strength.colour, 1 + strength.colour
-            factors = draws.uniform(low_factor, high_factor, size=3).tolist()
+            factors = draws.uniform(1 - self.colour, 1 + self.colour, size=3).tolist()
             sample = sample._replace(image=jitter(sample.image, *factors))
         return sample
 
 
 def _at_least(part: float, length: int) -> int:
-    """The part of a length, rounded up; a float's last digit does not add a pixel."""
+    """The part of a length, rounded up; rounding errors of the product do not add a pixel."""
     return math.ceil(round(part * length, 6))
-
-
-@dataclass(frozen=True)
-class NoAugmentation:
-    """Training sees what evaluation sees."""
-
-    config: DataConfig
-
-    def __call__(self, sample: Sample, draws: np.random.Generator) -> Sample:  # noqa: ARG002
-        """Draws nothing."""
-        return evaluation_resize(sample, self.config)
 
 
 def jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
@@ -247,7 +196,7 @@ def jitter(image: Tensor, brightness: float, contrast: float, saturation: float)
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     grey = (pixels * weights).sum(0, keepdim=True)
     pixels.sub_(grey).mul_(saturation).add_(grey)
-    # Summed as integers: a float sum would depend on the number of threads.
+    # An integer sum: a float sum would depend on the number of threads.
     middle = int(grey.to(torch.int64).sum()) / grey.numel()
     pixels.sub_(middle).mul_(contrast).add_(middle)
     return pixels.clamp_(0, 255).round_().byte()
@@ -255,17 +204,18 @@ def jitter(image: Tensor, brightness: float, contrast: float, saturation: float)
 
 def train_augmentation(config: DataConfig) -> Augmentation:
     """The augmentation that ``config.augmentation`` names."""
+    size, bound = config.image_size, config.max_size
     if config.augmentation == "detr":
-        return DetrAugmentation(detr_sizes(config.image_size, config.max_size))
-    if config.augmentation == "light":
-        return ZoomAugmentation(config.image_size, config.max_size, LIGHT)
-    if config.augmentation == "strong":
-        return ZoomAugmentation(config.image_size, config.max_size, STRONG)
-    return NoAugmentation(config)
+        return DetrAugmentation(size, bound)
+    if config.augmentation == "light":  # for small detectors and short trainings
+        return ZoomAugmentation(size, bound, crops=0.5, crop_from=0.7, shrinks_to=0.8, colour=0.2)
+    if config.augmentation == "strong":  # against overfitting in many epochs
+        return ZoomAugmentation(size, bound, crops=0.7, crop_from=0.4, shrinks_to=0.6, colour=0.4)
+    return lambda sample, _draws: evaluation_resize(sample, config)
 
 
 def evaluation_resize(sample: Sample, config: DataConfig) -> Sample:
-    """The size at which a detector is evaluated, and trained without augmentation."""
+    """The sample at the size at which a detector is evaluated."""
     return resize_short_side(sample, config.image_size, config.max_size)
 
 
@@ -282,7 +232,7 @@ def normalize(image: Tensor, config: DataConfig) -> Tensor:
 
 
 def eval_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
-    """What a picture goes through before a detector sees it: resize, then normalise.
+    """The preprocessing of one image: resize, then normalise.
 
     Returns:
         a function from (3, h, w) uint8 RGB to (3, H, W) float32.
@@ -296,7 +246,7 @@ def eval_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
 
 
 def to_target(sample: Sample) -> Target:
-    """Boxes as fractions of the sample's own image: padding never enters."""
+    """Boxes as fractions of the sample's own image, without padding."""
     height, width = sample.image.shape[-2:]
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
     return Target(labels=sample.labels, boxes=xyxy_to_cxcywh(sample.boxes / scale))

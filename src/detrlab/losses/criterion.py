@@ -140,7 +140,7 @@ class Criterion:
                 counts._replace(objects=counts.objects * each.repeats),
             )
             row = {name: function(matched) for name, _, function in self.terms}
-            weighted = sum(weight * row[name] for name, weight, _ in self.terms)
+            weighted = torch.stack([weight * row[name] for name, weight, _ in self.terms]).sum()
             terms[each.name] = row
             totals.append(weighted if each.weight == 1.0 else each.weight * weighted)
         logits = precise(output.final.logits)

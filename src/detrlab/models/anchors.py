@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import inverse_sigmoid
+from detrlab.models.heads import PredictionHead
 from detrlab.models.layers import xavier_matrices
 from detrlab.models.position import box_sine_features
 from detrlab.structures import Memory, Predictions, Queries, References
@@ -49,7 +50,7 @@ def anchors(queries: Queries) -> Tensor:
 
 
 def refine_anchors(
-    head: nn.Module,
+    head: PredictionHead,
     states: Tensor,
     queries: Queries,
     previous: Predictions | None,  # noqa: ARG001
@@ -66,7 +67,7 @@ def refine_anchors(
 
 
 def look_forward_twice(
-    head: nn.Module, states: Tensor, queries: Queries, previous: Predictions | None
+    head: PredictionHead, states: Tensor, queries: Queries, previous: Predictions | None
 ) -> tuple[Predictions, Queries]:
     """As ``refine_anchors``, but a layer's boxes also train the layer before it.
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detrlab.boxes import inverse_sigmoid
+from detrlab.models.heads import PredictionHead
 from detrlab.structures import Predictions, Queries, References
 
-BoxPolicy = Callable[[nn.Module, Tensor, Queries, Predictions | None], tuple[Predictions, Queries]]
+BoxPolicy = Callable[
+    [PredictionHead, Tensor, Queries, Predictions | None], tuple[Predictions, Queries]
+]
 
 
 def decode_boxes(deltas: Tensor, references: References | None) -> Tensor:
@@ -49,7 +52,7 @@ def decode_boxes(deltas: Tensor, references: References | None) -> Tensor:
 
 
 def absolute(
-    head: nn.Module,
+    head: PredictionHead,
     states: Tensor,
     queries: Queries,
     previous: Predictions | None,  # noqa: ARG001
@@ -63,7 +66,7 @@ def absolute(
 
 
 def point(
-    head: nn.Module,
+    head: PredictionHead,
     states: Tensor,
     queries: Queries,
     previous: Predictions | None,  # noqa: ARG001
@@ -77,7 +80,7 @@ def point(
 
 
 def refine(
-    head: nn.Module,
+    head: PredictionHead,
     states: Tensor,
     queries: Queries,
     previous: Predictions | None,  # noqa: ARG001

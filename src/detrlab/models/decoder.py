@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from detrlab.models.box_policies import BoxPolicy
+from detrlab.models.heads import PredictionHead
 from detrlab.structures import Memory, Predictions, Queries
 
 QueryPosition = Callable[[Queries, Memory], Queries]
@@ -32,7 +34,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
+        heads: Sequence[PredictionHead],
         norm: nn.Module,
         boxes: BoxPolicy,
         position: QueryPosition = keep_position,
@@ -51,7 +53,7 @@ class Decoder(nn.Module):
         previous = None
         for index, layer in enumerate(self.layers):
             queries = layer(self.position(queries, memory), memory)
-            head = self.heads[index % len(self.heads)]
+            head: Any = self.heads[index % len(self.heads)]
             previous, queries = self.boxes(head, self.norm(queries.content), queries, previous)
             predictions.append(previous)
         return tuple(predictions)

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 class TransformerConfig(ModelConfig):
     """Settings of a detector with a post-norm transformer on a timm backbone."""
 
-    width: int = Field(256, ge=8)
+    width: int = Field(256, ge=8, le=8192)
     num_heads: int = Field(8, ge=1)
-    ffn_width: int = Field(2048, ge=1)
-    encoder_layers: int = Field(6, ge=0)
-    decoder_layers: int = Field(6, ge=1)
+    ffn_width: int = Field(2048, ge=1, le=65_536)
+    encoder_layers: int = Field(6, ge=0, le=100)
+    decoder_layers: int = Field(6, ge=1, le=100)
     dropout: float = Field(0.1, ge=0, lt=1)
 
     position_offset: ClassVar[float]

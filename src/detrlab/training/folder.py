@@ -157,6 +157,9 @@ def locked(folder: Path) -> Iterator[None]:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} (since {started})\n")
         file.flush()
+        if hasattr(os, "register_at_fork"):
+            # Workers may outlive a killed training for some seconds: they must not hold the lock.
+            os.register_at_fork(after_in_child=file.close)
         yield
 
 

@@ -16,12 +16,12 @@ import torch
 
 from detrlab import files
 from detrlab.checkpoints import native
-from detrlab.checkpoints.download import in_lines
 from detrlab.checkpoints.freeze import freeze
 from detrlab.checkpoints.weights import adopt_preprocessing, first_network, suited_to
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
-from detrlab.data import batches, num_batches
+from detrlab.data import Loader, Table, num_batches
 from detrlab.data.transforms import evaluation_size
+from detrlab.download import in_lines
 from detrlab.errors import UserError
 from detrlab.evaluation.analysis import suggest_thresholds
 from detrlab.evaluation.coco import Evaluator, Metrics, as_ground_truth, evaluate, gather
@@ -275,6 +275,10 @@ class _Run:
             self._choose_micro_batch(network)
         self.engine = build_engine(network, self.config, self.steps_per_epoch, processes)
         self.trackers: list[Tracker] = []
+        self.train_loader = self._train_loader(options.workers)
+        self.val_loader = self._loader(
+            data.val, batch=self._at_once(), train=False, workers=options.workers
+        )
 
     def say(self, line: str) -> None:
         """Tell people; only one of several processes speaks."""
@@ -417,7 +421,7 @@ class _Run:
             raise preflight.no_room(worst, at_once)
         if self.processes.world > 1:
             return  # the others would have to rehearse the same step at the same time
-        share = next(iter(self._shares(epoch=0, start=0, workers=0)))
+        share = next(self._train_loader(workers=0).epoch())
         rehearsal = preflight.rehearse(engine, share)
         for line in rehearsal.lines(train.epochs * self.steps_per_epoch):
             self.say(line)
@@ -470,7 +474,7 @@ class _Run:
         if start >= self.steps_per_epoch:
             return  # the run was stopped while it evaluated
         self.engine.network.train()
-        shares = self._shares(epoch=epoch, start=start, workers=self.options.workers)
+        shares = self.train_loader.epoch(epoch, start)
         clock = time.perf_counter()
         for share in shares:
             report = self.engine.step(share, progress.step, stop=bool(self.request))
@@ -484,19 +488,21 @@ class _Run:
             clock = time.perf_counter()
         assert progress.step == (epoch + 1) * self.steps_per_epoch, "an epoch has all its steps"
 
-    def _shares(self, *, epoch: int, start: int, workers: int | None) -> Iterator[Batch]:
+    def _train_loader(self, workers: int | None) -> Loader:
         """This process's share of the images of each step."""
-        return batches(
-            self.data.train,
+        train = self.config.train
+        return self._loader(
+            self.data.train, batch=train.batch, train=True, seed=train.seed, workers=workers
+        )
+
+    def _loader(self, table: Table, **options: Any) -> Loader:
+        return Loader(
+            table,
             self.config.data,
-            batch=self.config.train.batch,
-            seed=self.config.train.seed,
-            epoch=epoch,
-            train=True,
-            start=start,
             rank=self.processes.rank,
             world=self.processes.world,
-            workers=workers,
+            pin_memory=self.processes.device.type == "cuda",
+            **options,
         )
 
     def _note(self, report: StepReport, share: Batch) -> None:
@@ -616,16 +622,7 @@ class _Run:
     def _evaluate(self) -> Evaluator:
         """Judge the present weights on the validation split, in float32."""
         evaluator = Evaluator(self.truth)
-        config = self.config
-        parts = batches(
-            self.data.val,
-            config.data,
-            batch=self._at_once(),
-            train=False,
-            rank=self.processes.rank,
-            world=self.processes.world,
-            workers=self.options.workers,
-        )
+        parts = self.val_loader.epoch()
         with self._averaged():
             evaluate(
                 self.engine.network,

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.models.anchors import EPS, anchors
 from detrlab.structures import Denoising, Memory, Pairs, Queries, References, SupervisedSet, Target
-
-EPS = 1e-3
-"""Of the inverse sigmoid, as in DINO's code (1e-5 elsewhere)."""
 
 
 class Noise(NamedTuple):
@@ -112,8 +110,7 @@ class DenoisingQueries(nn.Module):
 
     def insert(self, queries: Queries, targets: Sequence[Target], noise: Noise) -> Queries:
         """Put denoising queries made with ``noise`` in front of ``queries``."""
-        assert queries.references is not None
-        assert queries.references.sizes is not None
+        real = anchors(queries)
         repeats = noise.chosen.shape[0]
         sizes = [len(each.labels) for each in targets]
         most = max(sizes)
@@ -133,14 +130,11 @@ class DenoisingQueries(nn.Module):
         content[image.expand_as(place), place] = self.labels[labels].to(content.dtype)
         logits = boxes.new_zeros(len(sizes), count, 4)
         logits[image.expand_as(place), place] = inverse_sigmoid(boxes, EPS)
-        centers, extents = logits.sigmoid().split(2, dim=-1)
-        real = queries.references
+        centers, extents = torch.cat([logits.sigmoid(), real], dim=1).split(2, dim=-1)
         return Queries(
             content=torch.cat([content, queries.content], dim=1),
             position=torch.cat([torch.zeros_like(content), queries.position], dim=1),
-            references=References(
-                torch.cat([centers, real.centers], dim=1), torch.cat([extents, real.sizes], dim=1)
-            ),
+            references=References(centers, extents),
             blocked=self._blocked(count, most * self.kinds, queries.content.shape[1], device),
             denoising=Denoising(
                 count, self._pairs(image, place, count), groups=repeats // self.kinds

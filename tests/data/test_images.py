@@ -9,7 +9,8 @@ import torch
 from coco_folders import picture
 from PIL import Image
 
-from detrlab.data.pictures import ENDINGS, Names, decode, inspect, read_header
+from detrlab.data.images import ENDINGS, Names, decode, inspect, read_header
+from detrlab.data.store import Folder
 from detrlab.errors import UserError
 
 
@@ -104,6 +105,16 @@ def test_programs_in_disguise_are_not_run():
     for start in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.4\n", b"8BPS\0\1"):
         with pytest.raises(UserError, match="not an image of a known format"):
             decode(io.BytesIO(start + b"x" * 100), "photo.jpg")
+
+
+def test_no_more_than_the_largest_file_is_read(tmp_path, monkeypatch):
+    data = encoded(picture(1, 20, 30))
+    (tmp_path / "x.png").write_bytes(data)
+    monkeypatch.setattr("detrlab.data.images.MAX_BYTES", len(data) - 1)
+    with pytest.raises(UserError, match=f"more than {len(data) - 1:,} bytes"):
+        decode(io.BytesIO(data), "x")
+    with pytest.raises(UserError, match="bytes, more than 9"):
+        Folder.scan(tmp_path).open("x.png", limit=9)
 
 
 def test_names_survive_any_file_system():

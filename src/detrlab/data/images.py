@@ -1,8 +1,8 @@
-"""Where pixels come from, and the one place that decodes image files.
+"""Decoding image files, and the places that images come from.
 
-Files of strangers are decoded here, so this is where the limits stand: only raster formats
-(no EPS, which would start an interpreter), a bound on the number of pixels looked at before
-anything is decoded, and one clear message for everything that goes wrong.
+Image files are untrusted. All limits are here: raster formats only (EPS would start an
+interpreter), a limit on bytes and pixels that is checked before anything is decoded, and one
+clear message for everything that goes wrong.
 """
 
 from __future__ import annotations
@@ -26,45 +26,47 @@ from detrlab.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Pillow decoders that are allowed to see a file."""
-
-ENDINGS: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif")
-ENDINGS += (".tiff", ".ppm", ".pgm", ".pnm")
-"""File endings that count as images in a folder."""
+    from PIL.Image import Transpose
 
 ENDINGS_OF: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe"),
-    "MPO": (".jpg", ".jpeg", ".jpe"),
     "PNG": (".png",),
     "BMP": (".bmp",),
     "GIF": (".gif",),
     "WEBP": (".webp",),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pnm"),
+    "MPO": (".jpg", ".jpeg", ".jpe"),
 }
-"""Endings that go with a format."""
+"""File extensions of each format."""
+
+FORMATS = tuple(ENDINGS_OF)[:-1]
+"""Pillow decoders that may see a file; its JPEG decoder reads MPO files too."""
+
+ENDINGS = tuple(ending for format_ in FORMATS for ending in ENDINGS_OF[format_])
+"""File extensions that count as images in a folder."""
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding: the bound above which Pillow suspects a bomb."""
 
+MAX_BYTES = 1 << 30
+"""Larger image files are refused before reading."""
+
 _ORIENTATION = 0x0112
 _TURNED = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
-
 
 _ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")
 _CUT_SHORT = re.compile(r"truncated|unexpected end|premature|broken data stream", re.I)
 
 
 class Pictures(Protocol):
-    """The pixels of a table, by position."""
+    """The images of a table, by position."""
 
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
-        """Name of image i for messages and records."""
+        """Name of image i, for messages and records."""
 
     def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
         """(3, H, W) uint8, RGB; ``declared`` is the (height, width) the annotations assume."""
@@ -74,7 +76,7 @@ class Pictures(Protocol):
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image file say, without decoding its pixels.
+    """What an image file says about itself before its pixels are decoded.
 
     Attributes:
         format: Pillow's name of the format, such as ``JPEG``.
@@ -94,72 +96,50 @@ class Header(NamedTuple):
         return (width, height) if self.orientation in _TURNED else (height, width)
 
     def applies_exif(self, declared: tuple[int, int] | None) -> bool:
-        """Whether the annotations were drawn on the upright picture.
+        """Whether the annotations were drawn on the upright image.
 
-        The declared size tells: if it fits the stored picture and not the upright one, the
-        boxes belong to the stored one. In any other case the upright picture counts, as in
-        every viewer.
+        Not if the declared size fits the stored image but not the upright one. Otherwise the
+        upright image counts, as in every viewer.
         """
         if self.orientation == 1:
             return False
         return not (declared == self.size and declared != self.upright())
 
     def shown(self, declared: tuple[int, int] | None) -> tuple[int, int]:
-        """(height, width) of the picture that ``decode`` gives."""
+        """(height, width) of the image that ``decode`` gives."""
         return self.upright() if self.applies_exif(declared) else self.size
 
 
 @contextmanager
 def _opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
-    """A checked Pillow image, with everything Pillow may raise turned into one message."""
+    """A checked Pillow image; whatever Pillow raises becomes one message."""
     from PIL import Image
 
+    advice = "replace the file, or let detrlab check --fix leave it out"
+    limit = f"more than the {MAX_PIXELS:,} pixels allowed"
+    too_large = f"{name} has {limit}: cut it into tiles or scale it down"
     try:
+        if stream.seek(0, io.SEEK_END) > MAX_BYTES:
+            raise UserError(f"{name} has more than {MAX_BYTES:,} bytes: {advice}")
+        stream.seek(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's: odd EXIF, large but allowed images
+            warnings.simplefilter("ignore")  # odd EXIF, large but allowed images
             with Image.open(stream, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise UserError(
-                        f"{name} is {image.width} x {image.height} pixels, more than the "
-                        f"{MAX_PIXELS:,} that are read: cut it into tiles or scale it down"
-                    )
+                    raise UserError(too_large)
                 yield image
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(
-            f"{name} is not an image of a known format ({', '.join(FORMATS)}): replace it, or "
-            "let detrlab check --fix leave it out"
-        ) from None
+        formats = ", ".join(FORMATS)
+        raise UserError(f"{name} is not an image of a known format ({formats}): {advice}") from None
     except Image.DecompressionBombError:
-        raise UserError(
-            f"{name} declares more than the {MAX_PIXELS:,} pixels that are read: cut it into "
-            "tiles or scale it down"
-        ) from None
+        raise UserError(too_large) from None
     except MemoryError:
         raise UserError(f"{name} does not fit into memory: scale it down") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
-        raise UserError(_unreadable(name, error)) from None
-    except (TypeError, AttributeError, struct.error, zlib.error, OverflowError) as error:
-        raise UserError(_unreadable(name, error)) from None
-    except (RuntimeError, NotImplementedError, ZeroDivisionError, AssertionError) as error:
-        raise UserError(_unreadable(name, error)) from None
-
-
-def _unreadable(name: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"{name} cannot be read as an image ({reason}): replace the file, or let "
-        "detrlab check --fix leave it out"
-    )
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF is as good as none: the pixels are what counts
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} cannot be read as an image ({reason}): {advice}") from None
 
 
 def read_header(stream: IO[bytes], name: str) -> Header:
@@ -169,20 +149,28 @@ def read_header(stream: IO[bytes], name: str) -> Header:
         UserError: the stream holds no readable image; the message says ``name``.
     """
     with _opened(stream, name) as image:
-        size = (image.height, image.width)
-        return Header(image.format or "", image.mode, size, _orientation(image))
+        return _header(image)
+
+
+def _header(image: Image.Image) -> Header:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF counts as none: only the pixels matter
+        value = 1
+    orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return Header(image.format or "", image.mode, (image.height, image.width), orientation)
 
 
 class Inspection(NamedTuple):
-    """What a look at a whole image file tells.
+    """The result of decoding a whole image file.
 
     Attributes:
         header: None where the file cannot be read at all.
-        problem: why it cannot be decoded; empty when it can.
+        problem: why it cannot be decoded; empty if it can.
         cut_short: whether the problem is that the file ends too early.
-        animated: whether it holds more than one picture.
+        animated: whether it holds more than one image.
         digest: of the file's bytes.
-        thumb: (17, 17) uint8, grey; None where it cannot be decoded.
+        thumb: (side, side) uint8, grey; None where it cannot be decoded.
     """
 
     header: Header | None
@@ -194,7 +182,7 @@ class Inspection(NamedTuple):
 
 
 def inspect(data: bytes, name: str, side: int) -> Inspection:
-    """Decode a file to the end, as cheaply as that can be done, and keep a thumbnail."""
+    """Decode a whole file at low cost, and keep a thumbnail."""
     from PIL import Image
 
     digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -203,7 +191,7 @@ def inspect(data: bytes, name: str, side: int) -> Inspection:
         header = read_header(io.BytesIO(data), name)
         with _opened(io.BytesIO(data), name) as image:
             animated = header.format in _ANIMATED and getattr(image, "n_frames", 1) > 1
-            # JPEG decodes at a fraction of its size, and still reads every byte.
+            # A JPEG is decoded at a fraction of its size, but every byte is still read.
             image.draft("L", (4 * side, 4 * side))
             grey = _to_rgb(image).convert("L")
             thumb = grey.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -216,37 +204,35 @@ def inspect(data: bytes, name: str, side: int) -> Inspection:
 
 
 def decode(stream: IO[bytes], name: str, declared: tuple[int, int] | None = None) -> torch.Tensor:
-    """The picture as (3, H, W) uint8 RGB, turned upright where the annotations assume it.
+    """The image as (3, H, W) uint8 RGB, rotated upright where the annotations assume it.
 
-    Grey, palette, CMYK and images with transparency become RGB as in the original projects
+    Grey, palette, CMYK and transparent images become RGB as in the original projects
     (transparency is dropped); 16-bit images keep their upper 8 bits.
 
     Raises:
         UserError: the stream holds no readable image; the message says ``name``.
     """
     with _opened(stream, name) as image:
-        size = (image.height, image.width)
-        header = Header(image.format or "", image.mode, size, _orientation(image))
+        header = _header(image)
         rgb = _to_rgb(image)
         if header.applies_exif(declared):
-            rgb = _turned(rgb, header.orientation)
+            rgb = rgb.transpose(_transpose_of(header.orientation))
         pixels = np.array(rgb)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def _transpose_of(orientation: int) -> Transpose:
     from PIL.Image import Transpose
 
-    method = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }[orientation]
-    return image.transpose(method)
+    return (
+        Transpose.FLIP_LEFT_RIGHT,
+        Transpose.ROTATE_180,
+        Transpose.FLIP_TOP_BOTTOM,
+        Transpose.TRANSPOSE,
+        Transpose.ROTATE_270,
+        Transpose.TRANSVERSE,
+        Transpose.ROTATE_90,
+    )[orientation - 2]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -264,7 +250,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Names:
-    """A list of texts in two numpy arrays, so that processes share it without copies."""
+    """A list of strings in two numpy arrays.
+
+    Forked workers share their memory; reading a list of strings would copy its pages, because
+    each access changes reference counts.
+    """
 
     def __init__(self, texts: Sequence[str]) -> None:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
@@ -298,18 +288,14 @@ class FilePictures:
         """The file's name relative to the folder."""
         return self.names[i]
 
-    def path(self, i: int) -> Path:
-        """Where the file lies."""
-        return Path(self.root) / self.names[i]
-
     def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
         """Decode the file."""
-        path = self.path(i)
+        path = Path(self.root) / self.names[i]
         try:
             stream = path.open("rb")
         except OSError as error:
             raise UserError(
-                f"{path} cannot be opened ({error.strerror}): put the file back, or let "
+                f"{path} cannot be opened ({error.strerror}): restore the file, or let "
                 "detrlab check --fix leave it out"
             ) from None
         with stream:
@@ -322,7 +308,7 @@ class FilePictures:
 
 @dataclass(frozen=True, eq=False)
 class ZipPictures:
-    """Image files inside a zip file, unpacked in memory one by one."""
+    """Image files inside a zip file, extracted in memory one by one."""
 
     archive: str
     names: Names
@@ -337,9 +323,9 @@ class ZipPictures:
         return self.names[i]
 
     def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
-        """Unpack and decode the file."""
+        """Extract and decode the file."""
         name = f"{self.archive}: {self.names[i]}"
-        # Opened anew each time: processes that share an open file share its position.
+        # Opened each time: forked processes that share an open file share its position.
         try:
             with Path(self.archive).open("rb") as file:
                 data = extract(file, self.where[i].tolist(), name)
@@ -353,7 +339,9 @@ class ZipPictures:
 
 
 def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
-    """One file out of an open zip; never more bytes than the archive's list declares.
+    """Extract one file from an open zip; never more bytes than its directory declares.
+
+    Python's ``zipfile`` would read the whole directory of the archive again in every worker.
 
     Args:
         file: the zip.
@@ -365,7 +353,7 @@ def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
     """
     offset, packed, size, deflated, crc = where
     damaged = f"{name} is damaged in its archive: copy or download the archive again"
-    # The list of an archive may claim anything: nothing beyond its end is sought or read.
+    # The directory may claim anything: nothing beyond the end of the file is read.
     end = file.seek(0, io.SEEK_END)
     if min(offset, packed) < 0 or offset + packed > end:
         raise UserError(damaged)
@@ -378,7 +366,7 @@ def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
     data = file.read(packed)
     if deflated:
         try:
-            # One byte more than declared tells that there is more.
+            # Ask for one byte more than declared, to notice if there is more.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         except zlib.error:
             data = b""
@@ -389,7 +377,7 @@ def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class ArrayPictures:
-    """Pictures held in memory as one flat array."""
+    """Images held in memory as one flat array."""
 
     flat: np.ndarray
     """uint8, the (height, width, 3) pixels of one image after the other."""
@@ -404,7 +392,7 @@ class ArrayPictures:
         return len(self.offsets)
 
     def name(self, i: int) -> str:
-        """A made-up file name."""
+        """A generated file name."""
         return f"{int(self.numbers[i]):06d}.png"
 
     def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:  # noqa: ARG002

@@ -1,0 +1,175 @@
+"""The published weights: where they are, how accurate, and where they are kept on this machine.
+
+Source: the model tables of facebookresearch/detr and fundamentalvision/Deformable-DETR; AP75
+and the sizes S, M, L of DETR from arXiv 2005.12872, table 1.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detrlab.config import ModelConfig
+from detrlab.download import cache_folder, user_cache
+from detrlab.errors import UserError, did_you_mean
+from detrlab.presets import PRESETS, model_config
+
+COCO_ROWS = 91
+"""Rows of the published class heads: COCO's category ids."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published checkpoint, trained on COCO 2017.
+
+    Attributes:
+        preset: the detector.
+        backbone: its timm name.
+        url: where it was published.
+        file: its name, there and here.
+        sha256: what its checksum begins with; empty if none was published.
+        hub: the same weights on the Hugging Face Hub.
+        epochs: how long it was trained.
+        gflops: published multiply-adds of an 800 x 1066 image, in 10^9.
+        ap: on COCO val2017 in percent, with ``ap50`` and the others where they were published.
+    """
+
+    preset: str
+    backbone: str
+    url: str
+    file: str
+    sha256: str
+    hub: str
+    epochs: int
+    gflops: int
+    ap: dict[str, float]
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its architecture."""
+        return model_config(self.preset, COCO_ROWS, backbone=self.backbone)
+
+
+def _detr(preset: str, backbone: str, file: str, hub: str, gflops: int, *ap: float) -> Published:
+    url, sha256 = f"https://dl.fbaipublicfiles.com/detr/{file}", file[-len("01234567.pth") : -4]
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    values = dict(zip(names, ap, strict=True))
+    return Published(preset, backbone, url, file, sha256, f"facebook/{hub}", 500, gflops, values)
+
+
+def _deformable(preset: str, name: str, drive: str, hub: str, gflops: int, *ap: float) -> Published:
+    url = f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t"
+    file = f"r50_deformable_detr{name}-checkpoint.pth"
+    values = dict(zip(("ap", "ap_small", "ap_medium", "ap_large"), ap, strict=True))
+    return Published(preset, _R50, url, file, "", f"SenseTime/{hub}", 50, gflops, values)
+
+
+_R50, _R101 = "resnet50", "resnet101"
+_REFINED = "_plus_iterative_bbox_refinement"
+PUBLISHED: tuple[Published, ...] = (
+    _detr("detr", _R50, "detr-r50-e632da11.pth", "detr-resnet-50", 86,
+          42.0, 62.4, 44.2, 20.5, 45.8, 61.1),
+    _detr("detr-dc5", _R50, "detr-r50-dc5-f0fb7ef5.pth", "detr-resnet-50-dc5", 187,
+          43.3, 63.1, 45.9, 22.5, 47.3, 61.1),
+    _detr("detr", _R101, "detr-r101-2c7b67e5.pth", "detr-resnet-101", 152,
+          43.5, 63.8, 46.4, 21.9, 48.0, 61.8),
+    _detr("detr-dc5", _R101, "detr-r101-dc5-a2e86def.pth", "detr-resnet-101-dc5", 253,
+          44.9, 64.7, 47.7, 23.7, 49.5, 62.3),
+    _deformable("deformable-detr", "", "1nDWZWHuRwtwGden77NLM9JoWe-YisJnA",
+                "deformable-detr", 173, 44.5, 27.1, 47.6, 59.6),
+    _deformable("deformable-detr-refine", _REFINED, "1JYKyRYzUH7uo9eVfDaVCiaIGZb5YTCuI",
+                "deformable-detr-with-box-refine", 173, 46.2, 28.3, 49.2, 61.5),
+    _deformable("deformable-detr-two-stage", f"{_REFINED}_plus_plus_two_stage",
+                "15I03A7hNTpwuLNdfuEmW9_taZMNVssEp",
+                "deformable-detr-with-box-refine-two-stage", 173, 46.9, 29.6, 50.1, 61.6),
+    _deformable("deformable-detr-single-scale", "_single_scale",
+                "1WEjQ9_FgfI5sw5OZZ4ix-OKk-IJ_-SDU",
+                "deformable-detr-single-scale", 78, 39.4, 20.6, 43.0, 55.5),
+    _deformable("deformable-detr-single-scale-dc5", "_single_scale_dc5",
+                "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
+                "deformable-detr-single-scale-dc5", 128, 41.5, 24.1, 45.3, 56.0),
+)  # fmt: skip
+
+
+def published(preset: str, backbone: str = _R50) -> Published:
+    """The published weights of a detector.
+
+    Raises:
+        UserError: there are none for it, or none with that backbone.
+    """
+    of_preset = [each for each in PUBLISHED if each.preset == preset]
+    if not of_preset:
+        having = ", ".join(dict.fromkeys(each.preset for each in PUBLISHED))
+        hint = "" if preset in PRESETS else did_you_mean(preset, PRESETS)
+        raise UserError(
+            f"there are no published COCO weights for {preset!r}{hint}; there are for {having}"
+        )
+    for each in of_preset:
+        if each.backbone == backbone:
+            return each
+    having = " and ".join(each.backbone for each in of_preset)
+    raise UserError(
+        f"there are no published COCO weights for {preset!r} with backbone {backbone!r}, only "
+        f"with {having}: use --weights imagenet for another backbone"
+    )
+
+
+def weights_folder() -> Path:
+    """Where downloaded weights are kept."""
+    return cache_folder() / "weights"
+
+
+def cached(entry: Published) -> Path | None:
+    """The file of published weights if it is on this machine: in our cache, or in PyTorch's."""
+    torch_home = os.environ.get("TORCH_HOME")
+    torch_cache = Path(torch_home).expanduser() if torch_home else user_cache() / "torch"
+    for folder in (weights_folder(), torch_cache / "hub" / "checkpoints"):
+        if (folder / entry.file).is_file():
+            return folder / entry.file
+    return None
+
+
+def in_hub_cache(entry: Published) -> Path | None:
+    """The folder of the same weights in the Hugging Face Hub's cache, if they are there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(entry.hub, "model.safetensors")
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def models() -> list[dict[str, Any]]:
+    """Every preset and every published checkpoint of it, as ``detrlab models --json`` prints it.
+
+    Parameters are counted with COCO's 91 rows of classes, without allocating them. ``cached``
+    is a file or a folder on this machine, or None.
+    """
+    rows = []
+    for preset in PRESETS:
+        entries: list[Published | None] = [each for each in PUBLISHED if each.preset == preset]
+        rows += [_row(preset, entry) for entry in entries or [None]]
+    return rows
+
+
+def _row(preset: str, entry: Published | None) -> dict[str, Any]:
+    import torch
+
+    from detrlab.presets import build_network
+
+    config = entry.config if entry else model_config(preset, COCO_ROWS)
+    with torch.device("meta"):
+        parameters = list(build_network(config).parameters())
+    here = (cached(entry) or in_hub_cache(entry)) if entry else None
+    return {
+        "preset": preset,
+        "backbone": config.backbone,
+        "parameters": sum(each.numel() for each in parameters),
+        "trainable": sum(each.numel() for each in parameters if each.requires_grad),
+        "gflops": entry.gflops if entry else None,
+        **(entry.ap if entry else {}),
+        "epochs": entry.epochs if entry else None,
+        "url": entry.url if entry else None,
+        "hub": entry.hub if entry else None,
+        "cached": str(here) if here else None,
+    }
