@@ -1,4 +1,4 @@
-"""Mistakes a user can make, told in one message, and the closest match to a mistyped word."""
+"""Errors that a user can fix, and the closest match to a mistyped word."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake at the border: the message holds the offending value and the fix.
+    """An error that a user can fix: the message names the offending value and the fix.
 
-    The command line prints it as one line and exits with 2, without a traceback.
+    The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class InUseError(UserError):
+    """Another process is writing to the same folder."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -11,18 +11,18 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from detrlab import files
 from detrlab.compare.budget import Budget
 from detrlab.compare.entrants import Entrant
 from detrlab.compare.results import Failure, RunResult
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
-from detrlab.errors import UserError
+from detrlab.data.fingerprint import data_fingerprint
+from detrlab.errors import InUseError, UserError
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet
-    from detrlab.data.table import Table
 
 Report = Callable[[str], None]
 RUN_FILE = "run.json"
@@ -30,10 +30,6 @@ ERROR_FILE = "error.txt"
 OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
 """Settings that change no result: where the data lies and how many processes read it. (The size
 of micro-batches does change it: pieces are padded less, which backbone and neck see.)"""
-
-
-class InUseError(UserError):
-    """Another process is training this run."""
 
 
 @dataclass(frozen=True)
@@ -233,22 +229,6 @@ def run_key(
         "contents": fingerprint,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def data_fingerprint(data: DataSet) -> str:
-    """Fingerprint of both splits' annotations and file names, wherever they lie."""
-    digest = hashlib.sha256()
-    for table in (data.train, data.val):
-        _add_table(digest, table)
-    return digest.hexdigest()
-
-
-def _add_table(digest: Any, table: Table) -> None:
-    names = [Path(table.file(i)).name for i in range(len(table))]
-    words = [table.classes, table.category_ids, table.image_ids.tolist(), names]
-    digest.update(json.dumps(words, ensure_ascii=False).encode())
-    for column in (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas):
-        digest.update(column.tobytes())
 
 
 def slug(name: str) -> str:

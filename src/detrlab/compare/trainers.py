@@ -270,7 +270,7 @@ def _epoch(row: dict[str, Any]) -> Epoch:
 def _cost(run: Run, outcome: Outcome, data: DataSet, device: str | None) -> Cost:
     from detrlab.compare import cost
     from detrlab.models.build import build_network
-    from detrlab.training.processes import pick_device
+    from detrlab.training.distributed import pick_device
 
     network = build_network(run.model)
     parameters, trainable = cost.count_parameters(network)
