@@ -6,13 +6,13 @@ from detrlab.presets import model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.criterion import Criterion
 from detrlab.training.engine import seed_step
+from detrlab.training.gradient_checkpointing import checkpoint_layers
 from detrlab.training.matcher import Weights
-from detrlab.training.memory import recompute
 
 
 @pytest.mark.parametrize("preset", ["detr", "deformable-detr-two-stage"])
 @pytest.mark.parametrize("norms", ["frozen", "trained"])
-def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config):
+def test_checkpointing_saves_memory_and_changes_nothing(preset, norms, tiny_config):
     config = tiny_config(
         preset,
         model={
@@ -33,7 +33,7 @@ def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config
     for way in ("plain", "recomputed"):
         network = build_network(config).train()
         names = list(network.state_dict())
-        count = recompute(network) if way == "recomputed" else 0
+        count = checkpoint_layers(network) if way == "recomputed" else 0
         assert list(network.state_dict()) == names
         seed_step(0, 0, 0)
         kept = []
@@ -64,4 +64,4 @@ def test_stages_of_any_backbone_are_found(backbone, stages):
     with torch.device("meta"):
         network = build_network(model_config("detr", 2, backbone=backbone))
     layers = len(network.encoder.layers) + len(network.decoder.layers)
-    assert recompute(network) == layers + stages
+    assert checkpoint_layers(network) == layers + stages
