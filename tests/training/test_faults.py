@@ -93,7 +93,7 @@ def test_a_full_disk_loses_nothing(
 
 def test_permission_denied_is_one_message(tmp_path, tiny_config, tiny_data, monkeypatch):
     full_disk(monkeypatch, lambda name: "config.yaml" in name, errno.EACCES)
-    with pytest.raises(UserError, match="permission denied.*writable"):
+    with pytest.raises(UserError, match=r"permission denied.*writable"):
         train(tiny_config(), tmp_path / "run", tiny_data)
 
 

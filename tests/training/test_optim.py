@@ -57,7 +57,7 @@ def test_only_the_default_patterns_may_match_nothing():
     groups = parameter_groups(Toy(), TrainConfig())
     assert [(group.name, len(group.named)) for group in groups] == [("backbone", 1), ("rest", 2)]
     mistaken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="encodr", factor=2),))
-    with pytest.raises(UserError, match="'encodr'.*backbone, decoder"):
+    with pytest.raises(UserError, match=r"'encodr'.*backbone, decoder"):
         parameter_groups(Toy(), mistaken)
     broken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="(", factor=2),))
     with pytest.raises(UserError, match="not a regular expression"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from detrlab.models.references import Advance, decode_boxes, keep_references
-from detrlab.ops.dropout import add_dropout, relu_dropout
+from detrlab.ops.dropout import dropout
 from detrlab.structures import Memory, Predictions, Queries, References
 
 
@@ -20,7 +20,7 @@ class ReluDropout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return relu_dropout(tokens, self.p if self.training else 0.0)
+        return dropout(tokens.relu(), self.p if self.training else 0.0)
 
 
 class AddDropout(nn.Module):
@@ -32,7 +32,7 @@ class AddDropout(nn.Module):
 
     def forward(self, residual: Tensor, branch: Tensor) -> Tensor:
         """(...), (...) -> (...)."""
-        return add_dropout(residual, branch, self.p if self.training else 0.0)
+        return residual + dropout(branch, self.p if self.training else 0.0)
 
 
 class FeedForward(nn.Module):

@@ -192,8 +192,6 @@ class _Kernels(NamedTuple):
 
     forward: Any
     backward: Any
-    fields: Any  # the enum that numbers the fields of a block
-    modes: Any
 
 
 class _Work(NamedTuple):
@@ -251,7 +249,7 @@ class _Work(NamedTuple):
             sizes=values.new_ones(2) if sizes is None else sizes.contiguous(),
             offsets=offsets.contiguous(),
             scores=scores.contiguous(),
-            mode="SAMPLE" if centers is None else "POINTS" if sizes is None else "BOXES",
+            mode="SAMPLE" if centers is None else "AROUND_POINTS" if sizes is None else "IN_BOXES",
             batch=batch,
             tokens=tokens,
             heads=heads,
@@ -276,30 +274,32 @@ class _Work(NamedTuple):
         products = self.batch * self.queries * self.heads * self.width * self.kind[2]
         return max(1, min(torch.get_num_threads(), products // _SMALLEST_SHARE))
 
-    def block(self, kernels: _Kernels) -> np.ndarray:
+    def block(self) -> np.ndarray:
         """The fields that both kernels read."""
-        field, block = kernels.fields, np.zeros(32, np.int64)
+        from detrlab.ops import kernels as k
+
         image, cell, head, _ = self.values.stride()
-        for name, number in (
-            (field.BATCH, self.batch),
-            (field.QUERIES, self.queries),
-            (field.HEADS, self.heads),
-            (field.WIDTH, self.width),
-            (field.LEVELS, self.levels),
-            (field.POINTS, self.points),
-            (field.MODE, kernels.modes[self.mode]),
-            (field.IMAGE_STRIDE, image),
-            (field.HEAD_STRIDE, head),
-            (field.CELL_STRIDE, cell),
-            (field.SHAPES, self.shapes.ctypes.data),
-            (field.VALUES, self.values.data_ptr()),
-            (field.RATIOS, self.ratios.data_ptr()),
-            (field.CENTERS, self.centers.data_ptr()),
-            (field.SIZES, self.sizes.data_ptr()),
-            (field.OFFSETS, self.offsets.data_ptr()),
-            (field.SCORES, self.scores.data_ptr()),
-        ):
-            block[name] = number
+        fields = {
+            k.BATCH: self.batch,
+            k.QUERIES: self.queries,
+            k.HEADS: self.heads,
+            k.WIDTH: self.width,
+            k.LEVELS: self.levels,
+            k.POINTS: self.points,
+            k.MODE: getattr(k, self.mode),
+            k.IMAGE_STRIDE: image,
+            k.HEAD_STRIDE: head,
+            k.CELL_STRIDE: cell,
+            k.SHAPES: self.shapes.ctypes.data,
+            k.VALUES: self.values.data_ptr(),
+            k.RATIOS: self.ratios.data_ptr(),
+            k.CENTERS: self.centers.data_ptr(),
+            k.SIZES: self.sizes.data_ptr(),
+            k.OFFSETS: self.offsets.data_ptr(),
+            k.SCORES: self.scores.data_ptr(),
+        }
+        block = np.zeros(k.FIELDS, np.int64)
+        block[list(fields)] = list(fields.values())
         return block
 
 
@@ -309,6 +309,8 @@ def _is_rows(values: Tensor) -> bool:
 
 
 def _run_forward(kernels: _Kernels, work: _Work, output: Tensor) -> None:
+    from detrlab.ops import kernels as k
+
     if work.is_empty:
         output.zero_()
         return
@@ -316,16 +318,18 @@ def _run_forward(kernels: _Kernels, work: _Work, output: Tensor) -> None:
     # A few tasks a thread, so that a slow core delays nobody.
     chunks = math.ceil(4 * count / (work.batch * work.heads)) if count > 1 else 1
     chunk = math.ceil(work.queries / chunks)
-    block, field = work.block(kernels), kernels.fields
-    block[field.CHUNK] = chunk
-    block[field.TASKS] = work.batch * work.heads * math.ceil(work.queries / chunk)
-    block[field.OUTPUT] = output.data_ptr()
+    block = work.block()
+    block[k.CHUNK] = chunk
+    block[k.TASKS] = work.batch * work.heads * math.ceil(work.queries / chunk)
+    block[k.OUTPUT] = output.data_ptr()
     threads.run(kernels.forward.address, block.ctypes.data, count)
 
 
 def _run_backward(
     kernels: _Kernels, work: _Work, output_grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from detrlab.ops import kernels as k
+
     values_grad = torch.zeros_like(work.values)
     offsets_grad = torch.empty_like(work.offsets)
     scores_grad = torch.empty_like(work.scores)
@@ -335,13 +339,13 @@ def _run_backward(
     maps = work.batch * work.heads
     # One task a map writes its gradient without locks; with too few maps, one a level does.
     split = maps < 2 * count and work.levels > 1
-    block, field = work.block(kernels), kernels.fields
-    block[field.SPLIT] = split
-    block[field.TASKS] = maps * (work.levels if split else 1)
-    block[field.OUTPUT] = output_grad.data_ptr()
-    block[field.VALUES_GRAD] = values_grad.data_ptr()
-    block[field.OFFSETS_GRAD] = offsets_grad.data_ptr()
-    block[field.SCORES_GRAD] = scores_grad.data_ptr()
+    block = work.block()
+    block[k.SPLIT] = split
+    block[k.TASKS] = maps * (work.levels if split else 1)
+    block[k.OUTPUT] = output_grad.data_ptr()
+    block[k.VALUES_GRAD] = values_grad.data_ptr()
+    block[k.OFFSETS_GRAD] = offsets_grad.data_ptr()
+    block[k.SCORES_GRAD] = scores_grad.data_ptr()
     threads.run(kernels.backward.address, block.ctypes.data, count)
     if split and work.mode != "SAMPLE":
         weights = work.scores.softmax(-1)
@@ -392,8 +396,6 @@ def _build(dtype: torch.dtype, width: int, count: int) -> _Kernels:
     return _Kernels(
         compile_on_disk(kernels.compile_forward, number, lanes, count),
         compile_on_disk(kernels.compile_backward, number, lanes, count),
-        kernels.Field,
-        kernels.Mode,
     )
 
 
