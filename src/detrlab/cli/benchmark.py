@@ -82,8 +82,8 @@ def _size(options: Options) -> tuple[int, int]:
 
 
 def _measure_op(options: Options, size: tuple[int, int]) -> int:
-    from detrlab.cli.common import pick_device
     from detrlab.ops import benchmark
+    from detrlab.training.distributed import pick_device
 
     if options.against is not None:
         raise UserError(
