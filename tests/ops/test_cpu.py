@@ -262,7 +262,7 @@ def test_every_thread_runs_the_function(where, monkeypatch):
     if where == "openmp" and threads._openmp() is None:
         pytest.skip("no OpenMP runtime to share")
     if where == "pool":
-        monkeypatch.setattr(threads, "_BORN", -1)
+        monkeypatch.setattr(threads, "_MAIN_PROCESS", -1)
     seen = []
     together = threading.Barrier(3, timeout=30)
 

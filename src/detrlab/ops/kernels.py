@@ -11,10 +11,10 @@ One forward and one backward kernel serve both forms of the op. For each query a
 Step 1 runs for a block of queries before step 2 does, because reading numbers just stored from
 a wider register would stall. Nothing between the steps leaves the first-level cache.
 
-A kernel takes one argument, a block of int64 fields (addresses, sizes, strides), and draws
-tasks from it until none are left, so any number of threads may run it on the same block. Each
-output number is written by one task, in an order that does not depend on the threads: results
-are the same bit for bit with any number of them.
+A kernel takes one argument, a block of int64 fields (addresses, sizes, strides), and takes tasks
+from it until none are left, so any number of threads may run it on the same block. Each output
+number is written by one task, in an order that does not depend on the threads: results are the
+same bit for bit with any number of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from detrlab.ops.vectors import (
 )
 
 VERSION = 2
-"""Part of the key of the compiled code on disk: raise it when vectors.py changes."""
+"""Part of the cache key of the compiled code: increase it when vectors.py changes."""
 
 
 # The int64 fields of a block.
@@ -164,7 +164,7 @@ def compile_forward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
         levels, points, mode = block[LEVELS], block[POINTS], block[MODE]
         chunk = block[CHUNK]
         cell_stride = np.int32(block[CELL_STRIDE])
-        # The declared length of one is never checked: these are C arrays.
+        # The length of one is never checked: these are C arrays.
         shapes = carray(pointer(block[SHAPES]), (1,), np.int64)
         values = carray(pointer(block[VALUES]), (1,), dtype)
         ratios = carray(pointer(block[RATIOS]), (1,), dtype)
