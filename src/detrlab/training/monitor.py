@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.criterion import Criterion, Losses
+from detrlab.training.criterion import Criterion
 from detrlab.training.engine import (
     Engine,
     StepReport,
@@ -124,10 +124,10 @@ def _first_nonfinite(
     if found:
         # Hooks run when a module ends, so the first is the innermost module that ran first.
         return f"the first output that is not finite is that of the module {found[0]}"
-    losses = criterion(output, list(targets))
-    if not torch.isfinite(losses.total):
-        return f"the network's outputs are finite, but {_nonfinite_term(losses)} is not"
-    losses.total.backward()
+    loss = criterion(output, list(targets)).total
+    if not torch.isfinite(loss):
+        return "the network's outputs are finite, but the loss is not"
+    loss.backward()
     bad = [
         name
         for name, each in network.named_parameters()
@@ -157,14 +157,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for each in value:
             yield from _tensors(each)
-
-
-def _nonfinite_term(losses: Losses) -> str:
-    for index, terms in enumerate(losses.layers):
-        for name, value in zip(terms._fields, terms, strict=True):
-            if not torch.isfinite(value):
-                return f"the {name} loss of decoder layer {index}"
-    return "the loss of the proposals"
 
 
 def epoch_warnings(rows: Sequence[Mapping[str, Any]], objects: Mapping[str, int]) -> list[str]:

@@ -109,7 +109,7 @@ def check(
     if not fits(network, engine.criterion, worst, config.train.precision, per_pass):
         raise too_large(worst, per_pass)
     if engine.processes.world == 1:  # several would have to exchange gradients
-        yield from overfit(engine, first).lines(steps)
+        yield from overfit(engine, first, steps)
 
 
 @contextmanager
@@ -213,63 +213,25 @@ def saved_bytes(network: nn.Module, criterion: Criterion, worst: WorstCase) -> i
 # --- overfitting one batch ----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Overfit:
-    """The result of training a few steps on one batch.
-
-    Attributes:
-        first: the first loss.
-        lowest: the lowest loss.
-        steps: their number.
-        seconds: of a training step, the first one not counted.
-        without_gradient: trainable parameters whose gradient was zero in all steps.
-    """
-
-    first: float
-    lowest: float
-    steps: int
-    seconds: float
-    without_gradient: tuple[str, ...]
-
-    @property
-    def learns(self) -> bool:
-        """Whether the loss fell."""
-        return self.lowest < MUST_FALL_TO * self.first
-
-    def lines(self, steps: int) -> list[str]:
-        """Log lines, for a run of ``steps`` steps."""
-        found = [
-            f"pre-flight: {self.steps} steps on one batch reduced the loss from {self.first:.4g} "
-            f"to {self.lowest:.4g}; the {steps:,} steps of the run will take about "
-            f"{timedelta(seconds=round(steps * self.seconds))} (h:min:s), without evaluation"
-        ]
-        if not self.learns:
-            found.append(
-                "note: the loss of this batch hardly fell: check the learning rate, the frozen "
-                "parameters and the annotations"
-            )
-        if self.without_gradient:
-            names = self.without_gradient
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            found.append(
-                f"note: no gradient reaches {', '.join(names[:5])}{more}: they will not change"
-            )
-        return found
-
-
-def overfit(engine: Engine, share: Batch, seconds: float = OVERFIT_SECONDS) -> Overfit:
+def overfit(
+    engine: Engine, share: Batch, steps: int, seconds: float = OVERFIT_SECONDS
+) -> list[str]:
     """Train a few steps on one batch; the engine and its network are left unchanged.
 
     Args:
         engine: of the run; its optimiser and loss scale are not used.
         share: the first images of the run.
+        steps: of the whole run.
         seconds: no further step is taken after this time, but always at least three.
+
+    Returns:
+        Log lines: the loss, the expected time of the run, parameters without a gradient.
     """
     network, config = engine.network, engine.config
     piece = micro_batches(share, engine.micro_batch)[0]
     images, targets = to_device(piece, engine.processes.device)
     losses, times = [], []
-    without = {name for name, each in network.named_parameters() if each.requires_grad}
+    without = {name: each for name, each in network.named_parameters() if each.requires_grad}
     # Without a loss scale float16 would overflow.
     precision = "float32" if config.precision == "float16" else config.precision
     with unchanged(network):
@@ -281,24 +243,37 @@ def overfit(engine: Engine, share: Batch, seconds: float = OVERFIT_SECONDS) -> O
             optimizer.zero_grad()
             loss = _forward_backward(network, engine.criterion, images, targets, precision)
             losses.append(loss.item())
-            without -= {
-                name
-                for name, each in network.named_parameters()
-                if name in without and each.grad is not None and each.grad.any()
-            }
+            reached = [name for name, each in without.items() if _has_gradient(each)]
+            for name in reached:
+                del without[name]
             clip_gradients(optimizer, config.clip)
             optimizer.step()
             times.append(time.perf_counter() - clock)
             if step >= 2 and sum(times) > seconds:
                 break
     pieces = math.ceil(len(share.targets) / len(piece.targets))
-    return Overfit(
-        first=losses[0],
-        lowest=min(losses),
-        steps=len(losses),
-        seconds=sum(times[1:]) / len(times[1:]) * pieces,
-        without_gradient=tuple(sorted(without)),
-    )
+    step_time = sum(times[1:]) / len(times[1:]) * pieces  # the first step is slower
+    lines = [
+        f"pre-flight: {len(losses)} steps on one batch reduced the loss from {losses[0]:.4g} to "
+        f"{min(losses):.4g}; the {steps:,} steps of the run will take about "
+        f"{timedelta(seconds=round(steps * step_time))} (h:min:s), without evaluation"
+    ]
+    if min(losses) >= MUST_FALL_TO * losses[0]:
+        lines.append(
+            "note: the loss of this batch hardly fell: check the learning rate, the frozen "
+            "parameters and the annotations"
+        )
+    if without:
+        names = sorted(without)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        lines.append(
+            f"note: no gradient reaches {', '.join(names[:5])}{more}: they will not change"
+        )
+    return lines
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
 
 
 # --- settings -----------------------------------------------------------------------------

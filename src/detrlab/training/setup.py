@@ -165,6 +165,7 @@ def build(
             little memory.
     """
     _check_data(config.model, data)
+    given = config
     has_state = processes.from_main(lambda: any(folder.states.glob("step-*")))
     if resume and has_state:  # every weight is restored from the state
         network = build_network(config.model)
@@ -178,7 +179,7 @@ def build(
     if config.train.micro_batch == "auto":
         size = _choose_micro_batch(network, config, data, processes, say)
         config = config.model_copy(update={"train": config.train.change(micro_batch=size)})
-    if processes.is_main:
+    if processes.is_main and config != given:
         folder.save_config(config)
     return build_engine(network, config, steps_per_epoch, processes), config
 
