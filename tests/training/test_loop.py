@@ -92,19 +92,6 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, tiny_config, tiny_data, sto
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.slow
-def test_four_epochs_stopped_after_two_with_any_number_of_loader_processes(
-    tmp_path, tiny_config, tiny_data, workers
-):
-    config = tiny_config(epochs=4)
-    train(config, tmp_path / "whole", tiny_data, Options(workers=0))
-    after_two = Options(workers=workers, on_step=stopping_after(3))
-    assert not train(config, tmp_path / "parts", tiny_data, after_two).finished
-    train(config, tmp_path / "parts", tiny_data, Options(resume=True, workers=workers))
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
 def test_two_epochs_and_two_more_are_four(tmp_path, tiny_config, tiny_data):
     four, two = tiny_config(epochs=4), tiny_config(epochs=2)
     train(four, tmp_path / "whole", tiny_data)
