@@ -20,8 +20,8 @@ from detrlab import files
 from detrlab.errors import UserError
 from detrlab.scoring import Scoring
 from detrlab.structures import ImageBatch, ModelOutput, Target
-from detrlab.training.matcher import Match, Weights, match_sets
 from detrlab.training.distributed import pick_device
+from detrlab.training.matcher import Match, Weights, match_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
