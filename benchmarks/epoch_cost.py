@@ -18,7 +18,7 @@ from detrlab.models.prepare import prepare
 from detrlab.presets import FIVE, build_network
 from detrlab.recipes import recipe
 from detrlab.training import loop
-from detrlab.training.processes import join
+from detrlab.training.distributed import join
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from REMOVED import Weights  # TODO
 from torch import Tensor, nn
 
 from detrlab.benchmark.op import compare_backends, records, table
@@ -89,7 +88,7 @@ def judged(
     network: nn.Module, criterion: Criterion, images: ImageBatch, targets: list[Target]
 ) -> tuple[Tensor, Tensor, float, dict[str, float]]:
     network.zero_grad()
-    output = network(images)
+    output = network(images, targets)
     loss = criterion(output, targets).total
     loss.backward()
     norms = {
@@ -106,8 +105,7 @@ def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = False
     network = prepare(build_network(config)).eval()
     strengthen(network)
-    scoring = config.scoring
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    criterion = config.criterion(TrainConfig())
     images, targets = pictures(AGREEMENT, 2)
     images.padding[1, -64:] = True
     images.pixels[1, :, -64:] = 0
@@ -144,7 +142,7 @@ def steps(
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's own defaults
     network = prepare(build_network(config)).to(device).train()
     scoring, train = config.scoring, TrainConfig(precision=precision)
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    criterion = config.criterion(TrainConfig())
     optimizer = build_optimizer(parameter_groups(network, train), train)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16")
     images, targets = pictures(size, batch)
@@ -157,7 +155,7 @@ def steps(
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, precision):
-            output = network(images)
+            output = network(images, targets)
         loss = criterion(output, targets).total
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

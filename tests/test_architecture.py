@@ -26,14 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "recipes": {"config", "errors"},
     "detections": {"boxes", "drawing"},
+    "download": {"errors", "files"},
     "drawing": {"boxes", "palette", "errors"},
     "ops": {"structures", "errors"},
     "models": NETWORK | {"ops"},
     "losses": NETWORK,
     "presets": NETWORK | {"models", "losses", "config"},
-    "data": {"structures", "boxes", "errors", "files", "config", "palette", "drawing"},
+    "data": {"structures", "boxes", "errors", "files", "config", "palette", "drawing", "download"},
     "evaluation": NETWORK | {"data", "files", "config", "detections", "palette", "drawing"},
-    "checkpoints": NETWORK | {"config", "presets", "models", "files"},
+    "checkpoints": NETWORK | {"config", "presets", "models", "files", "download"},
 }
 EVERYTHING = ("training", "images", "api", "explain", "compare", "benchmark", "report", "cli")
 """Rooms that join the others; they still form no circle."""

@@ -1,10 +1,11 @@
 """The DETR family, exact and comparable.
 
-``import detrlab`` is instant: torch is loaded when something is built, loaded or predicted.
+``import detrlab`` is fast: torch is loaded when a detector is built or loaded.
 """
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from detrlab.api import Detector, build, load
     from detrlab.detections import Detections
     from detrlab.errors import UserError
+
+# Before torch loads its OpenMP runtime. Threads that wait actively take the cores from other
+# programs and from each other: beside another program, a prediction took 17 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = version("detrlab")
 

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class InUseError(UserError):
+    """Another process is writing to the same folder."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``", did you mean 'x'?"`` or, without a close match, the list of known words."""
     known = list(known)

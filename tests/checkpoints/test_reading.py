@@ -19,7 +19,7 @@ from detrlab.checkpoints.recognise import is_original, recognise, variant_of
 from detrlab.checkpoints.rules import export
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
-from detrlab.presets import ORIGINALS, PRESETS, build_network, model_config
+from detrlab.presets import ORIGINALS, build_network, model_config
 from tiny_detectors import tiny_config
 
 BACKBONE = {"backbone": tiny_config("detr").backbone}

@@ -1,4 +1,4 @@
-"""Runs that are hurt in every way, and what is left of them."""
+"""Runs under faults: damaged files, full disks, missing images, errors. They all resume."""
 
 import errno
 import gc
@@ -26,7 +26,7 @@ def damage(path):
     path.write_bytes(data)
 
 
-def test_a_damaged_state_is_passed_over_and_told(tmp_path, tiny_config, tiny_data, whole):
+def test_a_damaged_state_is_skipped_and_reported(tmp_path, tiny_config, tiny_data, whole):
     folder = tmp_path / "run"
     options = Options(save_every=1, on_step=stopping_after(2))
     train(tiny_config(), folder, tiny_data, options)
@@ -34,14 +34,14 @@ def test_a_damaged_state_is_passed_over_and_told(tmp_path, tiny_config, tiny_dat
     damage(newer)
     lines = []
     train(tiny_config(), folder, tiny_data, Options(resume=True, say=lines.append))
-    assert any(f"{newer.name} is damaged: going on from the state before" in each for each in lines)
-    assert any("going on after step 2" in each for each in lines)
+    assert any(f"{newer.name} is damaged" in each for each in lines)
+    assert any("after step 2" in each for each in lines)
     assert older.name.startswith("step-00000002")
     assert newer.with_suffix(".damaged").exists()
     assert_same_run(whole, folder)
 
 
-def test_without_any_whole_state_the_run_does_not_pretend(tmp_path, tiny_config, tiny_data):
+def test_without_an_undamaged_state_the_run_does_not_resume(tmp_path, tiny_config, tiny_data):
     train(tiny_config(), tmp_path, tiny_data, Options(save_every=1, on_step=stopping_after(2)))
     for path in (tmp_path / "state").iterdir():
         path.write_bytes(path.read_bytes()[:-100])  # cut short
@@ -50,7 +50,7 @@ def test_without_any_whole_state_the_run_does_not_pretend(tmp_path, tiny_config,
 
 
 def full_disk(monkeypatch, is_victim, code=errno.ENOSPC):
-    """Writing half of a file fails if ``is_victim`` says so of its name."""
+    """Writing fails in the middle of files whose name ``is_victim`` accepts."""
     true = files.Path.write_bytes
 
     def write_bytes(path, data):
@@ -75,7 +75,7 @@ def full_disk(monkeypatch, is_victim, code=errno.ENOSPC):
 def test_a_full_disk_loses_nothing(
     tmp_path, tiny_config, tiny_data, whole, monkeypatch, victim, epochs_before
 ):
-    """Whichever file it is that does not fit; and then there is room again."""
+    """Whichever file does not fit; then there is room again."""
     folder = tmp_path / "run"
     if epochs_before:
         train(tiny_config(epochs=1), folder, tiny_data)
@@ -93,7 +93,7 @@ def test_a_full_disk_loses_nothing(
 
 def test_permission_denied_is_one_message(tmp_path, tiny_config, tiny_data, monkeypatch):
     full_disk(monkeypatch, lambda name: "config.yaml" in name, errno.EACCES)
-    with pytest.raises(UserError, match="permission denied: make the folder writable"):
+    with pytest.raises(UserError, match=r"permission denied.*writable"):
         train(tiny_config(), tmp_path / "run", tiny_data)
 
 
@@ -158,7 +158,7 @@ def photographs(tmp_path, tiny_data):
         pytest.param("val", 2, marks=pytest.mark.slow),
     ],
 )
-def test_an_image_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
+def test_a_missing_image_is_named_and_the_run_resumes_when_it_is_back(
     tmp_path, tiny_config, photographs, split, workers
 ):
     data = open_data(photographs)
@@ -181,7 +181,7 @@ def test_an_image_that_vanishes_is_named_and_the_run_goes_on_when_it_is_back(
 def test_a_run_is_the_same_with_any_number_of_loader_processes(
     tmp_path, tiny_config, tiny_data, whole, workers
 ):
-    """Stopped in the middle of an epoch, and gone on with another number than before."""
+    """Stopped in the middle of an epoch, and resumed with another number."""
     folder = tmp_path / "run"
     options = Options(on_step=stopping_after(2), workers=workers)
     assert not train(tiny_config(), folder, tiny_data, options).finished
@@ -199,38 +199,37 @@ def test_an_error_of_any_kind_keeps_what_was_reached(tmp_path, tiny_config, tiny
     lines = []
     with pytest.raises(ZeroDivisionError):
         train(tiny_config(), folder, tiny_data, Options(on_step=trip, say=lines.append))
-    assert lines[-1] == "saved until step 3: --resume goes on from there"
+    assert "step 3" in lines[-1]
+    assert "--resume" in lines[-1]
     lines = []
     train(tiny_config(), folder, tiny_data, Options(resume=True, say=lines.append))
-    assert any("going on after step 3" in line for line in lines)
+    assert any("after step 3" in line for line in lines)
     assert_same_run(whole, folder)
 
 
-def test_a_step_is_whole_or_nothing(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
-    """Memory runs out between forward and backward: not even the norms' statistics moved."""
+def test_a_failed_step_changes_nothing(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
+    """Memory runs out after the backward pass: the norms' statistics are restored too."""
     from detrlab.training import engine
 
     folder = tmp_path / "run"
-    true = engine.Engine._update
+    true = engine.clip_gradients
 
-    def update(self):
-        if not any(self.optimizer.state.values()):
-            return true(self)
-        raise torch.OutOfMemoryError
+    def clip_gradients(optimizer, bound):
+        if any(optimizer.state.values()):
+            raise torch.OutOfMemoryError
+        return true(optimizer, bound)
 
     with monkeypatch.context() as broken:
-        broken.setattr(engine.Engine, "_update", update)
-        with pytest.raises(UserError, match=r"memory is too small for 4 images.*micro_batch"):
+        broken.setattr(engine, "clip_gradients", clip_gradients)
+        with pytest.raises(UserError, match=r"memory.* 4 images.*micro_batch"):
             train(tiny_config(), folder, tiny_data)
     train(tiny_config(), folder, tiny_data, Options(resume=True))
     assert_same_run(whole, folder)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
-def test_a_run_that_goes_on_does_not_hold_the_state_it_went_on_from(
-    tmp_path, tiny_config, tiny_data
-):
-    """A deleted file that is still mapped keeps its space on a disk that may be nearly full."""
+def test_a_resumed_run_does_not_keep_the_file_of_its_state_open(tmp_path, tiny_config, tiny_data):
+    """A deleted file that is still mapped keeps its disk space."""
     train(tiny_config(), tmp_path, tiny_data, Options(on_step=stopping_after(0)))
     held = []
 
@@ -243,7 +242,7 @@ def test_a_run_that_goes_on_does_not_hold_the_state_it_went_on_from(
 
 
 @pytest.mark.slow
-def test_stopping_while_it_evaluates(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
+def test_stopping_during_an_evaluation(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
     from detrlab.training import loop
 
     folder = tmp_path / "run"

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from REMOVED import Weights  # TODO
 
 from detrlab.config import TrainConfig
-from detrlab.losses.criterion import Criterion
 from detrlab.presets import FIVE, PRESETS, build_network, model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
@@ -29,8 +27,7 @@ STEPS = 240
 
 def parts_of(preset, **changes):
     config = model_config(preset, 2, **{**SMALL, **changes})
-    scoring = config.scoring
-    return build_network(config), Criterion(scoring, Weights(scoring.class_weight))
+    return build_network(config), config.criterion(TrainConfig())
 
 
 def four_images(scale=1):
@@ -69,7 +66,7 @@ def test_what_trains_gets_a_gradient_and_what_is_frozen_none(preset, trains):
                 each += 0.1
     # Large enough for the coarsest level to have more than one cell to normalise over.
     images, targets = four_images(scale=2)
-    criterion(network(images), targets).total.backward()
+    criterion(network(images, targets), targets).total.backward()
     for name, each in network.named_parameters():
         if each.requires_grad:
             assert each.grad is not None, f"{name} gets no gradient"
@@ -94,7 +91,7 @@ def test_four_images_can_be_overfitted(preset):
     network.train()
     for _ in range(STEPS):
         optimizer.zero_grad()
-        losses = criterion(network(images), targets)
+        losses = criterion(network(images, targets), targets)
         losses.total.backward()
         clip_gradients(optimizer, config.clip)
         optimizer.step()

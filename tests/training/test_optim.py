@@ -52,11 +52,11 @@ def test_the_originals_groups_have_the_originals_sizes(preset, counts):
     assert sorted(taken) == sorted(trainable)
 
 
-def test_default_patterns_may_match_nothing_but_a_persons_own_may_not():
+def test_only_the_default_patterns_may_match_nothing():
     groups = parameter_groups(Toy(), TrainConfig())
     assert [(group.name, len(group.named)) for group in groups] == [("backbone", 1), ("rest", 2)]
     mistaken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="encodr", factor=2),))
-    with pytest.raises(UserError, match=r"'encodr' matches no parameter.*backbone, decoder"):
+    with pytest.raises(UserError, match=r"'encodr'.*backbone, decoder"):
         parameter_groups(Toy(), mistaken)
     broken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="(", factor=2),))
     with pytest.raises(UserError, match="not a regular expression"):
@@ -94,7 +94,7 @@ def test_one_step_is_adamw_by_hand_with_each_groups_rate():
         assert torch.allclose(after, expected, atol=1e-6), name
 
 
-def test_the_step_schedule_drops_after_each_so_many_epochs():
+def test_the_step_schedule_drops_after_every_drop_epoch():
     schedule = Schedule(TrainConfig(epochs=50, drop_epoch=40, learning_rate=1e-4), 7)
     assert schedule.rate(0) == schedule.rate(40 * 7 - 1) == 1e-4
     assert schedule.rate(40 * 7) == pytest.approx(1e-5)

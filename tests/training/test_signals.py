@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from detrlab.training.signals import listening
+from detrlab.training.signals import stop_requests
 
 
 @pytest.fixture
-def heard():
-    """What arrives at the handlers that were set before."""
+def received():
+    """The signals that reach the previous handlers."""
     names = []
     before = {
         number: signal.signal(number, lambda number, _: names.append(signal.Signals(number).name))
@@ -25,25 +25,25 @@ def send(number):
     time.sleep(0.01)  # the handler runs between two instructions
 
 
-def test_the_second_signal_goes_to_whom_it_went_before(heard):
-    with listening() as request:
+def test_the_second_signal_goes_to_the_previous_handler(received):
+    with stop_requests() as request:
         assert not request
         send(signal.SIGTERM)
         assert request.name == "SIGTERM"
-        assert heard == []
+        assert received == []
         send(signal.SIGINT)
-        assert heard == ["SIGINT"]
+        assert received == ["SIGINT"]
     send(signal.SIGTERM)
-    assert heard == ["SIGINT", "SIGTERM"]
+    assert received == ["SIGINT", "SIGTERM"]
 
 
-def test_what_a_launcher_passes_on_is_not_a_second_signal(heard):
-    with listening(echo=0.3) as request:
+def test_a_repeated_signal_of_a_launcher_is_not_a_second_one(received):
+    with stop_requests(repeats=0.3) as request:
         send(signal.SIGINT)
         send(signal.SIGINT)
         send(signal.SIGTERM)
         assert request.name == "SIGINT"
-        assert heard == []
+        assert received == []
         time.sleep(0.35)
         send(signal.SIGTERM)
-        assert heard == ["SIGTERM"]
+        assert received == ["SIGTERM"]

@@ -1,3 +1,4 @@
+import importlib.util
 import math
 import sys
 import types
@@ -6,7 +7,7 @@ import pytest
 
 from detrlab.errors import UserError
 from detrlab.training.loop import Options, train
-from detrlab.training.trackers import flat, numbers, open_trackers
+from detrlab.training.trackers import flat, numbers, open_tracker
 
 
 def test_settings_and_rows_become_flat():
@@ -17,29 +18,26 @@ def test_settings_and_rows_become_flat():
 
 def test_unknown_and_missing_trackers(tmp_path):
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        open_trackers(["tensorbord"], "run", tmp_path, {})
-    if "mlflow" not in sys.modules:
-        try:
-            import mlflow  # noqa: F401
-        except ImportError:
-            with pytest.raises(UserError, match="pip install mlflow"):
-                open_trackers(["mlflow"], "run", tmp_path, {})
+        open_tracker("tensorbord", "run", tmp_path, {})
+    if importlib.util.find_spec("mlflow") is None:
+        with pytest.raises(UserError, match="pip install mlflow"):
+            open_tracker("mlflow", "run", tmp_path, {})
 
 
-def test_an_installed_tracker_gets_settings_and_every_epoch(
+def test_an_installed_tracker_receives_settings_and_every_epoch(
     tmp_path, tiny_config, tiny_data, monkeypatch
 ):
-    """With a stand-in for the package, which records what it is told."""
-    told = []
+    """With a fake package that records its calls."""
+    calls = []
 
     class Run:
-        config = types.SimpleNamespace(update=lambda values, **_: told.append(("config", values)))
+        config = types.SimpleNamespace(update=lambda values, **_: calls.append(("config", values)))
 
         def log(self, values, step=None, **_):
-            told.append((step, values))
+            calls.append((step, values))
 
         def finish(self):
-            told.append(("finish", None))
+            calls.append(("finish", None))
 
     package = types.ModuleType("wandb")
     package.init = lambda **_: Run()
@@ -47,8 +45,8 @@ def test_an_installed_tracker_gets_settings_and_every_epoch(
     package.run = Run()
     monkeypatch.setitem(sys.modules, "wandb", package)
     train(tiny_config(), tmp_path / "run", tiny_data, Options(trackers=("wandb",)))
-    kinds = [kind for kind, _ in told]
+    kinds = [kind for kind, _ in calls]
     assert kinds == ["config", 2, 4, "finish"]
-    assert told[0][1]["train.epochs"] == 2
-    assert told[1][1]["epoch"] == 1.0
-    assert told[2][1]["learning_rate"] == pytest.approx(1e-4)
+    assert calls[0][1]["train.epochs"] == 2
+    assert calls[1][1]["epoch"] == 1.0
+    assert calls[2][1]["learning_rate"] == pytest.approx(1e-4)

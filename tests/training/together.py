@@ -131,7 +131,7 @@ def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=Tru
 
 
 def run_steps(out):
-    from detrlab.training.processes import join
+    from detrlab.training.distributed import join
 
     # Before the process joins, so that it is called after what that leaves for the end.
     atexit.register(lambda: print("joined still:", torch.distributed.is_initialized()))

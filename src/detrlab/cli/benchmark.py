@@ -83,7 +83,7 @@ def _size(options: Options) -> tuple[int, int]:
 
 def _measure_op(options: Options, size: tuple[int, int]) -> int:
     from detrlab.benchmark import cost, op
-    from detrlab.cli.common import pick_device
+    from detrlab.training.distributed import pick_device
 
     if options.against is not None:
         raise UserError(

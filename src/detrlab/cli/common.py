@@ -1,4 +1,4 @@
-"""What several verbs do around their work: devices and output folders."""
+"""Helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from detrlab.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from detrlab.api import Detector
 
 
@@ -32,12 +30,18 @@ def printable(text: str) -> str:
 
 
 def device_name(name: str) -> str | None:
-    """The device a flag names, checked; None lets the training choose."""
+    """The name of a flag's device, checked; None for ``auto``.
+
+    Raises:
+        UserError: no such device.
+    """
+    from detrlab.training.distributed import pick_device
+
     return None if name == "auto" else str(pick_device(name))
 
 
 def print_metrics(metrics: Mapping[str, Any], title: str) -> None:
-    """The COCO numbers and those of each class, as a table on the terminal."""
+    """Print the COCO metrics and the AP of each class as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -65,44 +69,24 @@ def escape_markup(text: str) -> str:
     return escape(printable(text))
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes a GPU if there is one.
-
-    Raises:
-        UserError: no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--device {name} cannot be used here ({reason}): try --device cpu"
-        ) from None
-    return device
-
-
 def open_detector(source: str, device: str, image_size: int | None) -> Detector:
-    """The detector that flags name, on its device, at the image size asked for.
+    """Load a detector, on a device and with an image size.
 
     Raises:
-        UserError: no such detector or device, or an impossible size.
+        UserError: no such detector or device, or an invalid size.
     """
     from detrlab.api import load
+    from detrlab.training.distributed import pick_device
 
     detector = load(source).to(pick_device(device))
     return detector if image_size is None else detector.at_size(image_size)
 
 
 def fresh_folder(path: str | Path) -> Path:
-    """The folder itself if it is new or empty, otherwise the first free ``path-2``, ``path-3``...
+    """Create ``path``, or the first of ``path-2``, ``path-3``... that is new or empty.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created.
     """
     base = Path(path)
     number = 1
@@ -113,5 +97,5 @@ def fresh_folder(path: str | Path) -> Path:
             if not any(candidate.iterdir()):
                 return candidate
         except OSError as error:
-            raise UserError(f"the folder {candidate} cannot be made: {error.strerror}") from None
+            raise UserError(f"the folder {candidate} cannot be created: {error.strerror}") from None
         number += 1

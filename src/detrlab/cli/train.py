@@ -20,23 +20,23 @@ class Options(RecipeOptions):
     """Train one detector on your data."""
 
     model: str = "deformable-detr-two-stage"
-    """Which detector: see detrlab models."""
+    """Name of the detector: see detrlab models."""
     output: str | None = None
-    """Folder of the run; runs/train/MODEL by default. A run that is there is never overwritten."""
+    """Folder of the run; runs/train/MODEL by default. An existing run is never overwritten."""
     resume: bool = False
-    """Go on with the run in the folder, bit for bit as if it had never stopped."""
+    """Resume the run in the folder; the result is the same, bit for bit, as without a stop."""
     seed: int | None = None
-    """Of initial values, order and augmentation."""
+    """Random seed of initial weights, image order and augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ..."""
     save_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
-    """Save the state of the run also after every so many steps."""
+    """Also save the state of the run every STEPS steps."""
     patience: int | None = None
-    """Stop after so many epochs without a better AP."""
+    """Stop after this number of epochs without a better AP."""
     preflight: bool = True
-    """Look before the first epoch for what would go wrong in hours."""
+    """Run pre-flight checks before training."""
     trackers: tuple[str, ...] = ()
-    """Other tools that get the curves, where installed: tensorboard, wandb, mlflow, trackio ..."""
+    """Experiment trackers, if installed: tensorboard, wandb, mlflow, trackio ..."""
 
 
 def run(options: Options) -> int:
@@ -54,7 +54,7 @@ def run(options: Options) -> int:
     config = loop.plan(options.model, recipe, data)
     folder = options.output or f"runs/train/{options.model}"
     if options.resume and options.epochs is not None:
-        config = _with_its_drop(config, folder, options.changes())
+        config = _keep_drop_epoch(config, folder, options.changes())
     steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)
     with following(steps * config.train.epochs) as (tell, on_step):
         for note in data.notes if is_main_process() else ():
@@ -76,15 +76,15 @@ def run(options: Options) -> int:
     if not is_main_process():
         return 0 if outcome.finished else 130
     if not outcome.finished:
-        say(f"stopped; go on with: detrlab {_again()}")
+        say(f"stopped; resume with: detrlab {_resume_command()}")
         return 130
     print_metrics(outcome.metrics, title=f"{options.model} on the validation split, last weights")
     say(f"weights, curves and metrics: {outcome.folder.path}")
     return 0
 
 
-def _with_its_drop(config: RunConfig, folder: str, changes: dict[str, Any]) -> RunConfig:
-    """More epochs do not move the drop of a run that has begun: what is trained, stays trained."""
+def _keep_drop_epoch(config: RunConfig, folder: str, changes: dict[str, Any]) -> RunConfig:
+    """Resuming with more epochs must not move the learning-rate drop of the trained ones."""
     from detrlab.training.folder import RunConfig, RunFolder
 
     saved = RunFolder(Path(folder)).config
@@ -94,7 +94,7 @@ def _with_its_drop(config: RunConfig, folder: str, changes: dict[str, Any]) -> R
     return config.change(train=config.train.change(drop_epoch=drop).model_dump())
 
 
-def _again() -> str:
+def _resume_command() -> str:
     import shlex
 
     arguments = [a for a in sys.argv[1:] if a != "--resume"]

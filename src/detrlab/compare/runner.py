@@ -150,7 +150,7 @@ def _epoch(row: dict[str, Any]) -> Epoch:
 
 def _cost(run: Run, outcome: loop.Outcome, data: DataSet, device: str | None) -> Cost:
     from detrlab.presets import build_network
-    from detrlab.training.processes import pick_device
+    from detrlab.training.distributed import pick_device
 
     network = build_network(run.model)
     parameters, trainable = cost.count_parameters(network)

@@ -16,9 +16,9 @@ from detrlab import files
 from detrlab.compare.budget import BudgetField
 from detrlab.compare.results import Failure, RunResult
 from detrlab.config import DataConfig, Record, TrainConfig
-from detrlab.errors import UserError
+from detrlab.errors import InUseError, UserError
 from detrlab.presets import AnyPreset
-from detrlab.training.folder import InUseError, locked
+from detrlab.training.folder import locked
 
 Say = Callable[[str], None]
 RUN_FILE = "run.json"

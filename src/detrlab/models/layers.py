@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from detrlab.ops.dropout import add_dropout, relu_dropout
+from detrlab.ops.dropout import dropout
 from detrlab.structures import Memory, Queries, References
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -49,7 +49,7 @@ class ReluDropout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return relu_dropout(tokens, self.p if self.training else 0.0)
+        return dropout(tokens.relu(), self.p if self.training else 0.0)
 
 
 class AddDropout(nn.Module):
@@ -61,7 +61,7 @@ class AddDropout(nn.Module):
 
     def forward(self, residual: Tensor, branch: Tensor) -> Tensor:
         """(...), (...) -> (...)."""
-        return add_dropout(residual, branch, self.p if self.training else 0.0)
+        return residual + dropout(branch, self.p if self.training else 0.0)
 
 
 class FeedForward(nn.Module):

@@ -1,4 +1,4 @@
-"""Compiling kernels so that whatever goes wrong is an answer, not an error."""
+"""Compile and test kernels; a failure is reported, not raised."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from detrlab.ops.testing import in_own_thread
 
 Kernels = TypeVar("Kernels")
 _log = logging.getLogger("detrlab")
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
 
 
 class Compiled(NamedTuple, Generic[Kernels]):
-    """Kernels that passed their test, or the problem with them.
+    """Kernels that passed their test, or the reason why they cannot be used.
 
     Attributes:
         kernels: None if there is a problem.
-        problem: in one line; None if there is none.
+        problem: the reason, in one line; None if there is none.
     """
 
     kernels: Kernels | None
@@ -32,7 +32,7 @@ def compile_and_test(
     """Build kernels and test them.
 
     Args:
-        build: may raise anything: Numba can be missing, broken, or at odds with its compiler.
+        build: may raise any exception: Numba can be missing, broken or incompatible.
         test: kernels -> None, or what is wrong with their results.
     """
 
@@ -41,15 +41,15 @@ def compile_and_test(
         found = test(kernels)
         return Compiled(None, f"self-test failed: {found}") if found else Compiled(kernels, None)
 
-    with _one_at_a_time:
+    with _lock:
         try:
             return in_own_thread(attempt)
-        except Exception as error:  # whatever it is, the plain form serves
+        except Exception as error:  # the plain form is used instead
             return Compiled(None, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def compile_on_disk(compile_kernel: Callable[..., Any], *arguments: Any) -> Any:
-    """A kernel whose code is kept on disk or, where that fails, only in this process."""
+    """Compile a kernel with a cache on disk or, if that fails, without."""
     try:
         return compile_kernel(*arguments, cache=True)
     except Exception as error:  # a folder that cannot be written, a broken file

@@ -2,8 +2,8 @@
 
 ``torch.ops.detrlab.deformable`` and its backward are custom operators, so autograd, autocast and
 ``torch.compile`` know them. A kernel is compiled when a dtype, head width or number of points is
-first met (seconds; the code is kept on disk for later processes), and compared with the plain
-form before its results are used.
+first used (this takes seconds; the code is cached on disk), and compared with the plain form before
+its results are used.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from detrlab.ops.compiling import Compiled, compile_and_test, compile_on_disk
 from detrlab.structures import LevelShapes, References
 
 _WIDEST = 64
-"""Channels that fit the registers at once; wider heads are worked on piece by piece."""
+"""Channels that fit the registers; wider heads are computed in several pieces."""
 
 _SMALLEST_SHARE = 1 << 18
-"""Products of channels and points below which a second thread is not worth waking."""
+"""Products of channels and points that a thread must have to be worth starting."""
 
 
 def attend(
@@ -36,7 +36,7 @@ def attend(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """``reference.attend`` in one operator: weights and locations are never in memory."""
+    """``reference.attend`` in one operator, without weights and locations in memory."""
     dtype = reference.computing_dtype(values)
     centers, sizes = references.centers, references.sizes
     learned_box = sizes is not None and (sizes.requires_grad or centers.requires_grad)
@@ -77,11 +77,11 @@ def _flat(level_shapes: LevelShapes) -> list[int]:
 
 
 def _head_by_head(values: Tensor, queries: int) -> Tensor:
-    """The same (B, S, M, D) values, laid out head after head when many queries will read them.
+    """The same (B, S, M, D) values, stored head after head if many queries will read them.
 
     Interleaved heads put all cells of one head into the same eighth of the cache's sets. With as
-    many queries as cells the copy pays for itself twice over (forward and backward); a decoder's
-    few hundred queries touch too little.
+    many queries as cells the copy costs less than it saves, forward and backward; with a decoder's
+    few hundred queries it costs more.
     """
     if 4 * queries < values.shape[1]:
         return values
@@ -192,12 +192,10 @@ class _Kernels(NamedTuple):
 
     forward: Any
     backward: Any
-    fields: Any  # the enum that numbers the fields of a block
-    modes: Any
 
 
 class _Work(NamedTuple):
-    """One call's tensors, in the layout that kernels read, and their sizes."""
+    """The tensors of one call, in the layout that the kernels read, and their sizes."""
 
     values: Tensor
     shapes: np.ndarray
@@ -251,7 +249,7 @@ class _Work(NamedTuple):
             sizes=values.new_ones(2) if sizes is None else sizes.contiguous(),
             offsets=offsets.contiguous(),
             scores=scores.contiguous(),
-            mode="SAMPLE" if centers is None else "POINTS" if sizes is None else "BOXES",
+            mode="SAMPLE" if centers is None else "AROUND_POINTS" if sizes is None else "IN_BOXES",
             batch=batch,
             tokens=tokens,
             heads=heads,
@@ -272,34 +270,36 @@ class _Work(NamedTuple):
         return not (self.batch and self.queries and self.tokens and self.points)
 
     def threads(self) -> int:
-        """How many threads the work is worth, up to torch's number."""
+        """The number of threads for this much work, up to torch's number."""
         products = self.batch * self.queries * self.heads * self.width * self.kind[2]
         return max(1, min(torch.get_num_threads(), products // _SMALLEST_SHARE))
 
-    def block(self, kernels: _Kernels) -> np.ndarray:
+    def block(self) -> np.ndarray:
         """The fields that both kernels read."""
-        field, block = kernels.fields, np.zeros(32, np.int64)
+        from detrlab.ops import kernels as k
+
         image, cell, head, _ = self.values.stride()
-        for name, number in (
-            (field.BATCH, self.batch),
-            (field.QUERIES, self.queries),
-            (field.HEADS, self.heads),
-            (field.WIDTH, self.width),
-            (field.LEVELS, self.levels),
-            (field.POINTS, self.points),
-            (field.MODE, kernels.modes[self.mode]),
-            (field.IMAGE_STRIDE, image),
-            (field.HEAD_STRIDE, head),
-            (field.CELL_STRIDE, cell),
-            (field.SHAPES, self.shapes.ctypes.data),
-            (field.VALUES, self.values.data_ptr()),
-            (field.RATIOS, self.ratios.data_ptr()),
-            (field.CENTERS, self.centers.data_ptr()),
-            (field.SIZES, self.sizes.data_ptr()),
-            (field.OFFSETS, self.offsets.data_ptr()),
-            (field.SCORES, self.scores.data_ptr()),
-        ):
-            block[name] = number
+        fields = {
+            k.BATCH: self.batch,
+            k.QUERIES: self.queries,
+            k.HEADS: self.heads,
+            k.WIDTH: self.width,
+            k.LEVELS: self.levels,
+            k.POINTS: self.points,
+            k.MODE: getattr(k, self.mode),
+            k.IMAGE_STRIDE: image,
+            k.HEAD_STRIDE: head,
+            k.CELL_STRIDE: cell,
+            k.SHAPES: self.shapes.ctypes.data,
+            k.VALUES: self.values.data_ptr(),
+            k.RATIOS: self.ratios.data_ptr(),
+            k.CENTERS: self.centers.data_ptr(),
+            k.SIZES: self.sizes.data_ptr(),
+            k.OFFSETS: self.offsets.data_ptr(),
+            k.SCORES: self.scores.data_ptr(),
+        }
+        block = np.zeros(k.FIELDS, np.int64)
+        block[list(fields)] = list(fields.values())
         return block
 
 
@@ -309,23 +309,27 @@ def _is_rows(values: Tensor) -> bool:
 
 
 def _run_forward(kernels: _Kernels, work: _Work, output: Tensor) -> None:
+    from detrlab.ops import kernels as k
+
     if work.is_empty:
         output.zero_()
         return
     count = work.threads()
-    # A few tasks a thread, so that a slow core delays nobody.
+    # A few tasks for each thread, so that a slow core delays little.
     chunks = math.ceil(4 * count / (work.batch * work.heads)) if count > 1 else 1
     chunk = math.ceil(work.queries / chunks)
-    block, field = work.block(kernels), kernels.fields
-    block[field.CHUNK] = chunk
-    block[field.TASKS] = work.batch * work.heads * math.ceil(work.queries / chunk)
-    block[field.OUTPUT] = output.data_ptr()
+    block = work.block()
+    block[k.CHUNK] = chunk
+    block[k.TASKS] = work.batch * work.heads * math.ceil(work.queries / chunk)
+    block[k.OUTPUT] = output.data_ptr()
     threads.run(kernels.forward.address, block.ctypes.data, count)
 
 
 def _run_backward(
     kernels: _Kernels, work: _Work, output_grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from detrlab.ops import kernels as k
+
     values_grad = torch.zeros_like(work.values)
     offsets_grad = torch.empty_like(work.offsets)
     scores_grad = torch.empty_like(work.scores)
@@ -333,15 +337,15 @@ def _run_backward(
         return values_grad, offsets_grad.zero_(), scores_grad.zero_()
     count = work.threads()
     maps = work.batch * work.heads
-    # One task a map writes its gradient without locks; with too few maps, one a level does.
+    # One task for each map needs no locks; with too few maps, one for each level.
     split = maps < 2 * count and work.levels > 1
-    block, field = work.block(kernels), kernels.fields
-    block[field.SPLIT] = split
-    block[field.TASKS] = maps * (work.levels if split else 1)
-    block[field.OUTPUT] = output_grad.data_ptr()
-    block[field.VALUES_GRAD] = values_grad.data_ptr()
-    block[field.OFFSETS_GRAD] = offsets_grad.data_ptr()
-    block[field.SCORES_GRAD] = scores_grad.data_ptr()
+    block = work.block()
+    block[k.SPLIT] = split
+    block[k.TASKS] = maps * (work.levels if split else 1)
+    block[k.OUTPUT] = output_grad.data_ptr()
+    block[k.VALUES_GRAD] = values_grad.data_ptr()
+    block[k.OFFSETS_GRAD] = offsets_grad.data_ptr()
+    block[k.SCORES_GRAD] = scores_grad.data_ptr()
     threads.run(kernels.backward.address, block.ctypes.data, count)
     if split and work.mode != "SAMPLE":
         weights = work.scores.softmax(-1)
@@ -354,7 +358,7 @@ def _run_backward(
 
 
 def problem(dtype: torch.dtype = torch.float32, width: int = 32, count: int = 16) -> str | None:
-    """Why the kernels cannot serve, or None if they can; compiles and tests them if need be.
+    """Why the kernels cannot be used; None if they can. Compiles and tests them if needed.
 
     Args:
         dtype: of the values.
@@ -377,7 +381,7 @@ def _kernels_or_raise(work: _Work) -> _Kernels:
 
 @functools.cache
 def _compiled(dtype: torch.dtype, width: int, count: int) -> Compiled[_Kernels]:
-    """The tested kernels for one kind of work, or the problem with them."""
+    """The tested kernels for one kind of work, or why they cannot be used."""
     return compile_and_test(
         lambda: _build(dtype, width, count),
         lambda kernels: _self_test(kernels, dtype, width, count),
@@ -392,14 +396,12 @@ def _build(dtype: torch.dtype, width: int, count: int) -> _Kernels:
     return _Kernels(
         compile_on_disk(kernels.compile_forward, number, lanes, count),
         compile_on_disk(kernels.compile_backward, number, lanes, count),
-        kernels.Field,
-        kernels.Mode,
     )
 
 
 def _self_test(kernels: _Kernels, dtype: torch.dtype, width: int, count: int) -> str | None:
-    """None, or how the kernels' results on a small case differ from the plain form's."""
-    # Two levels where the points can be shared out between them.
+    """How the kernels' results on a small case differ from the plain form's; None if they agree."""
+    # Two levels if the points can be divided between them.
     shapes, points = (((4, 8), (2, 2)), count // 2) if count % 2 == 0 else (((4, 8),), count)
     case = testing.small_case(shapes, width=width, points=points, dtype=dtype)
     work = _Work.of(

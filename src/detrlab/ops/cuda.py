@@ -1,8 +1,7 @@
-"""Deformable attention on a GPU: by an installed extension, else by our own Triton kernels.
+"""Deformable attention on a GPU: by an installed extension, else by detrlab's Triton kernels.
 
-Known extensions are ``torch-ms-deform-attn`` and ``deformops``, two packagings of Deformable DETR's
-own CUDA operator. Whichever is found first is compared with the plain form on the GPU before it is
-used.
+Known extensions are ``torch-ms-deform-attn`` and ``deformops``, two packages of Deformable DETR's
+CUDA operator. The first that is installed is compared with the plain form before it is used.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Operator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Found(NamedTuple):
-    """The tested way to sample on a GPU, and what it is called."""
+    """A tested implementation of ``reference.sample`` for a GPU, and its name."""
 
     name: str
     sample: reference.Sample
@@ -37,14 +36,14 @@ def attend(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """``reference.attend`` with what was found in place of ``grid_sample``."""
+    """``reference.attend`` with the GPU's implementation of ``sample``."""
     return reference.attend_by(
         _sampler(values.device), values, level_shapes, valid_ratios, references, offsets, scores
     )
 
 
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """``reference.sample`` by what was found."""
+    """``reference.sample`` by the GPU's implementation."""
     return _sampler(values.device)(values, level_shapes, locations, weights)
 
 
@@ -63,7 +62,7 @@ def sample_with(
 ) -> Tensor:
     """``reference.sample`` by any operator."""
     dtype = reference.computing_dtype(values)
-    shapes = torch.tensor(level_shapes, dtype=torch.int64, device=values.device)
+    shapes = torch.tensor(level_shapes).to(values.device, non_blocking=True)
     cells = shapes.prod(1)
     with torch.autocast(values.device.type, enabled=False):
         output = operator(
@@ -77,19 +76,19 @@ def sample_with(
 
 
 def problem(device: torch.device) -> str | None:
-    """Why nothing but the plain form serves this GPU, or None if something does."""
+    """Why only the plain form works on this GPU; None if an implementation works."""
     found = _found(device)
     return None if isinstance(found, Found) else found
 
 
 def implementation(device: torch.device) -> str | None:
-    """The name of what serves this GPU, or None if nothing but the plain form does."""
+    """The name of the implementation for this GPU; None if only the plain form works."""
     found = _found(device)
     return found.name if isinstance(found, Found) else None
 
 
 def ms_deform_attn() -> Operator | None:
-    """The operator of ``torch-ms-deform-attn``, which also runs on a CPU; None if not there."""
+    """The operator of ``torch-ms-deform-attn``, which also runs on a CPU; None if not installed."""
     try:
         module = importlib.import_module("torch_ms_deform_attn")
     except (ImportError, OSError):
@@ -135,7 +134,7 @@ _KNOWN: tuple[tuple[str, Callable[[], reference.Sample | None]], ...] = (
 
 @functools.cache
 def _found(device: torch.device) -> Found | str:
-    """The first that passes its test on ``device``, or why none does."""
+    """The first implementation that passes its test on ``device``, or why none does."""
     problems = []
     for name, find in _KNOWN:
         sampler = find()
@@ -154,6 +153,6 @@ def _difference(sampler: reference.Sample, device: torch.device) -> str | None:
     case = testing.small_case(device=device)
     try:
         actual = testing.results(functools.partial(reference.attend_by, sampler), case)
-    except Exception as error:  # whatever fails, the plain form serves
+    except Exception as error:  # the plain form is used instead
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return testing.difference(actual, testing.results(reference.attend, case))

@@ -1,27 +1,35 @@
-"""The one seam for deformable attention: picks a backend and says which.
+"""Deformable attention: chooses the backend that computes it.
 
-``auto`` takes the fastest backend that works for the tensors at hand. A name insists on one: set
-it for a block of code with ``use``, or for a process with the environment variable
-``DETRLAB_OPS``. Every backend is compared with ``reference`` before its first use, and what it
-cannot do (another device, tracing for export) the reference does.
+``auto`` takes the fastest backend that works for the given tensors. A name chooses one backend:
+with ``use`` for a block of code, or with the environment variable ``DETRLAB_OPS`` for a process.
+Every backend is compared with ``reference`` before its first use. What a backend cannot compute
+(another device, tracing for export) the reference computes.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from detrlab.errors import UserError
-from detrlab.ops import choice, cpu, cuda, reference
+from detrlab.errors import UserError, did_you_mean
+from detrlab.ops import cpu, cuda, reference
 from detrlab.structures import LevelShapes, References
 
+NAMES = ("auto", "reference", "cpu", "cuda")
+"""``auto`` takes the fastest backend that works; ``reference`` is plain PyTorch."""
+
+VARIABLE = "DETRLAB_OPS"
+
 _BACKENDS = {"reference": reference, "cpu": cpu, "cuda": cuda}
+_chosen: ContextVar[str | None] = ContextVar("detrlab_ops", default=None)
 _log = logging.getLogger("detrlab")
 
 
@@ -33,7 +41,7 @@ def attend(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """``reference.attend`` by the chosen backend; the form that the models call."""
+    """``reference.attend`` by the chosen backend."""
     module = _pick(values, offsets.shape[3] * offsets.shape[4])
     output: Tensor = module.attend(values, level_shapes, valid_ratios, references, offsets, scores)
     return output
@@ -57,21 +65,24 @@ def use(name: str) -> Iterator[None]:
         UserError: the name is unknown, or that backend does not work here; the message says why.
     """
     _check(name, "use()")
-    with choice.chosen(name):
+    token = _chosen.set(name)
+    try:
         yield
+    finally:
+        _chosen.reset(token)
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """The name of the backend that serves float32 tensors on ``device``."""
-    return _served_by(_wish(), torch.device(device), torch.float32, 32, 16)
+    """The name of the backend for float32 tensors on ``device``."""
+    return _backend_for(torch.device(device), torch.float32, 32, 16)
 
 
 def problem(name: str, device: torch.device | str | None = None) -> str | None:
-    """Why a backend does not work here, or None if it does (and has passed its test).
+    """Why a backend does not work here; None if it works and has passed its test.
 
     Args:
         name: ``"reference"``, ``"cpu"`` or ``"cuda"``.
-        device: the GPU to test; the current one if None.
+        device: the GPU to test; None takes the current one.
     """
     if name == "cpu":
         return cpu.problem()
@@ -83,39 +94,33 @@ def problem(name: str, device: torch.device | str | None = None) -> str | None:
 
 
 def _check(name: str, where: str) -> None:
-    found = problem(choice.known(name, where))
+    if name not in NAMES:
+        raise UserError(f"{where}: unknown ops backend {name!r}{did_you_mean(name, NAMES)}")
+    found = problem(name)
     if found is not None:
         raise UserError(f"{where}: ops backend {name!r} does not work here: {found}")
 
 
 @functools.cache
 def _check_variable(name: str) -> None:
-    _check(name, choice.VARIABLE)
-
-
-def _wish() -> str:
-    """The backend asked for, checked once if the environment asks for it."""
-    name = choice.wish()
-    _check_variable(name)
-    return name
+    _check(name, VARIABLE)
 
 
 def _pick(values: Tensor, count: int) -> ModuleType:
-    """The module that computes this call; ``count`` is L * P."""
+    """The module of the backend for this call; ``count`` is L * P."""
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return reference  # an exported graph may hold no operator of ours
-    name = _served(values.device, values.dtype, values.shape[3], count)
-    return _BACKENDS[name]
+        return reference  # an exported graph may contain no custom operator
+    return _BACKENDS[_backend_for(values.device, values.dtype, values.shape[3], count)]
 
 
 @torch.compiler.assume_constant_result
-def _served(device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
-    return _served_by(_wish(), device, dtype, width, count)
-
-
-def _served_by(wish: str, device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
-    """The backend for such tensors: the wish where it applies, else the reference."""
-    if wish == "reference" or wish not in ("auto", device.type):
+def _backend_for(device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
+    """The chosen backend where it works for such tensors, else the reference."""
+    name = _chosen.get()
+    if name is None:
+        name = os.environ.get(VARIABLE, "auto")
+        _check_variable(name)
+    if name not in ("auto", device.type):
         return "reference"
     if device.type == "cpu":
         computing = torch.float64 if dtype == torch.float64 else torch.float32
@@ -133,8 +138,7 @@ def _served_by(wish: str, device: torch.device, dtype: torch.dtype, width: int, 
 @functools.cache
 def _warn_once(name: str, found: str) -> None:
     _log.warning(
-        "deformable attention runs in its plain form, which is slower: backend %r "
-        "cannot be used (%s)",
+        "deformable attention uses the slower plain PyTorch form: backend %r does not work (%s)",
         name,
         found,
     )

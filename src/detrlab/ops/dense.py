@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, by whichever form is fastest for the tensors at hand."""
+"""Scaled dot-product attention, in the fastest form for the given tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, p:
     """
     if p == 0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
-    # On a CPU PyTorch has no fused form with dropout either, and draws its numbers slowly.
+    # On a CPU PyTorch has no fused form with dropout.
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))

@@ -11,15 +11,14 @@ One forward and one backward kernel serve both forms of the op. For each query a
 Step 1 runs for a block of queries before step 2 does, because reading numbers just stored from
 a wider register would stall. Nothing between the steps leaves the first-level cache.
 
-A kernel takes one argument, a block of int64 fields (addresses, sizes, strides), and draws
-tasks from it until none are left, so any number of threads may run it on the same block. Each
-output number is written by one task, in an order that does not depend on the threads: results
-are the same bit for bit with any number of them.
+A kernel takes one argument, a block of int64 fields (addresses, sizes, strides), and takes tasks
+from it until none are left, so any number of threads may run it on the same block. Each output
+number is written by one task, in an order that does not depend on the threads: results are the
+same bit for bit with any number of them.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import Any
 
 import numpy as np
@@ -45,68 +44,53 @@ from detrlab.ops.vectors import (
     zeros,
 )
 
-VERSION = 1
-"""Part of the key of the compiled code on disk: raise it when vectors.py changes."""
+VERSION = 2
+"""Part of the cache key of the compiled code: increase it when vectors.py changes."""
 
 
-class Field(enum.IntEnum):
-    """The int64 fields that a kernel reads."""
-
-    TICKET = 0  # the next task; the threads count it up
-    TASKS = enum.auto()
+# The int64 fields of a block.
+(
+    TICKET,  # the next task; the threads count it up
+    TASKS,
     # sizes
-    BATCH = enum.auto()
-    QUERIES = enum.auto()
-    HEADS = enum.auto()
-    WIDTH = enum.auto()  # channels of a head
-    LEVELS = enum.auto()
-    POINTS = enum.auto()
-    CHUNK = enum.auto()  # queries of a forward task
-    SPLIT = enum.auto()  # 1: a backward task is one level, 0: all levels
-    MODE = enum.auto()
-    # element strides of the values and of their gradient: image, head, cell
-    IMAGE_STRIDE = enum.auto()
-    HEAD_STRIDE = enum.auto()
-    CELL_STRIDE = enum.auto()
+    BATCH,
+    QUERIES,
+    HEADS,
+    WIDTH,  # channels of a head
+    LEVELS,
+    POINTS,
+    CHUNK,  # queries of a forward task
+    SPLIT,  # 1: a backward task is one level, 0: all levels
+    MODE,
+    # element strides of the values and of their gradient
+    IMAGE_STRIDE,
+    HEAD_STRIDE,
+    CELL_STRIDE,
     # addresses
-    SHAPES = enum.auto()  # (L, 3) int64: height, width, first cell
-    VALUES = enum.auto()  # strided
-    RATIOS = enum.auto()  # (B, L, 2)
-    CENTERS = enum.auto()  # (B, Q, 2)
-    SIZES = enum.auto()  # (B, Q, 2)
-    OFFSETS = enum.auto()  # (B, Q, M, L, P, 2): offsets, or locations
-    SCORES = enum.auto()  # (B, Q, M, L * P): logits, or weights
-    OUTPUT = enum.auto()  # (B, Q, M, D); backward: its gradient
-    VALUES_GRAD = enum.auto()
-    OFFSETS_GRAD = enum.auto()
-    SCORES_GRAD = enum.auto()
+    SHAPES,  # (L, 3) int64: height, width, first cell
+    VALUES,  # strided
+    RATIOS,  # (B, L, 2)
+    CENTERS,  # (B, Q, 2)
+    SIZES,  # (B, Q, 2)
+    OFFSETS,  # (B, Q, M, L, P, 2): offsets, or locations
+    SCORES,  # (B, Q, M, L * P): logits, or weights
+    OUTPUT,  # (B, Q, M, D); backward: its gradient
+    VALUES_GRAD,
+    OFFSETS_GRAD,
+    SCORES_GRAD,
+    FIELDS,  # how many there are
+) = range(26)
 
-
-class Mode(enum.IntEnum):
-    """What offsets and scores are."""
-
-    SAMPLE = 0  # locations and weights, ready to use
-    POINTS = 1  # offsets in cells around a point; logits
-    BOXES = 2  # offsets in P-ths of half a box; logits
-
+# What offsets and scores are.
+(
+    SAMPLE,  # locations and weights, ready to use
+    AROUND_POINTS,  # offsets in cells around a point; logits
+    IN_BOXES,  # offsets in P-ths of half a box; logits
+) = range(3)
 
 BLOCK = 8
 """Queries placed before their cells are read."""
 
-# Plain ints: Numba compiles enum members, but not their class attributes inside a closure.
-_TASKS, _BATCH, _QUERIES, _HEADS = map(int, (Field.TASKS, Field.BATCH, Field.QUERIES, Field.HEADS))
-_WIDTH, _LEVELS, _POINTS = map(int, (Field.WIDTH, Field.LEVELS, Field.POINTS))
-_CHUNK, _SPLIT, _MODE = map(int, (Field.CHUNK, Field.SPLIT, Field.MODE))
-_IMAGE_STRIDE, _HEAD_STRIDE, _CELL_STRIDE = map(
-    int, (Field.IMAGE_STRIDE, Field.HEAD_STRIDE, Field.CELL_STRIDE)
-)
-_SHAPES, _VALUES, _RATIOS = map(int, (Field.SHAPES, Field.VALUES, Field.RATIOS))
-_CENTERS, _SIZES = map(int, (Field.CENTERS, Field.SIZES))
-_OFFSETS, _SCORES, _OUTPUT = map(int, (Field.OFFSETS, Field.SCORES, Field.OUTPUT))
-_VALUES_GRAD, _OFFSETS_GRAD, _SCORES_GRAD = map(
-    int, (Field.VALUES_GRAD, Field.OFFSETS_GRAD, Field.SCORES_GRAD)
-)
-_SAMPLE, _BOXES = int(Mode.SAMPLE), int(Mode.BOXES)
 _SIGNATURE = types.void(types.CPointer(types.int64))
 
 
@@ -150,9 +134,9 @@ def _tables(
             cells = shapes[3 * level + 1 - axis]
             valid = ratios[2 * (image * levels + level) + axis] * cells
             step = 1.0
-            if mode == _SAMPLE:
+            if mode == SAMPLE:
                 valid, step = 0.0, 1.0 * cells
-            elif mode == _BOXES:
+            elif mode == IN_BOXES:
                 step = valid * 0.5 / points
             to[(0 + axis) * count + lane] = cells
             to[(2 + axis) * count + lane] = valid
@@ -175,22 +159,22 @@ def compile_forward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
     corners = 4 * count
 
     def forward(data: Any) -> None:
-        block = carray(data, (32,), np.int64)
-        queries, heads, width = block[_QUERIES], block[_HEADS], block[_WIDTH]
-        levels, points, mode = block[_LEVELS], block[_POINTS], block[_MODE]
-        chunk = block[_CHUNK]
-        cell_stride = np.int32(block[_CELL_STRIDE])
-        # The declared length of one is never checked: these are C arrays.
-        shapes = carray(pointer(block[_SHAPES]), (1,), np.int64)
-        values = carray(pointer(block[_VALUES]), (1,), dtype)
-        ratios = carray(pointer(block[_RATIOS]), (1,), dtype)
-        centers = carray(pointer(block[_CENTERS]), (1,), dtype)
-        sizes = carray(pointer(block[_SIZES]), (1,), dtype)
-        offsets = carray(pointer(block[_OFFSETS]), (1,), dtype)
-        scores = carray(pointer(block[_SCORES]), (1,), dtype)
-        output = carray(pointer(block[_OUTPUT]), (1,), dtype)
-        center_step = 0 if mode == _SAMPLE else 2
-        size_step = 2 if mode == _BOXES else 0
+        block = carray(data, (FIELDS,), np.int64)
+        queries, heads, width = block[QUERIES], block[HEADS], block[WIDTH]
+        levels, points, mode = block[LEVELS], block[POINTS], block[MODE]
+        chunk = block[CHUNK]
+        cell_stride = np.int32(block[CELL_STRIDE])
+        # The length of one is never checked: these are C arrays.
+        shapes = carray(pointer(block[SHAPES]), (1,), np.int64)
+        values = carray(pointer(block[VALUES]), (1,), dtype)
+        ratios = carray(pointer(block[RATIOS]), (1,), dtype)
+        centers = carray(pointer(block[CENTERS]), (1,), dtype)
+        sizes = carray(pointer(block[SIZES]), (1,), dtype)
+        offsets = carray(pointer(block[OFFSETS]), (1,), dtype)
+        scores = carray(pointer(block[SCORES]), (1,), dtype)
+        output = carray(pointer(block[OUTPUT]), (1,), dtype)
+        center_step = 0 if mode == SAMPLE else 2
+        size_step = 2 if mode == IN_BOXES else 0
 
         table = np.empty(6 * count, dtype)
         starts = np.empty(count, np.int32)
@@ -202,13 +186,13 @@ def compile_forward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
 
         while version > 0:
             task = take_ticket(block)
-            if task >= block[_TASKS]:
+            if task >= block[TASKS]:
                 break
             image = task // (heads * chunks)
             head = task // chunks % heads
             first = task % chunks * chunk
             last = min(first + chunk, queries)
-            origin = image * block[_IMAGE_STRIDE] + head * block[_HEAD_STRIDE]
+            origin = image * block[IMAGE_STRIDE] + head * block[HEAD_STRIDE]
             _tables(shapes, ratios, image, levels, points, mode, table)
             map_width, map_height = load(table, 0, count), load(table, count, count)
             valid_x, valid_y = load(table, 2 * count, count), load(table, 3 * count, count)
@@ -232,7 +216,7 @@ def compile_forward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
                     x = valid_x * centers[entry * center_step] + x - 0.5
                     y = valid_y * centers[entry * center_step + 1] + y - 0.5
                     weights = load(scores, row, count)
-                    if mode != _SAMPLE:
+                    if mode != SAMPLE:
                         weights = _softmax(weights)
                     left, right, left_share, right_share, _, _ = _axis(x, map_width)
                     top, bottom, top_share, bottom_share, _, _ = _axis(y, map_height)
@@ -287,24 +271,24 @@ def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
     kept = 11 * count  # per query: two axes of shares and slopes, weights, steps
 
     def backward(data: Any) -> None:
-        block = carray(data, (32,), np.int64)
-        queries, heads, width = block[_QUERIES], block[_HEADS], block[_WIDTH]
-        levels, points, mode = block[_LEVELS], block[_POINTS], block[_MODE]
-        split = block[_SPLIT]
-        cell_stride = np.int32(block[_CELL_STRIDE])
-        shapes = carray(pointer(block[_SHAPES]), (1,), np.int64)
-        values = carray(pointer(block[_VALUES]), (1,), dtype)
-        ratios = carray(pointer(block[_RATIOS]), (1,), dtype)
-        centers = carray(pointer(block[_CENTERS]), (1,), dtype)
-        sizes = carray(pointer(block[_SIZES]), (1,), dtype)
-        offsets = carray(pointer(block[_OFFSETS]), (1,), dtype)
-        scores = carray(pointer(block[_SCORES]), (1,), dtype)
-        output_grad = carray(pointer(block[_OUTPUT]), (1,), dtype)
-        values_grad = carray(pointer(block[_VALUES_GRAD]), (1,), dtype)
-        offsets_grad = carray(pointer(block[_OFFSETS_GRAD]), (1,), dtype)
-        scores_grad = carray(pointer(block[_SCORES_GRAD]), (1,), dtype)
-        center_step = 0 if mode == _SAMPLE else 2
-        size_step = 2 if mode == _BOXES else 0
+        block = carray(data, (FIELDS,), np.int64)
+        queries, heads, width = block[QUERIES], block[HEADS], block[WIDTH]
+        levels, points, mode = block[LEVELS], block[POINTS], block[MODE]
+        split = block[SPLIT]
+        cell_stride = np.int32(block[CELL_STRIDE])
+        shapes = carray(pointer(block[SHAPES]), (1,), np.int64)
+        values = carray(pointer(block[VALUES]), (1,), dtype)
+        ratios = carray(pointer(block[RATIOS]), (1,), dtype)
+        centers = carray(pointer(block[CENTERS]), (1,), dtype)
+        sizes = carray(pointer(block[SIZES]), (1,), dtype)
+        offsets = carray(pointer(block[OFFSETS]), (1,), dtype)
+        scores = carray(pointer(block[SCORES]), (1,), dtype)
+        output_grad = carray(pointer(block[OUTPUT]), (1,), dtype)
+        values_grad = carray(pointer(block[VALUES_GRAD]), (1,), dtype)
+        offsets_grad = carray(pointer(block[OFFSETS_GRAD]), (1,), dtype)
+        scores_grad = carray(pointer(block[SCORES_GRAD]), (1,), dtype)
+        center_step = 0 if mode == SAMPLE else 2
+        size_step = 2 if mode == IN_BOXES else 0
 
         table = np.empty(6 * count, dtype)
         starts = np.empty(count, np.int32)
@@ -319,14 +303,14 @@ def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
 
         while version > 0:
             task = take_ticket(block)
-            if task >= block[_TASKS]:
+            if task >= block[TASKS]:
                 break
             image = task // (heads * parts)
             head = task // parts % heads
             level_from = task % parts if split else 0
             level_to = level_from + 1 if split else levels
             from_point, to_point = level_from * points, level_to * points
-            origin = image * block[_IMAGE_STRIDE] + head * block[_HEAD_STRIDE]
+            origin = image * block[IMAGE_STRIDE] + head * block[HEAD_STRIDE]
             _tables(shapes, ratios, image, levels, points, mode, table)
             map_width, map_height = load(table, 0, count), load(table, count, count)
             valid_x, valid_y = load(table, 2 * count, count), load(table, 3 * count, count)
@@ -350,7 +334,7 @@ def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
                     x = valid_x * centers[entry * center_step] + x * step_x - 0.5
                     y = valid_y * centers[entry * center_step + 1] + y * step_y - 0.5
                     weights = load(scores, row, count)
-                    if mode != _SAMPLE:
+                    if mode != SAMPLE:
                         weights = _softmax(weights)
                     left, right, left_share, right_share, left_slope, right_slope = _axis(
                         x, map_width
@@ -447,7 +431,7 @@ def compile_backward(dtype: Any, lanes: int, count: int, *, cache: bool) -> Any:
                             offsets_grad[2 * (row + point) + 1] = result[2 * point + 1]
                             scores_grad[row + point] = result[2 * count + point]
                     else:
-                        if mode != _SAMPLE:
+                        if mode != SAMPLE:
                             mean = sum_lanes(weights * weights_grad)
                             weights_grad = weights * (weights_grad - mean)
                         store_pairs(offsets_grad, 2 * row, x_grad, y_grad)

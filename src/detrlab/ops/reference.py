@@ -1,6 +1,6 @@
 """Deformable attention in plain PyTorch: readable, differentiable, exportable, on any device.
 
-Every faster backend is tested against this file, and whatever a backend cannot do comes here.
+Every faster backend is tested against this one, which also computes what they cannot.
 
 Source: arXiv 2010.04159, section 4.1 and appendix A.1.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 from detrlab.structures import LevelShapes, References
 
 Sample = Callable[[Tensor, LevelShapes, Tensor, Tensor], Tensor]
-"""What ``sample`` is, by whatever means."""
+"""The type of ``sample`` and its faster implementations."""
 
 
 def computing_dtype(values: Tensor) -> torch.dtype:
-    """The dtype to compute in: float64 stays, all else is float32.
+    """The dtype to compute in: float64 for float64, else float32.
 
-    Half precision would blur sampling locations: bfloat16 steps by 1/256 near 1.
+    Half precision is too coarse for sampling locations: near 1, bfloat16 has steps of 1/256.
     """
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
@@ -35,7 +35,7 @@ def attend(
     offsets: Tensor,
     scores: Tensor,
 ) -> Tensor:
-    """Each query's weighted sum of the values at the points it chose around its reference.
+    """Each query's weighted sum of the values at the points that it samples around its reference.
 
     Args:
         values: (B, S, M, D), zero at padded cells.
@@ -76,7 +76,7 @@ def locations_and_weights(
     scores: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """What ``sample`` takes, in ``dtype``, from what ``attend`` takes."""
+    """The locations and weights for ``sample``, in ``dtype``, from the arguments of ``attend``."""
     centers, sizes = references
     boxes = References(centers.to(dtype), None if sizes is None else sizes.to(dtype))
     locations = sampling_locations(boxes, valid_ratios.to(dtype), offsets.to(dtype), level_shapes)
@@ -90,7 +90,7 @@ def sampling_locations(
     offsets: Tensor,
     level_shapes: LevelShapes,
 ) -> Tensor:
-    """Where each query looks, as fractions (x, y) of each padded level.
+    """The sampling locations of each query, as fractions (x, y) of each padded level.
 
     Args:
         references: (B, Q, 2) centers and sizes, or no sizes.
@@ -104,7 +104,8 @@ def sampling_locations(
     centers = (references.centers[:, :, None] * valid_ratios[:, None])[:, :, None, :, None]
     if references.sizes is None:
         # Width before height: the order of the coordinates, not of the level's shape.
-        cells = offsets.new_tensor([(width, height) for height, width in level_shapes])
+        cells = torch.tensor([(w, h) for h, w in level_shapes], dtype=offsets.dtype)
+        cells = cells.to(offsets.device, non_blocking=True)  # no synchronisation with the GPU
         return centers + offsets / cells[:, None]
     points = offsets.shape[4]
     sizes = (references.sizes[:, :, None] * valid_ratios[:, None])[:, :, None, :, None]
@@ -114,7 +115,7 @@ def sampling_locations(
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum of bilinear samples of all levels.
 
-    A cell's value sits at its middle, and outside the map everything is zero:
+    A cell's value lies at its centre, and outside the map everything is zero:
     ``grid_sample`` with ``align_corners=False`` and zero padding.
 
     Args:

@@ -1,4 +1,4 @@
-"""The test that every backend passes before its first use: a small case against the plain form."""
+"""The test before a backend's first use: a small case, compared with the plain form."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def small_case(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Case:
-    """Points inside, on cell borders, across the edges and outside, drawn from ``seed``.
+    """Random points inside, on cell borders, across the edges and outside.
 
-    All numbers are multiples of 1/256. With sides that are powers of two every location is then
-    exact in any order of computing, so that all backends see a point on the same side of a
-    border; there the gradient jumps. (Around boxes that needs a power of two of points, too.)
+    All numbers are multiples of 1/256. With sides that are powers of two every location is exact
+    in any order of computation, so that all backends see a point on the same side of a border,
+    where the gradient jumps. (With boxes the number of points must be a power of two too.)
     """
     draw = torch.Generator().manual_seed(seed)
 
@@ -96,9 +96,9 @@ def difference(actual: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None
 
 
 def in_own_thread(function: Callable[[], Result]) -> Result:
-    """The function's result, computed where no tracing, autocast or inference mode is on.
+    """The function's result, computed in a new thread, without tracing, autocast or inference mode.
 
-    All of these belong to a thread, and a backend may be met for the first time inside them.
+    These modes belong to a thread, and a backend's first use may be inside them.
     """
     outcome: list[Result] = []
     errors: list[BaseException] = []

@@ -1,10 +1,9 @@
-"""Run one native function in several threads: in torch's own, where they can be reached.
+"""Run one native function in several threads: in torch's OpenMP threads, where that is possible.
 
-A second pool beside torch's costs more than it looks: after a matrix product torch's threads
-spin for milliseconds, waiting for more work, on the very cores that the second pool needs. On
-Linux torch's threads belong to the OpenMP runtime in the process, whose entry point
-``GOMP_parallel`` is as stable as compiled programs are. Elsewhere, and in a process forked from
-one that used them (where they no longer exist), a thread pool of Python's serves.
+A second thread pool would compete with torch's threads, which may still spin on their cores for
+milliseconds after a matrix product. On Linux they belong to the OpenMP runtime of the process,
+and every compiled OpenMP program depends on its entry point ``GOMP_parallel``. On other systems,
+and in a forked process (where the threads do not exist), a Python thread pool is used.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 _NATIVE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_BORN = os.getpid()
+_MAIN_PROCESS = os.getpid()
 
 
 def run(function: int, argument: int, threads: int) -> None:
     """Call a native function in ``threads`` threads at once, each with the same argument.
 
-    Python's lock is released meanwhile. The function must draw its share of the work itself,
-    and must finish all of it however few threads come.
+    Python's global lock is released meanwhile. The function must take its share of the work by
+    itself, and finish all of it with any number of threads.
 
     Args:
         function: address of a ``void (*)(void *)``.
         argument: the address to call it with.
         threads: how many; 1 runs in this thread.
     """
-    parallel = _openmp() if os.getpid() == _BORN else None
+    parallel = _openmp() if os.getpid() == _MAIN_PROCESS else None
     if threads == 1:
         _NATIVE(function)(argument)
     elif parallel is not None:
@@ -46,7 +45,7 @@ def run(function: int, argument: int, threads: int) -> None:
 
 
 def _wait(others: list[Future[None]]) -> None:
-    """Wait for all, even through Ctrl-C: they still write to memory that the caller frees."""
+    """Wait for all, also after Ctrl-C: they still write to memory that the caller frees."""
     interrupt: KeyboardInterrupt | None = None
     while any(not other.done() for other in others):
         try:
@@ -59,7 +58,7 @@ def _wait(others: list[Future[None]]) -> None:
 
 @functools.cache
 def _openmp() -> Callable[..., Any] | None:
-    """The OpenMP runtime's entry point, or None where there is none to be found."""
+    """The OpenMP runtime's entry point; None where it is not found."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -73,5 +72,5 @@ def _openmp() -> Callable[..., Any] | None:
 
 @functools.cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """A pool that lives as long as the process; a forked process gets its own."""
+    """One pool for each process, because a forked process has none of its parent's threads."""
     return ThreadPoolExecutor(threads, thread_name_prefix="detrlab-ops")

@@ -1,9 +1,8 @@
 """Deformable sampling on a GPU by Triton kernels, as PyTorch operators of their own.
 
-Triton comes with PyTorch's GPU builds and compiles when a kernel is first used: nothing is built
-at install. A program samples for a block of queries of one head of one image; the backward pass
-adds up the gradient of the values with atomics, so its last bits depend on the order in which
-programs finish.
+Triton is part of PyTorch's GPU builds and compiles a kernel at its first use: nothing is compiled
+at installation. A program computes a block of queries of one head of one image. The backward pass
+sums the gradient of the values with atomics, so its last bits depend on the order of programs.
 
 Import this module only where ``triton`` is installed; ``ops.cuda`` does so.
 """
@@ -23,11 +22,11 @@ from detrlab.ops import reference
 from detrlab.structures import LevelShapes
 
 _TILE = 1024
-"""Numbers (queries times channels) that a program works on at once."""
+"""Numbers (queries times channels) that a program holds."""
 
 
 def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """``reference.sample``; half-precision values are read as they are and summed in float32."""
+    """``reference.sample``; half-precision values are summed in float32."""
     dtype = reference.computing_dtype(values)
     output: Tensor = torch.ops.detrlab.deformable_on_gpu(
         values,
@@ -120,7 +119,7 @@ def backward(
     batch, cells, heads, width = values.shape
     queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
     locations, weights = locations.contiguous(), weights.contiguous()
-    # Atomic sums want full precision, whatever the values are in.
+    # Atomic sums need full precision, also for half-precision values.
     values_grad = torch.zeros(values.shape, dtype=locations.dtype, device=values.device)
     locations_grad, weights_grad = torch.empty_like(locations), torch.empty_like(weights)
     tile = _tile(width)
@@ -176,12 +175,12 @@ def _level(level_table, level):
 
 @triton.jit
 def _place(locations, index, height, width, here):
-    """The cell up and left of each point, and how far below and right of its middle it lies."""
-    # A cell's value sits at its middle.
+    """The cell up and left of each point, and the distances to its centre."""
+    # A cell's value lies at its centre.
     x = tl.load(locations + 2 * index, mask=here, other=0.0) * width - 0.5
     y = tl.load(locations + 2 * index + 1, mask=here, other=0.0) * height - 0.5
     left, top = tl.floor(x), tl.floor(y)
-    # Far outside, an integer might overflow and come back inside.
+    # Far outside, the conversion to an integer might overflow.
     column = tl.minimum(tl.maximum(left, -2.0), width + 1.0).to(tl.int32)
     row = tl.minimum(tl.maximum(top, -2.0), height + 1.0).to(tl.int32)
     return row, column, y - top, x - left

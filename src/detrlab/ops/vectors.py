@@ -1,9 +1,8 @@
 """Fixed-width vectors for Numba kernels, one LLVM instruction each.
 
-Numba leaves it to LLVM to find the vectors in a scalar loop. In the kernels of deformable
-attention it does not find them: every access might alias another. These few intrinsics say what
-is meant, and measured 3 to 4 times the speed of the loops. The number of lanes is known when a
-kernel is compiled; LLVM maps it to whatever registers the machine has.
+LLVM does not vectorise the scalar loops of deformable attention, because every access might alias
+another. Kernels written with these intrinsics are 3 to 4 times as fast. The number of lanes is
+known when a kernel is compiled; LLVM maps it to the registers of the machine.
 
 Arithmetic between vectors, or a vector and a number, is written with the ordinary operators.
 Sums may be reassociated and contracted (``a * b + c`` in one rounding); NaN and infinity keep
@@ -22,7 +21,7 @@ from numba import extending, types
 from numba.core import cgutils
 from numba.extending import models, overload, register_model
 
-intrinsic: Any = extending.intrinsic  # its own types miss that it removes an argument
+intrinsic: Any = extending.intrinsic  # its type annotations are wrong: it removes an argument
 
 _FAST = ("contract", "reassoc", "nsz")
 _INDEX = ir.IntType(32)
@@ -157,7 +156,7 @@ def store_pairs(_typing: Any, array: Any, index: Any, first: Any, second: Any) -
 
 @intrinsic
 def prefetch(_typing: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
-    """Ask for the cache line of an element; any index is harmless."""
+    """Prefetch the cache line of an element; any index is safe."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         byte = ir.IntType(8)
@@ -360,7 +359,7 @@ def sum_lanes(_typing: Any, vector: Any) -> Any:
 
 @intrinsic
 def max_lanes(_typing: Any, vector: Any) -> Any:
-    """The greatest lane, a number; NaN may be passed over."""
+    """The greatest lane, a number; NaN may be ignored."""
 
     def generate(_context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ARG001
         def greater(a: Any, b: Any) -> Any:
@@ -405,12 +404,12 @@ def four_dots(_typing: Any, with_: Any, a: Any, b: Any, c: Any, d: Any) -> Any: 
     return result(with_, with_, with_, with_, with_), generate
 
 
-# --- what Numba has no word for -----------------------------------------------------------
+# --- missing in Numba ---------------------------------------------------------------------
 
 
 @intrinsic
 def take_ticket(_typing: Any, array: Any) -> Any:
-    """Element 0 of an int64 array, counted up by one; no two threads get the same."""
+    """Element 0 of an int64 array, increased by one atomically."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data

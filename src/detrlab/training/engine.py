@@ -17,8 +17,8 @@ from detrlab.errors import UserError
 from detrlab.losses.criterion import Criterion, Losses
 from detrlab.losses.pairs import Counts, tally, total_counts
 from detrlab.structures import ImageBatch, ModelOutput, Target
+from detrlab.training.distributed import Processes
 from detrlab.training.optim import Schedule, WeightAverage, clip_gradients, set_rate
-from detrlab.training.processes import Processes
 
 if TYPE_CHECKING:
     from detrlab.data.batching import Batch
@@ -114,7 +114,7 @@ class Engine:
         pieces = micro_batches(share, self.micro_batch)
         try:
             counts = total_counts([parts])
-            with self.processes.speaking():
+            with self.processes.exchange():
                 judged = self._accumulate(pieces, step, counts)
             norm, applied = self._update()
             measures = self._measure(pieces, judged, images, counts.matched)

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and who may write to it."""
+"""The folder of a run: its files, and the lock that one process at a time holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +20,8 @@ import yaml
 
 from detrlab import files
 from detrlab.config import DataConfig, Record, TrainConfig
-from detrlab.errors import UserError
+from detrlab.errors import InUseError, UserError
 from detrlab.presets import AnyPreset
-
-
-class InUseError(UserError):
-    """Another process is writing to this run's folder."""
 
 
 class RunConfig(Record):
@@ -37,68 +32,39 @@ class RunConfig(Record):
     data: DataConfig
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Where the files of one run lie.
+    """The paths of a run's files.
 
     Attributes:
         path: the folder.
+        config: the settings, as YAML.
+        last: the latest weights: at the end of the run, its result.
+        best: the weights of the epoch with the best AP on the validation split.
+        states: folder of the saved states that ``--resume`` continues from.
+        table: one row for each epoch, as CSV.
+        metrics: the same rows and the result, as JSON.
+        predictions: detections of the final weights on the validation split, as COCO JSON.
+        environment: versions and machine, as JSON.
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The settings, as YAML."""
-        return self.path / "config.yaml"
-
-    @property
-    def last(self) -> Path:
-        """The latest weights: at the end of the run, its result."""
-        return self.path / "weights" / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the epoch with the best AP on the validation split."""
-        return self.path / "weights" / "best.safetensors"
-
-    @property
-    def states(self) -> Path:
-        """What ``--resume`` continues from."""
-        return self.path / "state"
-
-    @property
-    def trouble(self) -> Path:
-        """Reproductions of steps whose numbers were not finite."""
-        return self.path / "trouble"
-
-    @property
-    def table(self) -> Path:
-        """A row for each epoch, as CSV."""
-        return self.path / "metrics.csv"
-
-    @property
-    def metrics(self) -> Path:
-        """The same and the result, as JSON."""
-        return self.path / "metrics.json"
-
-    @property
-    def predictions(self) -> Path:
-        """Detections of the final weights on the validation split, as COCO json."""
-        return self.path / "predictions.json"
-
-    @property
-    def environment(self) -> Path:
-        """Versions and machine, as JSON."""
-        return self.path / "environment.json"
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.config = path / "config.yaml"
+        self.last = path / "weights" / "last.safetensors"
+        self.best = path / "weights" / "best.safetensors"
+        self.states = path / "state"
+        self.table = path / "metrics.csv"
+        self.metrics = path / "metrics.json"
+        self.predictions = path / "predictions.json"
+        self.environment = path / "environment.json"
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was started here and has something to lose."""
+        """Whether the folder holds a run with results or a saved state."""
         return self.config.is_file() and (self.metrics.is_file() or any(self.states.glob("*")))
 
     def read_metrics(self) -> dict[str, Any] | None:
-        """What ``metrics.json`` says; None when there is none yet.
+        """The contents of ``metrics.json``; None if there is no such file.
 
         Raises:
             UserError: it is damaged.
@@ -111,14 +77,14 @@ class RunFolder:
             raise UserError(f"{self.metrics} cannot be read: {error}") from None
 
     def save_config(self, config: RunConfig) -> None:
-        """Write the settings, whole or not at all."""
+        """Write the settings atomically."""
         files.write_text(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def save_table(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a row for each epoch; numbers that are None stay empty."""
+        """Write one row for each epoch; values that are None stay empty."""
         columns: dict[str, None] = {}
         for row in rows:
-            columns |= dict.fromkeys(key for key, value in row.items() if not _is_nested(value))
+            columns |= {key: None for key, value in row.items() if not isinstance(value, dict)}
         text = io.StringIO()
         writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -126,18 +92,14 @@ class RunFolder:
         files.write_text(self.table, text.getvalue())
 
 
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (dict, list))
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other process from writing to a run's folder.
 
-    The system releases the lock when this process ends, however it ends.
+    The operating system releases the lock when this process ends, even if it is killed.
 
     Raises:
-        InUseError: another process has it; the message says which.
+        InUseError: another process holds the lock; the message names it.
         UserError: the folder cannot be written.
     """
     path = folder / "run.lock"
@@ -170,7 +132,7 @@ def _try_to_lock(file: IO[str]) -> bool:
         import msvcrt
 
         try:
-            # Far behind the text, which others must be able to read.
+            # A byte far behind the text, which other processes must be able to read.
             file.seek(1 << 20)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError:
@@ -189,11 +151,11 @@ _PACKAGES = ("detrlab", "torch", "torchvision", "timm", "numpy", "scipy", "numba
 
 
 def environment(device: str, processes: int, backend: str) -> dict[str, Any]:
-    """Versions and machine, for whoever wonders later why two runs differ.
+    """Versions and machine, to find out later why two runs differ.
 
     Args:
-        device: where the network was.
-        processes: how many trained together.
+        device: of the network.
+        processes: the number that trained together.
         backend: of deformable attention.
     """
     packages: dict[str, str | None] = {}

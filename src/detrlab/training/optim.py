@@ -1,10 +1,11 @@
-"""AdamW with learning-rate groups by name, the schedule as a function of the step, clipping."""
+"""AdamW with learning-rate groups, the learning-rate schedule, gradient clipping, EMA."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,11 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that learn at one rate.
+    """Parameters with one learning rate.
 
     Attributes:
         name: of the group.
-        pattern: what the names were searched for; empty for the rest.
+        pattern: that parameter names were searched for; empty for the rest.
         factor: of the learning rate.
         named: (name, parameter) in the network's order.
     """
@@ -39,13 +40,13 @@ class ParameterGroup:
 
 
 def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
-    """The trainable parameters, divided by name; the first pattern that matches takes one.
+    """The trainable parameters, each in the first group whose pattern matches its name.
 
     Groups without parameters are left out.
 
     Raises:
-        UserError: a pattern is no regular expression, or matches nothing that trains. The
-            default patterns may match nothing: not every detector samples.
+        UserError: a pattern is no regular expression, or matches no trainable parameter. The
+            default patterns may match none: not every detector samples.
     """
     left = {name: each for name, each in network.named_parameters() if each.requires_grad}
     groups = []
@@ -59,7 +60,7 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
 def _take(
     left: dict[str, nn.Parameter], group: LearningRateGroup, network: nn.Module
 ) -> tuple[tuple[str, nn.Parameter], ...]:
-    """Remove what the group matches from ``left``."""
+    """Remove the parameters that match the group from ``left``."""
     try:
         pattern = re.compile(group.pattern)
     except re.error as error:
@@ -70,19 +71,18 @@ def _take(
     names = [name for name in left if pattern.search(name)]
     defaults = {each.pattern for each in TrainConfig().groups}
     if not names and group.pattern not in defaults:
-        tops = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
+        parts = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
         raise UserError(
-            f"learning-rate group {group.name!r}: {group.pattern!r} matches no parameter that "
-            f"trains and is not taken by a group before it; the names begin with "
-            f"{', '.join(tops)}"
+            f"learning-rate group {group.name!r}: {group.pattern!r} matches no trainable "
+            f"parameter that no earlier group has taken; names begin with {', '.join(parts)}"
         )
     return tuple((name, left.pop(name)) for name in names)
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW as the originals use it: weight decay on everything, norms and biases included.
+    """AdamW as in the originals: weight decay on all parameters, norms and biases included.
 
-    One group of the optimiser for each given group; ``set_rate`` sets their rates.
+    The optimiser has one group for each given group; ``set_rate`` sets their learning rates.
     """
     parameters = [
         {
@@ -92,9 +92,9 @@ def build_optimizer(groups: Sequence[ParameterGroup], config: TrainConfig) -> to
         }
         for group in groups
     ]
-    kinds = {parameter.device.type for group in groups for _, parameter in group.named}
-    # One kernel for all tensors where there is one: several times faster than one by one.
-    fused = kinds <= {"cuda", "cpu"}
+    devices = {parameter.device.type for group in groups for _, parameter in group.named}
+    # One kernel for all tensors is several times faster than one for each.
+    fused = devices <= {"cuda", "cpu"}
     return torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
     )
@@ -102,10 +102,10 @@ def build_optimizer(groups: Sequence[ParameterGroup], config: TrainConfig) -> to
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a function of the step alone, so that a resumed run needs no state.
+    """The learning rate as a function of the step alone: a resumed run needs no state for it.
 
     Attributes:
-        config: the kind and its numbers.
+        config: the kind of schedule and its numbers.
         steps_per_epoch: optimiser steps in an epoch.
     """
 
@@ -113,14 +113,14 @@ class Schedule:
     steps_per_epoch: int
 
     def rate(self, step: int) -> float:
-        """The rate of the group with factor 1 at step 0, 1, 2, ..."""
+        """The learning rate, for the factor 1, at step 0, 1, 2, ..."""
         config = self.config
         rate = config.learning_rate
         if config.schedule == "cosine":
             total = config.epochs * self.steps_per_epoch
             rate *= 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
         elif config.drop_epoch is not None:
-            # Epochs are counted from 0: with a drop at 40 the 41st is the first slower one.
+            # Epochs count from 0: with a drop at 40, the 41st is the first slower one.
             rate *= 0.1 ** (step // self.steps_per_epoch // config.drop_epoch)
         if step < config.warmup_steps:
             rate *= (step + 1) / config.warmup_steps
@@ -128,20 +128,20 @@ class Schedule:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's rate to ``rate`` times its factor."""
+    """Set every group's learning rate to ``rate`` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, bound: float) -> Tensor:
-    """Scale all gradients together so that their norm is at most ``bound``.
+    """Scale all gradients by one factor so that their total norm is at most ``bound``.
 
     Args:
-        optimizer: whose parameters' gradients are meant, the backbone's included.
+        optimizer: of the parameters.
         bound: of the total L2 norm; 0 changes nothing.
 
     Returns:
-        The norm before, a scalar; not finite when a gradient is not.
+        The norm before clipping, a scalar; not finite if a gradient is not.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     gradients = [each.grad for each in parameters if each.grad is not None]
@@ -154,7 +154,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, bound: float) -> Tensor:
 class WeightAverage:
     """An exponential moving average of a network's weights (EMA).
 
-    Early on the average follows faster, so that it forgets the first weights:
+    The decay rises from a small value, so that the initial weights are soon forgotten:
     ``min(decay, (1 + n) / (10 + n))`` after n updates.
 
     Args:
@@ -170,16 +170,26 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Move towards the network's present weights."""
+        """Average in the network's current weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        present = network.state_dict()
+        current = network.state_dict()
         averaged = set(self._averaged)
         torch._foreach_lerp_(
             [self.values[name] for name in self._averaged],
-            [present[name] for name in self._averaged],
+            [current[name] for name in self._averaged],
             1 - decay,
         )
-        for name, value in present.items():
+        for name, value in current.items():
             if name not in averaged:
                 self.values[name].copy_(value)
+
+    @contextmanager
+    def applied_to(self, network: nn.Module) -> Iterator[None]:
+        """A block in which the network has the averaged weights."""
+        own = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            network.load_state_dict(own)

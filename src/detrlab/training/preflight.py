@@ -1,4 +1,4 @@
-"""Before the first epoch: what would go wrong in hours, found in seconds."""
+"""Pre-flight checks: find before the first epoch what would go wrong after hours."""
 
 from __future__ import annotations
 
@@ -7,47 +7,70 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
+from detrlab.config import DataConfig
+from detrlab.data.transforms import evaluation_size
 from detrlab.errors import UserError
 from detrlab.losses.criterion import Criterion
 from detrlab.structures import ImageBatch, Target
-from detrlab.training.engine import Engine, autocast, micro_batches, seed_step, to_device
+from detrlab.training.engine import (
+    Engine,
+    autocast,
+    micro_batches,
+    running_statistics,
+    seed_step,
+    to_device,
+)
+from detrlab.training.folder import RunConfig
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
 if TYPE_CHECKING:
     from detrlab.data.batching import Batch
+    from detrlab.data.table import Table
 
 OVERFIT_STEPS = 12
-SECONDS = 8.0
-"""How long the overfitting of one batch may take."""
-FALLS = 0.9
-"""Share of its first loss that a batch must fall below."""
+OVERFIT_SECONDS = 8.0
+MUST_FALL_TO = 0.9
+"""Of its first value: the loss that overfitting one batch must reach."""
 SHARE_OF_MEMORY = 0.85
 FEW_IMAGES = 10_000
-"""Below so many images a detector hardly learns from nothing."""
+"""With fewer images, training from random weights rarely succeeds."""
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The largest micro-batch that an epoch may hold.
+    """The largest image that an epoch may contain.
 
     Attributes:
         height: in pixels, padding included.
         width: in pixels, padding included.
-        objects: most annotated objects of an image.
+        objects: the most annotated objects of an image.
     """
 
     height: int
     width: int
     objects: int
 
+    @classmethod
+    def of(cls, table: Table, config: DataConfig) -> WorstCase:
+        """The largest sides and the most objects over all images of a table."""
+        shapes = {tuple(size) for size in table.sizes.tolist()}
+        resized = [evaluation_size(height, width, config) for height, width in shapes]
+        return cls(
+            height=max(height for height, _ in resized),
+            width=max(width for _, width in resized),
+            objects=int(np.diff(table.starts).max()),
+        )
+
     def batch(self, images: int, device: torch.device) -> tuple[ImageBatch, list[Target]]:
-        """So many images of noise, unpadded, with as many objects as can be."""
+        """A batch of random pixels without padding, with the most objects in every image."""
         draw = torch.Generator().manual_seed(0)
         pixels = torch.randn(images, 3, self.height, self.width, generator=draw)
         padding = torch.zeros(images, self.height, self.width, dtype=torch.bool)
@@ -57,9 +80,41 @@ class WorstCase:
         return ImageBatch(pixels.to(device), padding.to(device)), [target] * images
 
 
+def check(
+    engine: Engine, config: RunConfig, table: Table, first: Batch, steps: int
+) -> Iterator[str]:
+    """Run all checks; the engine is left unchanged.
+
+    Args:
+        engine: of the run.
+        config: of the run.
+        table: the training split.
+        first: this process's share of the first batch.
+        steps: of the whole run.
+
+    Yields:
+        Log lines.
+
+    Raises:
+        UserError: the largest images do not fit in memory.
+    """
+    network, count = engine.network, len(first.targets)
+    per_pass = min(engine.micro_batch or count, count)
+    learns_norms = bool(running_statistics(network))
+    for warning in settings_warnings(
+        config, table, per_pass=per_pass, learns_norms=learns_norms, steps=steps
+    ):
+        yield f"note: {warning}"
+    worst = WorstCase.of(table, config.data)
+    if not fits(network, engine.criterion, worst, config.train.precision, per_pass):
+        raise too_large(worst, per_pass)
+    if engine.processes.world == 1:  # several would have to exchange gradients
+        yield from overfit(engine, first, steps)
+
+
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
-    """A block after which the network is as before: weights, statistics, gradients, mode."""
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """A block after which the network's weights, statistics, gradients and mode are restored."""
     before = {name: value.detach().clone() for name, value in network.state_dict().items()}
     training = network.training
     try:
@@ -67,23 +122,21 @@ def untouched(network: nn.Module) -> Iterator[None]:
     finally:
         network.load_state_dict(before)
         network.train(training)
-        for parameter in network.parameters():
-            parameter.grad = None
+        network.zero_grad(set_to_none=True)
 
 
-def one_pass(
+def _forward_backward(
     network: nn.Module,
     criterion: Criterion,
     images: ImageBatch,
     targets: Sequence[Target],
     precision: str,
 ) -> Tensor:
-    """Forward and backward once; the loss."""
     with autocast(images.pixels.device, precision):
         output = network(images, targets)
-    losses = criterion(output, targets)
-    losses.total.backward()
-    return losses.total.detach()
+    total = criterion(output, targets).total
+    total.backward()
+    return total.detach()
 
 
 # --- memory -------------------------------------------------------------------------------
@@ -92,256 +145,192 @@ def one_pass(
 def largest_micro_batch(
     network: nn.Module, criterion: Criterion, worst: WorstCase, precision: str, limit: int
 ) -> int:
-    """The most images, halving from ``limit``, that a forward and backward pass has room for.
+    """The number of images, halved from ``limit`` on, whose forward and backward pass fits.
 
     Raises:
-        UserError: there is not even room for one.
+        UserError: not even one image fits.
     """
     count = limit
-    while not has_room(network, criterion, worst, precision, count):
+    while not fits(network, criterion, worst, precision, count):
         if count == 1:
-            raise no_room(worst, 1)
+            raise too_large(worst, 1)
         count = math.ceil(count / 2)
     return count
 
 
-def no_room(worst: WorstCase, count: int) -> UserError:
-    """What to say, and what to do, when memory is too small."""
+def too_large(worst: WorstCase, count: int) -> UserError:
+    """The error for too little memory, with the remedies."""
     return UserError(
-        f"memory is too small for {count} images of {worst.width} x {worst.height} pixels at "
-        "once, which an epoch may bring: train with train.micro_batch=auto (a step still "
-        "learns from the whole batch), train.gradient_checkpointing=true, or smaller images"
+        f"not enough memory for {count} images of {worst.width} x {worst.height} pixels in one "
+        "forward pass: set train.micro_batch=auto (the batch size of a step stays the same) or "
+        "train.gradient_checkpointing=true, or use smaller images"
     )
 
 
-def has_room(
+def fits(
     network: nn.Module, criterion: Criterion, worst: WorstCase, precision: str, count: int
 ) -> bool:
-    """Whether memory holds a forward and backward pass of ``count`` of the largest images.
+    """Whether the forward and backward pass of ``count`` of the largest images fits in memory.
 
-    A GPU is simply tried. In a computer's own memory, where trying would make it swap, what
-    one image needs is measured and multiplied.
+    On a GPU it is tried. On a CPU, where trying would swap, one image is measured and multiplied.
     """
     device = next(network.parameters()).device
-    if device.type == "cuda":
-        return _gpu_has_room(network, criterion, worst, precision, count)
-    available = available_memory()
-    if available is None:
-        return True
-    # Twice: the backward pass holds gradients of about the size of what it goes back through.
-    return 2 * kept_bytes(network, criterion, worst) * count < SHARE_OF_MEMORY * available
-
-
-def _gpu_has_room(
-    network: nn.Module, criterion: Criterion, worst: WorstCase, precision: str, count: int
-) -> bool:
-    device = next(network.parameters()).device
-    torch.cuda.empty_cache()
+    if device.type != "cuda":
+        # Twice, because the backward pass needs gradients of about the same size.
+        needed = 2 * saved_bytes(network, criterion, worst) * count
+        return needed < SHARE_OF_MEMORY * psutil.virtual_memory().available
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        with untouched(network):
-            one_pass(network.train(), criterion, *worst.batch(count, device), precision)
+        with unchanged(network):
+            _forward_backward(network.train(), criterion, *worst.batch(count, device), precision)
     except torch.OutOfMemoryError:
         return False
     finally:
         torch.cuda.empty_cache()
-    # The optimiser's two moments are still to come.
-    weights = sum(each.numel() * each.element_size() for each in network.parameters())
-    _, total = torch.cuda.mem_get_info(device)
-    return torch.cuda.max_memory_allocated(device) + 2 * weights < SHARE_OF_MEMORY * total
+    # AdamW's two moments are allocated later.
+    moments = 2 * sum(each.numel() * each.element_size() for each in network.parameters())
+    needed = torch.cuda.max_memory_allocated(device) + moments
+    return needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[1]
 
 
-def kept_bytes(network: nn.Module, criterion: Criterion, worst: WorstCase) -> int:
-    """What the forward pass of one worst image keeps for the backward pass."""
+def saved_bytes(network: nn.Module, criterion: Criterion, worst: WorstCase) -> int:
+    """The bytes that autograd saves for the backward pass of one of the largest images."""
     seen: dict[int, int] = {}
     own = {each.untyped_storage().data_ptr() for each in network.parameters()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    device = next(network.parameters()).device
-    images, targets = worst.batch(1, device)
-    with untouched(network), torch.autograd.graph.saved_tensors_hooks(note, lambda each: each):
+    images, targets = worst.batch(1, next(network.parameters()).device)
+    with unchanged(network), torch.autograd.graph.saved_tensors_hooks(count, lambda each: each):
         criterion(network.train()(images), targets)
     return sum(seen.values())
 
 
-def available_memory() -> int | None:
-    """Bytes that this computer could still give; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        rows = dict(line.split(":", 1) for line in lines)
-        return int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+# --- overfitting one batch ----------------------------------------------------------------
 
 
-# --- a batch that must be learnt ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """A few steps on one batch.
-
-    Attributes:
-        first: its loss before.
-        last: its lowest loss after.
-        steps: how many.
-        seconds: of one step, the first left out.
-        unreached: parameters that train but never had a gradient other than zero.
-    """
-
-    first: float
-    last: float
-    steps: int
-    seconds: float
-    unreached: tuple[str, ...]
-
-    @property
-    def learns(self) -> bool:
-        """Whether the loss fell."""
-        return self.last < FALLS * self.first
-
-    def lines(self, steps: int) -> list[str]:
-        """For people, if the whole run takes ``steps`` steps."""
-        found = [
-            f"rehearsal: {self.steps} steps on one batch took the loss from {self.first:.4g} to "
-            f"{self.last:.4g}; the {steps:,} steps of the run will take about "
-            f"{duration(steps * self.seconds)}, evaluation not counted"
-        ]
-        if not self.learns:
-            found.append(
-                "note: the loss of that one batch hardly fell: look at the learning rate, at what "
-                "is frozen, and at the annotations"
-            )
-        if self.unreached:
-            more = f" and {len(self.unreached) - 5} more" if len(self.unreached) > 5 else ""
-            found.append(
-                f"note: no gradient reaches {', '.join(self.unreached[:5])}{more}: they will not "
-                "learn"
-            )
-        return found
-
-
-def rehearse(engine: Engine, share: Batch, seconds: float = SECONDS) -> Rehearsal:
-    """Overfit one batch for a few steps; afterwards everything is as before.
+def overfit(
+    engine: Engine, share: Batch, steps: int, seconds: float = OVERFIT_SECONDS
+) -> list[str]:
+    """Train a few steps on one batch; the engine and its network are left unchanged.
 
     Args:
-        engine: of the run; neither its optimiser nor its scaler is used.
+        engine: of the run; its optimiser and loss scale are not used.
         share: the first images of the run.
-        seconds: after which no further step is taken; three are taken in any case.
+        steps: of the whole run.
+        seconds: no further step is taken after this time, but always at least three.
+
+    Returns:
+        Log lines: the loss, the expected time of the run, parameters without a gradient.
     """
     network, config = engine.network, engine.config
     piece = micro_batches(share, engine.micro_batch)[0]
     images, targets = to_device(piece, engine.processes.device)
     losses, times = [], []
-    waiting = {name for name, each in network.named_parameters() if each.requires_grad}
-    # Overflowing is float16's business; whether the batch can be learnt shows in float32.
+    without = {name: each for name, each in network.named_parameters() if each.requires_grad}
+    # Without a loss scale float16 would overflow.
     precision = "float32" if config.precision == "float16" else config.precision
-    with untouched(network):
+    with unchanged(network):
         optimizer = build_optimizer(parameter_groups(network, config), config)
         network.train()
         for step in range(OVERFIT_STEPS):
             clock = time.perf_counter()
             seed_step(config.seed, step)
             optimizer.zero_grad()
-            loss = one_pass(network, engine.criterion, images, targets, precision)
+            loss = _forward_backward(network, engine.criterion, images, targets, precision)
             losses.append(loss.item())
-            waiting -= {
-                name
-                for name, each in network.named_parameters()
-                if name in waiting and each.grad is not None and each.grad.any()
-            }
+            reached = [name for name, each in without.items() if _has_gradient(each)]
+            for name in reached:
+                del without[name]
             clip_gradients(optimizer, config.clip)
             optimizer.step()
             times.append(time.perf_counter() - clock)
             if step >= 2 and sum(times) > seconds:
                 break
-    later = times[1:] or times
-    return Rehearsal(
-        first=losses[0],
-        last=min(losses),
-        steps=len(losses),
-        seconds=sum(later) / len(later) * math.ceil(len(share.targets) / len(piece.targets)),
-        unreached=tuple(sorted(waiting)),
-    )
+    pieces = math.ceil(len(share.targets) / len(piece.targets))
+    step_time = sum(times[1:]) / len(times[1:]) * pieces  # the first step is slower
+    lines = [
+        f"pre-flight: {len(losses)} steps on one batch reduced the loss from {losses[0]:.4g} to "
+        f"{min(losses):.4g}; the {steps:,} steps of the run will take about "
+        f"{timedelta(seconds=round(steps * step_time))} (h:min:s), without evaluation"
+    ]
+    if min(losses) >= MUST_FALL_TO * losses[0]:
+        lines.append(
+            "note: the loss of this batch hardly fell: check the learning rate, the frozen "
+            "parameters and the annotations"
+        )
+    if without:
+        names = sorted(without)
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        lines.append(
+            f"note: no gradient reaches {', '.join(names[:5])}{more}: they will not change"
+        )
+    return lines
 
 
-# --- words --------------------------------------------------------------------------------
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
 
 
-def advice(
-    *,
-    images: int,
-    objects: dict[str, int],
-    most_objects: int,
-    num_queries: int,
-    weights: str,
-    batch: int,
-    learns_norms: bool,
-    epochs: int,
-    drop_epoch: int | None,
-    steps: int,
-    warmup_steps: int,
+# --- settings -----------------------------------------------------------------------------
+
+
+def settings_warnings(
+    config: RunConfig, table: Table, *, per_pass: int, learns_norms: bool, steps: int
 ) -> list[str]:
-    """What is known to end badly, in plain words, from the settings and the annotations alone.
+    """Settings that are known to give poor results, each with the remedy.
 
     Args:
-        images: in the training split.
-        objects: annotated training objects of each class.
-        most_objects: of one image.
-        num_queries: of the detector.
-        weights: what training starts from.
-        batch: images that a forward pass sees at once.
-        learns_norms: whether batch norms follow the batches.
-        epochs: of the run.
-        drop_epoch: after how many of them the learning rate falls, each time; None: never.
-        steps: of the optimiser in the whole run.
-        warmup_steps: how many of them the learning rate rises over.
+        config: of the run.
+        table: the training split.
+        per_pass: images of a forward pass.
+        learns_norms: whether batch norms learn their statistics.
+        steps: of the whole run.
     """
+    train, num_queries = config.train, config.model.num_queries
     found = []
-    if drop_epoch is not None and (epochs - 1) // drop_epoch >= 2:
+    drop, epochs = train.drop_epoch, train.epochs
+    if train.schedule == "step" and drop is not None and (epochs - 1) // drop >= 2:
         found.append(
-            f"the learning rate is divided by 10 after every {drop_epoch} of the {epochs} epochs: "
-            f"from epoch {2 * drop_epoch + 1} on hardly anything is learnt; one drop near the end "
-            f"is usual, as with --set train.drop_epoch={max(1, round(0.8 * epochs))}"
+            f"the learning rate is divided by 10 after every {drop} of the {epochs} epochs, so "
+            f"that little is learnt from epoch {2 * drop + 1} on; one drop near the end is usual: "
+            f"--set train.drop_epoch={max(1, round(0.8 * epochs))}"
         )
-    if warmup_steps > steps / 4:
+    if train.warmup_steps > steps / 4:
         found.append(
-            f"the learning rate rises over {warmup_steps} of the {steps} steps of this run, which "
-            f"leaves few at its height; --set train.warmup_steps={steps // 10} is a tenth of them"
+            f"the warm-up takes {train.warmup_steps} of the {steps} steps of this run; "
+            f"--set train.warmup_steps={steps // 10} is a tenth of them"
         )
-    if weights == "none" and images < FEW_IMAGES:
+    if train.weights == "none" and len(table) < FEW_IMAGES:
         found.append(
-            f"training from nothing on {images:,} images: expect little. These detectors need "
-            "pretrained features; --weights imagenet or coco makes the difference"
+            f"training from random weights on {len(table):,} images gives poor results: use "
+            "pretrained ones, --weights imagenet or coco"
         )
-    empty = [name for name, count in objects.items() if count == 0]
+    empty = [name for name, count in objects_by_class(table).items() if count == 0]
     if empty:
         found.append(
             f"{len(empty)} classes have no training objects and cannot be learnt: "
             f"{', '.join(empty[:8])}"
         )
-    if most_objects > num_queries:
+    most = int(np.diff(table.starts).max())
+    if most > num_queries:
         found.append(
-            f"an image has {most_objects} objects, the detector {num_queries} queries: the "
-            f"others cannot be found; set model.num_queries to {most_objects * 2} or more"
+            f"an image has {most} objects, but the detector only {num_queries} queries: "
+            f"set model.num_queries to {most * 2} or more"
         )
-    if learns_norms and batch < 4:
+    if learns_norms and per_pass < 4:
         found.append(
-            f"batch norms learn from {batch} images at a time, which is too few to be steady: "
-            "freeze them (model.backbone_norms=frozen) or let a pass see more images"
+            f"batch norms learn their statistics from {per_pass} images per forward pass, which is "
+            "too few: freeze them (model.backbone_norms=frozen) or use larger micro-batches"
         )
     return found
 
 
-def duration(seconds: float) -> str:
-    """A time for people: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 days``."""
-    for unit, size, limit in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < limit * size:
-            number = seconds / size
-            return f"{number:.0f} {unit}" if unit != "h" or number >= 10 else f"{number:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
+def objects_by_class(table: Table) -> dict[str, int]:
+    """The number of annotated objects of each class, by name."""
+    counts = np.bincount(table.labels, minlength=len(table.classes))
+    return dict(zip(table.classes, counts.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks to save and leave, the second leaves at once."""
+"""Ctrl-C and SIGTERM: the first requests a stop after saving, the second stops at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-ECHO = 2.0
-"""Seconds in which a launcher may pass on to its processes what they have heard already."""
+REPEATS = 2.0
+"""Seconds within which a launcher may forward a signal that its processes have already received."""
 
 
 @dataclass
 class StopRequest:
-    """Whether somebody asked to stop.
+    """Whether a stop was requested.
 
     Attributes:
-        name: of the signal; empty while nobody did.
+        name: of the signal; empty while there was none.
     """
 
     name: str = ""
@@ -29,39 +29,39 @@ class StopRequest:
 
 
 @contextmanager
-def listening(echo: float = 0.0) -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; what was set before handles a second.
+def stop_requests(repeats: float = 0.0) -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request; a second goes to the previous handler.
 
-    Outside the main thread, where signals never arrive, nobody can ask.
+    Does nothing outside the main thread, where Python delivers no signals.
 
     Args:
-        echo: seconds in which more signals count as the first one. A terminal or a batch system
-            signals the launcher and all its processes, and the launcher signals these again.
+        repeats: seconds within which further signals count as the first one. A terminal or a batch
+            system signals the launcher and all its processes, and the launcher forwards it again.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    asked = 0.0
+    received = 0.0
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        nonlocal asked
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal received
         if not request:
             request.name = signal.Signals(number).name
-            asked = time.monotonic()
-            if not echo:
+            received = time.monotonic()
+            if not repeats:
                 restore()
-        elif time.monotonic() - asked > echo:
+        elif time.monotonic() - received > repeats:
             restore()
             signal.raise_signal(number)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, handle)
     try:
         yield request
     finally:

@@ -1,10 +1,10 @@
-"""Everything a run needs to go on as if it had never stopped, in one file that checks itself.
+"""Save and restore the state of a run: resuming gives the same result as never stopping.
 
-The file's name holds its step and the beginning of its SHA-256, so that a damaged one is
-recognised without trusting anything inside it. Each is written whole or not at all, read back,
-and only then the one before the last is deleted: there are always two to fall back on.
+A state is one file. Its name holds its step and the beginning of its SHA-256, so that a damaged
+file is detected without trusting its contents. Files are written atomically and read back before
+older ones are deleted; the last two are kept.
 
-Nothing is needed of random generators: every draw is keyed by (seed, epoch, image) or
+Random generators have no state to save: every draw is keyed by (seed, epoch, image) or
 (seed, step).
 """
 
@@ -24,7 +24,7 @@ from detrlab import files
 from detrlab.errors import UserError
 from detrlab.training.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 _KEY = "detrlab_training_state"
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)-([0-9a-f]{16})\.safetensors")
@@ -32,16 +32,16 @@ _NAME = re.compile(r"step-(\d+)-epoch-(\d+)-([0-9a-f]{16})\.safetensors")
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         step: optimiser steps taken, skipped ones included.
         epochs: one row for each finished epoch.
-        sums: of the measures over the steps of the epoch under way.
+        sums: of the measures over the steps of the current epoch.
         counted: steps in ``sums``.
         seconds: spent training, without evaluation and saving.
-        skipped: steps whose gradient was not finite, in the whole run.
-        skipped_in_a_row: the latest of them, if they followed each other.
+        skipped: steps of the whole run whose gradient was not finite.
+        skipped_in_a_row: consecutive skipped steps up to now.
     """
 
     step: int = 0
@@ -57,13 +57,13 @@ def save(folder: Path, engine: Engine, progress: Progress, about: Mapping[str, A
     """Write the state of a run and delete all but the last two.
 
     Args:
-        folder: holds nothing but states.
-        engine: whose network, average, optimiser and loss scale are kept.
+        folder: holds only states.
+        engine: with the network, average, optimiser and loss scale to save.
         progress: of the run.
-        about: plain values that must be the same when the run goes on.
+        about: plain values that must be the same when the run resumes.
 
     Raises:
-        UserError: the file cannot be written, or reads back differently; older ones still are.
+        UserError: the file cannot be written, or reads back differently; older states are kept.
     """
     from safetensors.torch import save as serialize
 
@@ -79,7 +79,7 @@ def save(folder: Path, engine: Engine, progress: Progress, about: Mapping[str, A
         tensors |= {f"average.{name}": each for name, each in engine.average.values.items()}
         values["average_updates"] = engine.average.updates
     plain = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-    # One metadata entry only: their order in the file is not fixed.
+    # One metadata entry only: safetensors does not fix the order of several.
     data = serialize(plain, metadata={_KEY: json.dumps(values)})
     place = f"step-{progress.step:08d}-epoch-{len(progress.epochs):04d}"
     path = folder / f"{place}-{files.digest(data)[:16]}.safetensors"
@@ -94,67 +94,61 @@ def save(folder: Path, engine: Engine, progress: Progress, about: Mapping[str, A
 
 @dataclass(frozen=True)
 class Saved:
-    """A state read back.
+    """A state that was read.
 
     Attributes:
         path: of its file.
         tensors: by name, on the CPU.
-        values: what was saved beside them.
-        damaged: newer files that had to be passed over.
+        progress: of the run.
+        about: must be the same when the run resumes.
+        scaler: state of the loss scale.
+        average_updates: of the weight average, if there is one.
+        damaged: newer files that were skipped.
     """
 
     path: Path
     tensors: dict[str, Tensor]
-    values: dict[str, Any]
-    damaged: tuple[Path, ...] = ()
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stood."""
-        return Progress(**self.values["progress"])
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What must be the same when the run goes on."""
-        return self.values["about"]
+    progress: Progress
+    about: dict[str, Any]
+    scaler: dict[str, Any]
+    average_updates: int
+    damaged: tuple[Path, ...]
 
 
 def load_latest(folder: Path) -> Saved | None:
-    """The newest state that is whole; None when none was ever written.
+    """The newest undamaged state; None if none was ever written.
 
     Raises:
-        UserError: states were written, but all are damaged or from a newer detrlab.
+        UserError: all states are damaged, or the newest is from another version of detrlab.
     """
     damaged: list[Path] = []
     for path in reversed(_states(folder)):
-        if not is_whole(path):
-            damaged.append(path)
-            continue
-        tensors, values = _read(path)
-        return Saved(path, tensors, values, tuple(damaged))
+        if is_whole(path):
+            return _read(path, tuple(damaged))
+        damaged.append(path)
     if damaged:
         names = ", ".join(path.name for path in damaged)
         raise UserError(
-            f"every saved state in {folder} is damaged ({names}): the run cannot be continued; "
-            "its weights/last.safetensors can still start a new one with --weights"
+            f"every saved state in {folder} is damaged ({names}): the run cannot be resumed. Its "
+            "weights/last.safetensors can still start a new run with --weights"
         )
     return None
 
 
 def set_aside(saved: Saved) -> None:
-    """Rename the damaged states that were passed over, so that they are never tried again."""
+    """Rename the damaged states, so that they are never tried again."""
     for path in saved.damaged:
         path.rename(path.with_suffix(".damaged"))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a state holds what was written: its name tells the beginning of its checksum."""
+    """Whether a state is undamaged: its name holds the beginning of its checksum."""
     found = _NAME.fullmatch(path.name)
     return found is not None and files.sha256(path).startswith(found[3])
 
 
 def restore(saved: Saved, engine: Engine) -> None:
-    """Put an engine into a saved state, bit for bit.
+    """Load a saved state into an engine, bit for bit.
 
     Raises:
         UserError: the state is of another network or optimiser.
@@ -167,28 +161,38 @@ def restore(saved: Saved, engine: Engine) -> None:
         raise UserError(f"{saved.path} holds the state of another network")
     engine.network.load_state_dict(network)
     _restore_optimizer(saved, engine)
-    engine.scaler.load_state_dict(saved.values["scaler"])
+    engine.scaler.load_state_dict(saved.scaler)
     if engine.average is not None:
-        engine.average.updates = saved.values["average_updates"]
+        engine.average.updates = saved.average_updates
         average = _below("average.", saved.tensors)
         for name, value in engine.average.values.items():
             value.copy_(average[name])
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, damaged: tuple[Path, ...]) -> Saved:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         values = json.loads(file.metadata()[_KEY])
-        if values["format"] > FORMAT:
-            raise UserError(f"{path} was written by a newer detrlab: update detrlab")
-        return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{path} was written by another version of detrlab: resume the run with that "
+                "version, or start a new run from its weights/last.safetensors with --weights"
+            )
+        return Saved(
+            path,
+            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+            Progress(**values["progress"]),
+            values["about"],
+            values["scaler"],
+            values.get("average_updates", 0),
+            damaged,
+        )
 
 
 def _states(folder: Path) -> list[Path]:
-    """The state files, oldest first."""
+    """The state files, oldest first: by step and epoch in the name, then by age."""
     found = [path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
-    # By step and finished epochs, which the name begins with; then by age.
     return sorted(found, key=lambda path: (path.name.rsplit("-", 1)[0], path.stat().st_mtime_ns))
 
 
@@ -203,7 +207,7 @@ def _names(network: nn.Module) -> dict[int, str]:
 
 
 def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
-    """The moments, by the names of their parameters."""
+    """The optimiser's moments, by parameter name."""
     names = _names(engine.network)
     return {
         f"optimizer.{kind}.{names[id(parameter)]}": torch.as_tensor(value)
@@ -214,12 +218,11 @@ def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
 
 def _restore_optimizer(saved: Saved, engine: Engine) -> None:
     names = _names(engine.network)
-    by_kind = _below("optimizer.", saved.tensors)
     moments: dict[str, dict[str, Tensor]] = {}
-    for key, value in by_kind.items():
+    for key, value in _below("optimizer.", saved.tensors).items():
         kind, name = key.split(".", 1)
-        # What was read lies in the mapped file: unless copied, its space stays taken even after
-        # the file is deleted, for as long as the optimiser keeps it.
+        # A copy, because the tensors lie in the mapped file: the optimiser would keep the mapping,
+        # and with it the disk space, after the file is deleted.
         moments.setdefault(name, {})[kind] = value.clone()
     described = engine.optimizer.state_dict()
     parameters = [each for group in engine.optimizer.param_groups for each in group["params"]]

@@ -1,17 +1,16 @@
 import pytest
 import torch
-from REMOVED import Weights  # TODO
 
-from detrlab.losses.criterion import Criterion
+from detrlab.config import TrainConfig
 from detrlab.presets import build_network, model_config
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.engine import seed_step
-from detrlab.training.memory import recompute
+from detrlab.training.gradient_checkpointing import checkpoint_layers
 
 
 @pytest.mark.parametrize("preset", ["detr", "deformable-detr-two-stage"])
 @pytest.mark.parametrize("norms", ["frozen", "trained"])
-def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config):
+def test_checkpointing_saves_memory_and_changes_nothing(preset, norms, tiny_config):
     config = tiny_config(
         preset,
         model={
@@ -21,8 +20,7 @@ def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config
             "encoder_layers": 2,
         },
     ).model
-    scoring = config.scoring
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    criterion = config.criterion(TrainConfig())
     draw = torch.Generator().manual_seed(0)
     images = ImageBatch(
         torch.randn(2, 3, 72, 56, generator=draw), torch.zeros(2, 72, 56, dtype=torch.bool)
@@ -32,7 +30,7 @@ def test_recomputing_saves_memory_and_changes_nothing(preset, norms, tiny_config
     for way in ("plain", "recomputed"):
         network = build_network(config).train()
         names = list(network.state_dict())
-        count = recompute(network) if way == "recomputed" else 0
+        count = checkpoint_layers(network) if way == "recomputed" else 0
         assert list(network.state_dict()) == names
         seed_step(0, 0, 0)
         kept = []
@@ -63,4 +61,4 @@ def test_stages_of_any_backbone_are_found(backbone, stages):
     with torch.device("meta"):
         network = build_network(model_config("detr", 2, backbone=backbone))
     layers = len(network.encoder.layers) + len(network.decoder.layers)
-    assert recompute(network) == layers + stages
+    assert checkpoint_layers(network) == layers + stages
