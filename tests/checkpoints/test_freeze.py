@@ -56,7 +56,7 @@ def test_the_report_counts_what_was_frozen_already():
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("backbon$", r"'backbon\$' matches no parameter; their names begin with backbone, neck"),
+        ("backbon$", r"'backbon\$' matches no parameter; their names begin with backbone, encoder"),
         ("(", "is not a regular expression"),
         (".", "nothing is left to train"),
     ],

@@ -120,7 +120,7 @@ def test_another_scoring_means_other_classes():
     state, _, fresh = started(source, "detr-sigmoid", FIVE_CLASSES)
     assert torch.equal(rows_of(state), rows_of(fresh))
     torch.testing.assert_close(rows_of(state, kind="bias"), torch.full((5,), PRIOR))
-    with pytest.raises(UserError, match="softmax scoring mean nothing to sigmoid"):
+    with pytest.raises(UserError, match="detr .*detr-sigmoid"):
         started(source, "detr-sigmoid", FIVE_CLASSES, class_rows="keep")
 
 
@@ -149,7 +149,7 @@ def test_random_heads_are_refused():
     source = imported("deformable-detr")
     with pytest.raises(
         UserError,
-        match=r"refine False instead of True.*16 tensors would start at random.*"
+        match=r"'deformable-detr' instead of 'deformable-detr-refine'.*16 tensors would stay random.*"
         r"'decoder\.heads\.1\.classes\.weight'.*--reinitialise '\^decoder\\\.heads\\\.1\\\.'",
     ) as raised:
         started(source, "deformable-detr-refine", FIVE_CLASSES)
@@ -164,7 +164,7 @@ def test_random_heads_can_be_asked_for():
     assert torch.equal(rows_of(state, 1), rows_of(fresh, 1))
     assert torch.equal(rows_of(state, 0), rows_of(source.checkpoint.state, 0))
     assert report.reinitialised["decoder.heads.2.boxes.layers.2.bias"] == (
-        r"asked for by 'decoder\\.heads\\.[12]'"
+        r"requested by 'decoder\\.heads\\.[12]'"
     )
     with pytest.raises(UserError, match=r"'decodr' matches no tensor .* begin with backbone, neck"):
         started(source, "deformable-detr", FIVE_CLASSES, reinitialise=["decodr"])
@@ -179,7 +179,7 @@ def test_random_heads_can_be_asked_for():
         ({"levels": 3}, r"levels 4 instead of 3"),
         ({"points": 2}, r"points 4 instead of 2"),
         ({"num_heads": 8}, r"num_heads 4; the model .* has 8"),
-        ({"encoder_layers": 4}, r"encoder_layers 2 instead of 4.*would start at random"),
+        ({"encoder_layers": 4}, r"encoder_layers 2 instead of 4.*would stay random"),
     ],
 )
 def test_another_architecture_is_refused(changes, message):
@@ -191,7 +191,7 @@ def test_fewer_layers_leave_some_aside_and_say_so():
     source = imported("detr")
     _, report, _ = started(source, "detr", FIVE_CLASSES, changes={"decoder_layers": 2})
     assert any(name.startswith("decoder.layers.2.") for name in report.left_aside)
-    assert any(line.startswith("left aside: decoder.layers.2.") for line in report.lines())
+    assert any(line.startswith("unused: decoder.layers.2.") for line in report.lines())
 
 
 def test_dilation_and_norms_are_noted():

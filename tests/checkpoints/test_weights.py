@@ -222,8 +222,8 @@ def test_files_by_path(tmp_path, monkeypatch):
         ("missing/last.safetensors", None, "there is no checkpoint missing/last.safetensors"),
         ("weights.pth", None, "there is no checkpoint weights.pth"),
         ("detr", "cocoo", r"neither a file nor one of coco, imagenet.*did you mean 'coco'\?"),
-        ("detr", "imagenet", "has learnt nothing yet"),
-        ("detr", "none", "has learnt nothing yet"),
+        ("detr", "imagenet", "is not trained"),
+        ("detr", "none", "is not trained"),
         ("detr-sigmoid", "coco", "no published COCO weights for 'detr-sigmoid'"),
         ("dert", "coco", r"'dert', which is no preset, did you mean 'detr'\?"),
     ],
@@ -244,7 +244,7 @@ def test_first_network_from_nothing():
     assert start.preprocessing is None
     assert set(start.report.reinitialised) == set(start.network.state_dict())
     assert any("far more epochs" in note for note in start.report.notes)
-    assert any("norms are frozen without having seen" in note for note in start.report.notes)
+    assert any("norms are frozen at untrained" in note for note in start.report.notes)
     suited = weights.suited_to(config, "none")
     assert (suited.backbone_norms, suited.backbone_trains) == ("trained", "all")
     assert weights.suited_to(config, "imagenet") == config
@@ -295,5 +295,5 @@ def test_first_network_from_the_originals_keeps_quiet_about_what_the_model_says(
     path = write_official(tmp_path / "x.pth", config, strong_state(config), training=False)
     classes = tuple(f"class {index}" for index in range(5))
     start = weights.first_network(config, str(path), classes)
-    assert "the file does not tell dilation: True is assumed" in start.report.notes
+    assert "the file does not state dilation: True is assumed" in start.report.notes
     assert not any("was not" in note for note in start.report.notes)
