@@ -250,7 +250,7 @@ def test_first_network_from_nothing():
     assert weights.suited_to(config, "imagenet") == config
     notes = weights.first_network(suited, "none", FIVE_CLASSES).report.notes
     assert not any("norms are frozen" in note for note in notes)
-    with pytest.raises(UserError, match="class_rows needs weights to take from"):
+    with pytest.raises(UserError, match="class_rows needs a checkpoint"):
         weights.first_network(config, "none", FIVE_CLASSES, class_rows="keep")
 
 
