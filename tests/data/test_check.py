@@ -15,8 +15,8 @@ from detrlab.config import DataConfig
 from detrlab.data import open_data
 from detrlab.data.check import check
 from detrlab.data.check_page import write_page
+from detrlab.data.convert import fix
 from detrlab.data.findings import MAX_LISTED, RULES, Findings, printable
-from detrlab.data.repair import fix
 from detrlab.data.shapes import shapes
 from detrlab.errors import UserError
 
@@ -232,7 +232,7 @@ def test_voc_defects(tmp_path):
 def test_generated_set_can_be_checked(tmp_path, monkeypatch):
     monkeypatch.setattr("detrlab.data.check.shapes", lambda: shapes(train=60, val=20))
     report = check("shapes")
-    assert report.ok
+    assert report.exit_code == 0
     write_page(report, tmp_path / "shapes.html")
     with pytest.raises(UserError, match="nothing to repair"):
         fix("shapes", tmp_path / "x")
@@ -292,7 +292,7 @@ def _fingerprint(folder):
 @pytest.mark.real_data
 def test_real_sets(shared_data, tmp_path):
     report = check(shared_data / "facemask")
-    assert report.ok
+    assert report.exit_code == 0
     assert report.findings.count("too-many-objects") == 1  # 115 faces in one picture
     assert report.findings.count("duplicate-near") == 9
     report = check(shared_data / "bccd")

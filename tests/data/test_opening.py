@@ -10,8 +10,7 @@ from PIL import Image
 
 from detrlab.data import open_data, open_whole
 from detrlab.data.check import check
-from detrlab.data.convert import convert
-from detrlab.data.repair import fix
+from detrlab.data.convert import convert, fix
 from detrlab.errors import UserError
 
 IMAGES = 20
@@ -233,7 +232,7 @@ def test_what_voc_objects_carry_is_counted_when_it_is_lost(tmp_path):
     assert "<name>" in text
     more = "<pose>Left</pose><truncated>1</truncated><name>"
     first.write_text(text.replace("<name>", more, 1))
-    losses = convert(tmp_path / "data", "coco", tmp_path / "coco").losses
+    losses = convert(tmp_path / "data", "coco", tmp_path / "coco").changes
     for extra in ("1 annotations lose their pose", "1 annotations lose their truncated mark"):
         assert extra in losses
     assert "16 annotations lose their parts" in losses
