@@ -230,7 +230,7 @@ def test_voc_defects(tmp_path):
 
 
 def test_generated_set_can_be_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr("detrlab.data.check.shapes", lambda: shapes(train=60, val=20))
+    monkeypatch.setattr("detrlab.data.check.shapes", lambda style: shapes(60, 20, style))
     report = check("shapes")
     assert report.exit_code == 0
     write_page(report, tmp_path / "shapes.html")

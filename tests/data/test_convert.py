@@ -126,7 +126,7 @@ def test_exif_is_cut_out_without_touching_pixels():
 
 
 def test_generated_set_as_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("detrlab.data.convert.shapes", lambda: shapes(train=12, val=4))
+    monkeypatch.setattr("detrlab.data.convert.shapes", lambda style: shapes(12, 4, style))
     for to in FORMATS:
         convert("shapes", to, tmp_path / to)
         data = open_data(tmp_path / to)

@@ -21,7 +21,7 @@ from detrlab.data.measure import Measured, measure, read_headers, sound
 from detrlab.data.pictures import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
 from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
-from detrlab.data.shapes import shapes
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.sources import split_roles
 from detrlab.data.store import Store
 from detrlab.data.table import Table
@@ -80,10 +80,10 @@ def check(
         UserError: there is no data set at all.
     """
     config = config or DataConfig()
-    if str(source) == "shapes":  # generated: there are no files to check
-        tables, findings = shapes(), Findings()
+    if style := STYLES.get(str(source)):  # generated: there are no files to check
+        tables, findings = shapes(style=style), Findings()
         _check_counts(tables, num_queries, findings)
-        return CheckReport("shapes", "shapes", "generated", tables, findings)
+        return CheckReport(style.name, style.name, "generated", tables, findings)
     return examine(
         read_raw(source), str(source), config, num_queries=num_queries, quick=quick,
         progress=progress,

@@ -70,8 +70,9 @@ def _examples(report: CheckReport, listed: list[Finding]) -> list[tuple[str, str
             about.append((partner, other, None, f"{partner or 'train'}: image {other}"))
         for split, image, box, caption in about:
             table = tables.get(split or "train")
-            found = np.flatnonzero(table.image_ids == image)[:1].tolist() if table else ()
-            examples += [_picture(table, i, caption, box) for i in found]
+            if table is not None:
+                found = np.flatnonzero(table.image_ids == image)[:1].tolist()
+                examples += [_picture(table, i, caption, box) for i in found]
         if len(examples) >= EXAMPLES:
             break
     return examples

@@ -17,20 +17,11 @@ MOST_CLASSES = 100
 
 
 class Summary(NamedTuple):
-    """What is in one split.
+    """What is in one split: counts of images, objects and crowd regions.
 
-    Attributes:
-        name: of the split.
-        images: how many.
-        empty: images without objects.
-        boxes: objects for training.
-        crowd: regions for evaluation only.
-        per_class: objects of each class, by name.
-        sizes: objects that are small, medium and large, by COCO's rule.
-        most: the largest number of objects in one image.
-        mean: mean number of objects per image.
-        smallest: (height, width) of the smallest image.
-        largest: (height, width) of the largest image.
+    ``empty`` are images without objects; ``most`` and ``mean`` are objects in one image;
+    ``sizes`` has the objects that are small, medium and large by COCO's rule; ``smallest`` and
+    ``largest`` are (height, width) of an image.
     """
 
     name: str
@@ -96,14 +87,11 @@ def summarize(table: Table) -> Summary:
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """What ``check`` found.
+    """What ``check`` found in the data set of this name and source.
 
     Attributes:
-        name: of the data set.
-        source: its path or name.
         format: ``coco``, ``yolo``, ``voc`` or ``generated``.
         tables: the splits as training would see them.
-        findings: what is wrong.
         notes: what was decided while opening it.
         quick: whether pixels were not read.
         licences: of the images, as the annotations state them.

@@ -21,7 +21,7 @@ from detrlab.data.measure import Measured, measure, misplaced, read_headers
 from detrlab.data.pictures import ENDINGS_OF, Header, decode
 from detrlab.data.raw import RawSplit, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
-from detrlab.data.shapes import shapes
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.sources import broken
 from detrlab.data.store import MAX_MEMBER
 from detrlab.data.table import Table, clamped_corners
@@ -69,11 +69,13 @@ def convert(
     Raises:
         UserError: nothing to convert, an unknown format, or a folder that exists.
     """
-    folder, losses, notes = Path(output), [], ()
-    if str(source) == "shapes":
+    folder = Path(output)
+    losses: list[str] = []
+    notes: tuple[str, ...] = ()
+    if style := STYLES.get(str(source)):
         outputs = [
             Output(table, [table.file(i) for i in range(len(table))], partial(_png, table))
-            for table in shapes()
+            for table in shapes(style=style)
         ]
     else:
         data = _read(source, folder)
@@ -118,8 +120,8 @@ def fix(
     Raises:
         UserError: the data is generated, nothing usable is left, or the folder exists.
     """
-    if str(source) == "shapes":
-        raise UserError("shapes is generated and has nothing to repair")
+    if str(source) in STYLES:
+        raise UserError(f"{source} is generated and has nothing to repair")
     folder = Path(output)
     data = _read(source, folder)
     examined = examine(

@@ -16,16 +16,7 @@ LEFT_OUT = "leaves it out"
 
 
 class Rule(NamedTuple):
-    """One property that the data should have.
-
-    Attributes:
-        key: the name in JSON output.
-        severity: ``error`` spoils training or evaluation, ``warning`` probably does,
-            ``note`` is for information.
-        title: what is wrong, in a few words.
-        remedy: what to do about it.
-        repair: what ``check --fix`` does about it; empty when it can do nothing.
-    """
+    """One property that the data should have; ``rules.txt`` says what the parts mean."""
 
     key: str
     severity: str
@@ -46,15 +37,8 @@ RULES = _rules()
 class Finding(NamedTuple):
     """One place where a rule is broken.
 
-    Attributes:
-        rule: key of the rule.
-        split: the split, or empty.
-        file: the image or annotation file.
-        image: the image's id, if it is about one.
-        annotation: the annotation's id or line, if it is about one.
-        detail: the offending values.
-        other: split and id of the other image, if it is about two.
-        box: x, y, width and height of the annotation in pixels, if it is about one.
+    What it is about: the image's id, the annotation's id or line and its xywh box in pixels, and
+    the split and id of the ``other`` of two images. ``detail`` has the offending values.
     """
 
     rule: str

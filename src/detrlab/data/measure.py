@@ -27,7 +27,6 @@ class Measured:
     """A split with the sizes of its images, its boxes in pixels, and the rules that they break.
 
     Attributes:
-        split: as annotated.
         headers: of the image files, or why they cannot be read; None if they were not read.
         sizes: (N, 2) int64 (height, width) of the images that training sees; 0 if unreadable.
         frame: (N, 2) int64 (height, width) of the images that the boxes were drawn on.
@@ -165,12 +164,9 @@ def measure(
 
 
 def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Which xywh boxes break which rule about their place in the image: (M,) bool by rule.
+    """Which (M, 4) xywh boxes break which rule about their place in the image: (M,) by rule.
 
-    Args:
-        boxes: (M, 4) in pixels.
-        owners: (M,) position of each box's image, -1 if unlisted.
-        sizes: (N, 2) (height, width) of the images, 0 if unknown.
+    ``owners`` are (M,), -1 if unlisted; ``sizes`` (N, 2) (height, width), 0 if unknown.
     """
     finite, solid = sound(boxes)
     frame = sizes[np.maximum(owners, 0)] if len(sizes) else np.zeros((len(owners), 2))
@@ -230,7 +226,8 @@ def _mismatched(
         corners = boxes[rows, :2] + boxes[rows, 2:]
         outside = (corners > sizes[owners, ::-1] + slack).any(axis=1)
         fits = (corners <= split.declared[owners, ::-1] + slack).all(axis=1)
-    drawn_on_declared = wrong.copy()
-    drawn_on_declared &= np.bincount(owners[outside], minlength=len(split)) > 0
-    drawn_on_declared &= np.bincount(owners[~fits], minlength=len(split)) == 0
+    outside_of, unfit_of = (
+        np.bincount(owners[rows], minlength=len(split)) > 0 for rows in (outside, ~fits)
+    )
+    drawn_on_declared = wrong & outside_of & ~unfit_of
     return np.flatnonzero(wrong).tolist(), np.flatnonzero(drawn_on_declared).tolist()

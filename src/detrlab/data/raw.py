@@ -19,27 +19,15 @@ class RawSplit:
     """One split as annotated: N images, M annotations.
 
     Attributes:
-        name: ``train``, ``val``, ``test``, or empty if no name says which.
-        source: the annotation file or folder, for messages.
-        store: the files.
-        format: ``coco``, ``yolo`` or ``voc``.
-        categories: name of each category id, in the order of the ids.
-        image_ids: ids as found: numbers, or text.
-        files: image file names as annotated.
         members: the store's file of each image; None if it was not found.
         declared: (N, 2) int64 (height, width) as annotated, 0 if missing.
         owners: (M,) int64, position of each annotation's image; -1 if that is not listed.
-        boxes: (M, 4) float64, xywh in pixels as annotated.
-        category_ids: (M,) int64.
-        crowd: (M,) bool.
+        boxes: (M, 4) float64, xywh in pixels; center and size in ``fractions`` for YOLO.
         areas: (M,) float64; NaN if not annotated.
         annotation_ids: (M,) int64; -1 if missing.
         groups: supercategory of each category id.
-        fractions: the boxes are center and size as fractions of the image instead (YOLO).
         places: location of each annotation in its file, if its id does not identify it.
-        findings: what the reader could not use.
         extras: what annotations contain beside boxes (masks, keypoints), and how many do.
-        licences: of the images, as the annotations state them.
     """
 
     name: str

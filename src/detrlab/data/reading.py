@@ -14,12 +14,13 @@ from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
+from detrlab.data.shapes import STYLES
 from detrlab.data.store import Archive, Folder, Store
 from detrlab.data.voc import read_voc, voc_files
 from detrlab.data.yolo import read_yolo, yolo_folders, yolo_yaml
 from detrlab.errors import UserError
 
-BUILT_IN = ("shapes", "cppe5")
+BUILT_IN = (*STYLES, "cppe5")
 
 MAX_JSON_FILES = 20
 """If there are more, only those with names like COCO's are opened."""
@@ -65,7 +66,9 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
         folder = fetch(CPPE5, progress=progress)
         return _read_store(Folder.scan(folder), "cppe5")
     if not str(source).strip():
-        raise UserError("no data is named: give a folder, a file, a zip, shapes or cppe5")
+        raise UserError(
+            f"no data is named: give a folder, a file, a zip, or one of {', '.join(BUILT_IN)}"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         store = _scan(path)

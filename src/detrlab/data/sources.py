@@ -18,7 +18,7 @@ from detrlab.data.locate import links_note
 from detrlab.data.measure import Measured, measure, read_headers
 from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
-from detrlab.data.shapes import shapes
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.table import Table
 from detrlab.errors import UserError
 
@@ -59,7 +59,7 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
     """A data set from a folder, a file, an archive or the name of a built-in one.
 
     Args:
-        source: ``shapes``, ``cppe5``, or a path. The format is detected.
+        source: a path, or the name of a built-in set, such as ``shapes``. The format is detected.
         seed: of the validation split, if the data has none of its own.
         progress: called with bytes done and in all while a built-in set is downloaded.
 
@@ -67,9 +67,8 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
         UserError: nothing usable is there, or so much is broken that the result would be
             meaningless; the message says what to do.
     """
-    if str(source) == "shapes":
-        train, val = shapes()
-        return DataSet("shapes", train, val)
+    if style := STYLES.get(str(source)):
+        return DataSet(style.name, *shapes(style=style))
     data = read_raw(source, progress=progress)
     tables, notes = _tables(data)
     roles, role_notes = split_roles([split.name for split in data.splits])
@@ -102,8 +101,8 @@ def open_whole(source: str | Path, *, progress: Progress | None = None) -> DataS
     Raises:
         UserError: as ``open_data``, or the data has splits.
     """
-    if str(source) == "shapes":
-        raise UserError("shapes has the splits train and val: name one of them")
+    if str(source) in STYLES:
+        raise UserError(f"{source} has the splits train and val: name one of them")
     data = read_raw(source, progress=progress)
     if len(data.splits) > 1:
         names = " and ".join(repr(split.name) for split in data.splits)
