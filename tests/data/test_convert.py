@@ -143,16 +143,6 @@ def test_names_become_different():
     assert names == ["x.jpg", "x-2.jpg", "X-3.png", "y.jpg", "x-2-2.jpg", "q_____.gif", "_"]
 
 
-def test_same_names_in_two_splits(tmp_path):
-    for split in ("train", "val"):
-        write_coco(tmp_path / "o", images=[image_entry(1, "a.png", 30, 40)],
-                   annotations=[annotation(1, 1, 1, [1, 2, 9, 8])], categories={1: "x"},
-                   name=f"{split}.json", image_folder=split)  # fmt: skip
-    convert(tmp_path / "o", "voc", tmp_path / "v")
-    data = open_data(tmp_path / "v")
-    assert (data.train.file(0), data.val.file(0)) == ("JPEGImages/a.png", "JPEGImages/a-2.png")
-
-
 def test_mistakes(original, tmp_path):
     with pytest.raises(UserError, match="unknown format 'yolov8', did you mean 'yolo'"):
         convert(original, "yolov8", tmp_path / "x")

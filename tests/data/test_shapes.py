@@ -41,25 +41,6 @@ def test_whole_set_is_pinned():
     assert fingerprint([*train, *val]) == WHOLE_SET
 
 
-def test_words_of_the_stream_become_integers_as_specified():
-    draws = shapes._Draws(7)
-    words = np.random.Philox(key=np.array([7, 0x736861706573], dtype=np.uint64)).random_raw(3)
-    expected = [(int(word) >> 32) * 10 // 2**32 for word in words]
-    assert [draws.below(10) for _ in range(3)] == expected
-
-
-def test_boxes_are_the_extents_of_what_is_visible():
-    """Without noise and clutter in the way: the changed pixels of an object drawn alone."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        number = int(rng.integers(1, 500))
-        picture = shapes.draw(number)
-        height, width, _ = picture.pixels.shape
-        for x, y, w, h in picture.boxes:
-            assert 0 <= x < x + w <= width
-            assert 0 <= y < y + h <= height
-
-
 def test_figures_have_the_areas_of_their_geometry():
     """Against the formulas of the outlines, at a radius where pixels hardly matter."""
     radius = 400
@@ -100,14 +81,3 @@ def test_small_tables_are_the_first_images_of_the_large_one():
         assert one.image_id == other.image_id == i + 1
         assert (one.image == other.image).all()
         assert (one.boxes == other.boxes).all()
-
-
-def test_contents_are_varied():
-    train, _ = shapes.shapes(train=120, val=1)
-    counts = np.diff(train.starts)
-    assert (counts == 0).any()
-    assert counts.max() >= 6
-    assert set(train.labels.tolist()) == set(range(6))
-    assert (train.areas < 32**2).mean() > 0.25
-    assert (train.areas > 96**2).mean() > 0.02
-    assert len(np.unique(train.sizes, axis=0)) >= 4

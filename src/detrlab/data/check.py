@@ -241,8 +241,12 @@ def _check_boxes(measured: Measured, config: DataConfig, findings: Findings) -> 
     # Boxes that break other rules are not reported again for being small.
     other = masks["box-not-finite"] | masks["box-empty"] | masks["box-scale"]
     other |= masks["box-off-image"] | split.crowd | (split.owners < 0)
-    sides = _trained_sides(boxes, split.owners, measured.frame, config)
-    masks["box-vanishes"] = ~other & (sides < VANISHED)
+    frame = measured.frame
+    trained = [evaluation_size(h, w, config) if h * w else (1, 1) for h, w in frame.tolist()]
+    ratios = (np.array(trained).reshape(-1, 2) / np.maximum(frame, 1))[:, ::-1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        sides = boxes[:, 2:] * ratios[np.maximum(split.owners, 0)] if len(frame) else boxes[:, 2:]
+    masks["box-vanishes"] = ~other & (sides < VANISHED).any(axis=1)
 
     def finding(rule: str, row: int) -> Finding:
         owner, box = int(split.owners[row]), boxes[row].tolist()
@@ -272,23 +276,6 @@ def repeated(split: RawSplit, boxes: np.ndarray) -> dict[str, np.ndarray]:
     masks["box-duplicate"][other] = same_box & same_category
     masks["box-two-classes"][other] = same_box & ~same_category
     return masks
-
-
-def _trained_sides(
-    boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray, config: DataConfig
-) -> np.ndarray:
-    """(M,) the shorter side of each box in pixels at the evaluation size."""
-    if not len(sizes):
-        return np.zeros(len(boxes))
-    shapes, inverse = np.unique(sizes, axis=0, return_inverse=True)
-    ratios = np.ones((len(shapes), 2))
-    for k, (height, width) in enumerate(shapes.tolist()):
-        if height > 0 and width > 0:
-            new_height, new_width = evaluation_size(height, width, config)
-            ratios[k] = new_width / width, new_height / height
-    with np.errstate(invalid="ignore", over="ignore"):
-        scaled = boxes[:, 2:] * ratios[inverse.reshape(-1)[np.maximum(owners, 0)]]
-    return scaled.min(axis=1, initial=np.inf)
 
 
 # Classes and counts ----------------------------------------------------------------------------

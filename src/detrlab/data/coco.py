@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from operator import itemgetter
@@ -128,7 +128,7 @@ class _Reader:
         names: dict[int, str] = {}
         groups: dict[int, str] = {}
         for record in self.records(values, "categories"):
-            category, text = _integer(record.get("id"))
+            category, text = _number(record.get("id"), whole=True)
             name, group = record.get("name"), record.get("supercategory")
             if category is None or text:
                 rule = "value-text" if text else "record-broken"
@@ -187,8 +187,7 @@ class _Reader:
     def _declared(self, found: dict[int | str, tuple[str, Any, Any]]) -> np.ndarray:
         """(N, 2) int64 (height, width), 0 if nothing usable is declared."""
         sides = [side for _, height, width in found.values() for side in (height, width)]
-        declared, *states = (column.reshape(-1, 2) for column in _column(sides, 0))
-        broken, text = states
+        declared, broken, text = (column.reshape(-1, 2) for column in _column(sides, 0))
         broken |= (declared <= 0) | (declared > _MAX_SIDE)
         declared[broken.any(axis=1)] = 0
         entries = list(found.items())
@@ -298,33 +297,23 @@ def _column(values: list[Any], default: float) -> tuple[np.ndarray, np.ndarray, 
     if set(map(type, values)) <= ({int} if whole else {int, float}):
         with suppress(OverflowError):
             return np.array(values, dtype=column.dtype), broken, text
-    read: Callable[[Any], tuple[Any, bool]] = _integer if whole else _number
     for i, value in enumerate(values):
-        found, text[i] = read(value)
+        found, text[i] = _number(value, whole)
         broken[i] = found is None
         column[i] = default if found is None else found
     return column, broken, text
 
 
-def _integer(value: Any) -> tuple[int | None, bool]:
-    """A whole number of 64 bits or None, and whether it was written as text."""
-    text = isinstance(value, str) and len(value) <= 24
-    if text or (isinstance(value, float) and value.is_integer()):
-        with suppress(ValueError):
-            value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None, False
-    return (value, text) if -_INT64 <= value < _INT64 else (None, False)
-
-
-def _number(value: Any) -> tuple[float | None, bool]:
-    """A float (NaN and infinity included) or None, and whether it was written as text."""
+def _number(value: Any, whole: bool) -> tuple[Any, bool]:
+    """A float, or a whole number of 64 bits; or None. And whether it was written as text."""
     text = isinstance(value, str) and len(value) <= 40
     if isinstance(value, bool) or not (text or isinstance(value, int | float)):
         return None, False
     try:
-        return float(value), text
-    except ValueError:
-        return None, False
-    except OverflowError:
-        return float("inf"), False
+        if not whole:
+            return float(value), text
+        number = int(value)
+    except (ValueError, OverflowError) as error:
+        return (float("inf") if isinstance(error, OverflowError) and not whole else None), False
+    fits = -_INT64 <= number < _INT64 and (text or number == value)
+    return (number, text) if fits else (None, False)

@@ -91,13 +91,10 @@ def convert(
         if turned := sum(part.upright(row) for part in parts for row in range(len(part.table))):
             losses.append(f"{turned:,} images with an EXIF rotation tag are re-encoded upright")
     crowd = sum(int(output.table.crowd.sum()) for output in outputs)
-    boxes = sum(len(output.table.boxes) for output in outputs)
     if to == "yolo" and crowd:
         losses.append(f"{crowd:,} crowd or difficult regions are left out: YOLO has none")
-        boxes -= crowd
     write(to, folder, outputs, progress)
-    images = sum(len(output.table) for output in outputs)
-    return Copy(folder, images, boxes, tuple(losses), notes)
+    return _copy(folder, outputs, losses, notes, left_out=crowd if to == "yolo" else 0)
 
 
 def fix(
@@ -147,10 +144,19 @@ def fix(
     outputs = _outputs(parts)
     text = "".join(f"{line}\n" for line in changes) or "nothing had to be changed\n"
     write(data.splits[0].format, folder, outputs, progress, {"changes.txt": text})
+    return _copy(folder, outputs, changes)
+
+
+def _copy(
+    folder: Path,
+    outputs: list[Output],
+    changes: list[str],
+    notes: tuple[str, ...] = (),
+    left_out: int = 0,
+) -> Copy:
     tables = [output.table for output in outputs]
-    return Copy(
-        folder, sum(map(len, tables)), sum(len(table.boxes) for table in tables), tuple(changes)
-    )
+    boxes = sum(len(table.boxes) for table in tables) - left_out
+    return Copy(folder, sum(map(len, tables)), boxes, tuple(changes), notes)
 
 
 def _read(source: str | Path, folder: Path) -> RawData:

@@ -39,14 +39,7 @@ _ANNOTATION_FOLDERS = {"annotations", "annotation", "labels", "json", "coco"}
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as annotated.
-
-    Attributes:
-        name: for reports.
-        splits: as found; their names are ``train``, ``val``, ``test`` or empty.
-        findings: what the readers could not use, beside each split's own findings.
-        notes: what was decided while searching for the files.
-    """
+    """A data set as annotated: its splits, and findings and notes about none of them alone."""
 
     name: str
     splits: tuple[RawSplit, ...]
@@ -87,7 +80,6 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
 
 
 def _scan(path: Path) -> Folder:
-    """A folder's files; ``DETRLAB_LINKS=follow`` follows links that lead outside of it."""
     return Folder.scan(path, follow_links=os.environ.get("DETRLAB_LINKS") == "follow")
 
 
@@ -168,15 +160,10 @@ def _read_store(store: Store, name: str) -> RawData:
 def _nothing_found(store: Store) -> str:
     """Why no format fits, as precisely as possible."""
     looked = "COCO JSON, YOLO's data.yaml or labels, and Pascal VOC XML"
-    images = sum(map(is_image, store.names))
-    others = sorted(name for name in store.names if name.lower().endswith(_NOT_READ))
-    if not store.names:
-        reason = "is empty"
-    elif images:
+    reason = "holds no data set of a supported format" if store.names else "is empty"
+    if images := sum(map(is_image, store.names)):
         reason = f"holds {images:,} images and no annotations of a supported format"
-    else:
-        reason = "holds no data set of a supported format"
-    if others:
+    if others := sorted(name for name in store.names if name.lower().endswith(_NOT_READ)):
         reason += f" ({len(others):,} files such as {others[0]} are not supported)"
     elif images:
         looked += "; name the folder that holds both images and annotations"

@@ -172,7 +172,7 @@ class _Drawing:
         y, x = (np.arange(side, dtype=np.int16) for side in (self.height, self.width))
         fy, fx = (y % 32)[:, None, None], (x % 32)[None, :, None]
         lines = knots[y // 32] * (32 - fy) + knots[y // 32 + 1] * fy
-        clouds = lines[:, x // 32] * (32 - fx) + lines[:, x // 32 + 1] * fx
+        clouds: Array = lines[:, x // 32] * (32 - fx) + lines[:, x // 32 + 1] * fx
         background: Array = (clouds >> 10) + self.base
         return background
 
