@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from coco_folders import annotation, image_entry, picture, write_coco
+from coco_folders import image_entry, one_box_each, picture
 from layouts import PLAIN, voc, yolo
 from PIL import Image
 
@@ -16,19 +16,11 @@ from detrlab.errors import UserError
 IMAGES = 20
 
 
-def coco(folder, change=lambda box: box, broken=IMAGES, **changes):
+def coco(folder, change=lambda box: box, broken=IMAGES, **parts):
     """A set of 20 images with a box each, of which the first few are changed."""
-    images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(IMAGES)]
     boxes = [[30 + i, 20, 25, 30] for i in range(IMAGES)]
     boxes[:broken] = map(change, boxes[:broken])
-    parts = {
-        "images": images,
-        "annotations": [annotation(i, i, 1, box) for i, box in enumerate(boxes)],
-        "categories": {1: "a"},
-        "name": "train.json",
-    }
-    write_coco(folder, **{**parts, **changes})
-    return folder
+    return one_box_each(folder, boxes, **parts)
 
 
 CHANGES = {
@@ -116,7 +108,6 @@ FORMS = {
 def test_names_that_other_disks_and_tools_write_are_found(tmp_path, form):
     written, there = FORMS[form]
     images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(IMAGES)]
-    coco(tmp_path, images=images)
     images[0]["file_name"] = written
     coco(tmp_path, images=images)
     (tmp_path / "images" / written).unlink()
