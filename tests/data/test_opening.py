@@ -165,12 +165,13 @@ def test_labels_behind_a_link_do_not_turn_images_into_negatives(tmp_path):
         ("my-photos/images", "holds 20 images and no.*name the folder that holds both"),
         ("table", "holds 1 images .*1 files such as table.csv"),
         ("phone", "1 files such as a.heic"),
+        ("empty", "is empty"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch, asked, words):
     monkeypatch.chdir(tmp_path)
     coco(tmp_path / "my-photos")
-    for name in ("table", "phone"):
+    for name in ("table", "phone", "empty"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "table" / "a.png")
     (tmp_path / "table" / "table.csv").write_text("a,b\n")

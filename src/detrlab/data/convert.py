@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from detrlab.config import DataConfig
 from detrlab.data.check import Examined, examine, mode_rule, repeated
@@ -74,7 +75,7 @@ def convert(
     notes: tuple[str, ...] = ()
     if style := STYLES.get(str(source)):
         outputs = [
-            Output(table, [table.file(i) for i in range(len(table))], partial(_png, table))
+            Output(table, list(map(table.file, range(len(table)))), partial(_png, table))
             for table in shapes(style=style)
         ]
     else:
@@ -206,7 +207,7 @@ def _repaired(measured: Measured, dropped: set[int]) -> tuple[Measured, list[str
         return measured, []
     split, sizes = _merged(measured.split), measured.sizes
     original = split.boxes if measured.masks["box-corners"].any() else measured.boxes
-    boxes = measured.in_files(split.owners).copy()
+    boxes = measured.in_files.copy()
     frame = sizes[np.maximum(split.owners, 0)]
     scale = misplaced(boxes, split.owners, sizes)["box-scale"]
     boxes[scale] *= np.tile(frame[scale, ::-1], 2)
@@ -228,7 +229,8 @@ def _repaired(measured: Measured, dropped: set[int]) -> tuple[Measured, list[str
     split = replace(split, boxes=boxes, areas=np.where(moved, np.nan, split.areas))
     kept = {name: getattr(split, name)[keep] for name in _PER_BOX}
     split = replace(split, members=members, **kept)
-    return Measured(split, measured.headers, sizes, sizes, boxes[keep], {}, [], []), lines
+    boxes = boxes[keep]
+    return Measured(split, measured.headers, sizes, sizes, boxes, boxes, {}, [], []), lines
 
 
 def _merged(split: RawSplit) -> RawSplit:
@@ -269,35 +271,28 @@ class _Part(NamedTuple):
         height, width = self.table.sizes[row].tolist()
         return self._file(row)[1].applies_exif((height, width))
 
+    def _encoding(self, row: int) -> str:
+        """The format to encode the image in; empty if its pixels stay as they are."""
+        _, header, anew = self._file(row)
+        is_jpeg = header.format in ("JPEG", "MPO")
+        turned = header.orientation != 1 and (self.upright(row) or not is_jpeg)
+        return ("JPEG" if is_jpeg else "PNG") if anew or turned else ""
+
     def name(self, row: int) -> str:
         """The file's name with an extension that fits the contents."""
-        member, header, anew = self._file(row)
-        fitting = ENDINGS_OF["PNG" if anew and header.format == "GIF" else header.format]
+        member, header, _ = self._file(row)
+        fitting = ENDINGS_OF[self._encoding(row) or header.format]
         root, extension = posixpath.splitext(member)
         return member if extension.lower() in fitting else root + fitting[0]
 
     def read(self, row: int) -> bytes:
         """The bytes of the file for the copy, without an EXIF rotation tag."""
-        member, header, anew = self._file(row)
+        member, header, _ = self._file(row)
         data = self.measured.split.store.read(member, MAX_MEMBER)
-        if not anew and header.orientation == 1:
-            return data
-        is_jpeg = header.format in ("JPEG", "MPO")
-        if not anew and is_jpeg and not self.upright(row):
-            return without_exif(data)
-        from PIL import Image
-
-        height, width = self.table.sizes[row].tolist()
-        pixels = decode(io.BytesIO(data), member, (height, width)).permute(1, 2, 0).numpy()
-        stream = io.BytesIO()
-        if is_jpeg:
-            Image.fromarray(pixels).save(stream, "JPEG", quality=95, subsampling=0)
-        else:
-            kept = header.format if header.format in ("BMP", "TIFF", "PPM", "WEBP") else "PNG"
-            Image.fromarray(pixels).save(
-                stream, kept, **{"lossless": True} if kept == "WEBP" else {}
-            )
-        return stream.getvalue()
+        if kind := self._encoding(row):
+            height, width = self.table.sizes[row].tolist()
+            return _encoded(decode(io.BytesIO(data), member, (height, width)), kind)
+        return data if header.orientation == 1 else without_exif(data)
 
 
 def _outputs(parts: Sequence[_Part]) -> list[Output]:
@@ -317,9 +312,14 @@ def without_exif(data: bytes) -> bytes:
     return b"".join([*kept, data[at:]])
 
 
-def _png(table: Table, i: int) -> bytes:
+def _encoded(pixels: torch.Tensor, kind: str = "PNG") -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(table.picture(i).permute(1, 2, 0).numpy()).save(stream, "PNG")
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def _png(table: Table, i: int) -> bytes:
+    return _encoded(table.picture(i))

@@ -31,6 +31,7 @@ class Measured:
         sizes: (N, 2) int64 (height, width) of the images that training sees; 0 if unreadable.
         frame: (N, 2) int64 (height, width) of the images that the boxes were drawn on.
         boxes: (M, 4) float64, xywh in pixels of ``frame``.
+        in_files: (M, 4) float64, the boxes in pixels of the image files, ``sizes``.
         masks: (M,) bool, which boxes break a rule, by rule.
         mismatched: images whose declared size is not the file's size.
         drawn_on_declared: those of them whose boxes fit the declared size only.
@@ -41,20 +42,10 @@ class Measured:
     sizes: np.ndarray
     frame: np.ndarray
     boxes: np.ndarray
+    in_files: np.ndarray
     masks: dict[str, np.ndarray]
     mismatched: list[int]
     drawn_on_declared: list[int]
-
-    def in_files(self, owners: np.ndarray) -> np.ndarray:
-        """(M, 4) the boxes in pixels of the image files; ``owners`` are the split's."""
-        if not self.drawn_on_declared:
-            return self.boxes
-        ratios = np.ones((len(self.frame) + 1, 4))  # the last row is for -1, unlisted images
-        chosen = self.drawn_on_declared
-        ratios[chosen] = np.tile(self.sizes[chosen] / self.frame[chosen], 2)[:, [1, 0, 1, 0]]
-        with np.errstate(invalid="ignore", over="ignore"):
-            scaled: np.ndarray = self.boxes * ratios[owners]
-        return scaled
 
     def usable(self) -> np.ndarray:
         """(N,) bool, images whose file exists and can be read."""
@@ -77,7 +68,7 @@ class Measured:
             the table, and (N,) int64 the position of each of its images in the split.
         """
         split, usable = self.split, self.usable()
-        boxes = self.in_files(split.owners)
+        boxes = self.in_files
         index = words.labels[position]
         labels = np.array([index.get(each, -1) for each in split.category_ids.tolist()], np.int64)
         owners = np.maximum(split.owners, 0)
@@ -153,14 +144,20 @@ def measure(
     if corners:
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     mismatched, drawn = _mismatched(split, boxes, sizes)
-    frame[drawn] = split.declared[drawn]
+    in_files = boxes
+    if drawn:
+        frame[drawn] = split.declared[drawn]
+        ratios = np.ones((len(frame) + 1, 4))  # the last row is for -1, unlisted images
+        ratios[drawn] = np.tile(sizes[drawn] / frame[drawn], 2)[:, [1, 0, 1, 0]]
+        with np.errstate(invalid="ignore", over="ignore"):
+            in_files = boxes * ratios[split.owners]
     known = np.isin(split.category_ids, np.fromiter(labels, np.int64, len(labels)))
     masks = {
         "box-corners": np.full(len(boxes), corners),
         "category-unknown": ~known & (split.owners >= 0),
         **misplaced(boxes, split.owners, frame),
     }
-    return Measured(split, headers, sizes, frame, boxes, masks, mismatched, drawn)
+    return Measured(split, headers, sizes, frame, boxes, in_files, masks, mismatched, drawn)
 
 
 def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
