@@ -123,7 +123,7 @@ def definition(data, models=("detr",), seeds=(0,), budget=None, **train):
     from detrlab.compare.definition import Definition, facts
     from detrlab.compare.entrants import named
     from detrlab.data import open_data
-    from detrlab.data.fingerprint import fingerprint
+    from detrlab.data.sources import fingerprint
 
     found = open_data(data)
     return Definition(

@@ -162,7 +162,10 @@ def test_a_newer_format_is_refused(tmp_path):
     ("changes", "message"),
     [
         ({"classes": ["a", "b"]}, "2 classes and 3 category ids"),
-        ({"architecture": {"preset": "detr", "num_classes": 3, "widht": 4}}, "did you mean 'width'"),
+        (
+            {"architecture": {"preset": "detr", "num_classes": 3, "widht": 4}},
+            "did you mean 'width'",
+        ),
         ({"architecture": None}, "is damaged"),
         ({"preprocessing": {"image_size": -3}}, "image_size"),
         ({"format": "one"}, "is damaged"),

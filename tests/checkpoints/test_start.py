@@ -166,7 +166,9 @@ def test_random_heads_can_be_asked_for():
     assert report.reinitialised["decoder.heads.2.boxes.layers.2.bias"] == (
         r"requested by 'decoder\\.heads\\.[12]'"
     )
-    with pytest.raises(UserError, match=r"'decodr' matches no tensor .* begin with backbone, encoder"):
+    with pytest.raises(
+        UserError, match=r"'decodr' matches no tensor .* begin with backbone, encoder"
+    ):
         started(source, "deformable-detr", FIVE_CLASSES, reinitialise=["decodr"])
     with pytest.raises(UserError, match="not a regular expression"):
         started(source, "deformable-detr", FIVE_CLASSES, reinitialise=["("])

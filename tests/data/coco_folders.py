@@ -34,11 +34,12 @@ def write_coco(
     categories: dict[int, str],
     name: str = "annotations.json",
     image_folder: str = "images",
+    seed: int = 0,
 ) -> None:
     """The json and a picture of the declared size for every image."""
     where = folder / image_folder
     where.mkdir(parents=True, exist_ok=True)
-    for i, entry in enumerate(images):
+    for i, entry in enumerate(images, start=seed):
         picture(i, entry["height"], entry["width"]).save(where / entry["file_name"])
     document = {
         "images": images,
@@ -47,3 +48,12 @@ def write_coco(
     }
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(document))
+
+
+def one_box_each(folder: Path, boxes: list[Any], first: int = 0, **parts: Any) -> Path:
+    """A set with an image of 60 x 80 pixels for each box, by default all of class a."""
+    images = [image_entry(first + i, f"p{first + i}.png", 60, 80) for i in range(len(boxes))]
+    records = [annotation(i, first + i, 1, box) for i, box in enumerate(boxes)]
+    defaults = {"annotations": records, "categories": {1: "a"}, "name": "train.json"}
+    write_coco(folder, seed=first, **{"images": images, **defaults, **parts})
+    return folder

@@ -227,14 +227,6 @@ def test_other_files_are_refused_with_advice(tmp_path, name):
         open_data(tmp_path / name)
 
 
-def test_empty_folder_and_folder_of_images(tmp_path):
-    with pytest.raises(UserError, match="is empty"):
-        open_data(tmp_path)
-    valid_images(tmp_path)
-    with pytest.raises(UserError, match="holds 24 images and no annotations"):
-        open_data(tmp_path)
-
-
 @pytest.mark.slow
 def test_a_million_boxes_in_one_image(tmp_path):
     valid_images(tmp_path)

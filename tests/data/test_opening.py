@@ -4,32 +4,23 @@ import os
 import re
 
 import pytest
-from coco_folders import annotation, image_entry, picture, write_coco
+from coco_folders import image_entry, one_box_each, picture
 from layouts import PLAIN, voc, yolo
 from PIL import Image
 
 from detrlab.data import open_data, open_whole
 from detrlab.data.check import check
-from detrlab.data.convert import convert
-from detrlab.data.repair import fix
+from detrlab.data.convert import convert, fix
 from detrlab.errors import UserError
 
 IMAGES = 20
 
 
-def coco(folder, change=lambda box: box, broken=IMAGES, **changes):
+def coco(folder, change=lambda box: box, broken=IMAGES, **parts):
     """A set of 20 images with a box each, of which the first few are changed."""
-    images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(IMAGES)]
     boxes = [[30 + i, 20, 25, 30] for i in range(IMAGES)]
     boxes[:broken] = map(change, boxes[:broken])
-    parts = {
-        "images": images,
-        "annotations": [annotation(i, i, 1, box) for i, box in enumerate(boxes)],
-        "categories": {1: "a"},
-        "name": "train.json",
-    }
-    write_coco(folder, **{**parts, **changes})
-    return folder
+    return one_box_each(folder, boxes, **parts)
 
 
 CHANGES = {
@@ -117,7 +108,6 @@ FORMS = {
 def test_names_that_other_disks_and_tools_write_are_found(tmp_path, form):
     written, there = FORMS[form]
     images = [image_entry(i, f"p{i}.png", 60, 80) for i in range(IMAGES)]
-    coco(tmp_path, images=images)
     images[0]["file_name"] = written
     coco(tmp_path, images=images)
     (tmp_path / "images" / written).unlink()
@@ -165,7 +155,7 @@ def test_labels_behind_a_link_do_not_turn_images_into_negatives(tmp_path):
     [
         ("my-fotos", "did you mean 'my-photos'"),
         ("shape", "did you mean 'shapes'"),
-        ("xyzzy", "built in: shapes, cppe5"),
+        ("xyzzy", "built in: shapes, shapes-easy, cppe5"),
         ("my-photos/trian.json", "did you mean 'my-photos/train.json'"),
         ("my-fotos/train.json", "did you mean 'my-photos'"),
         ("my-photos/other/deeper", "'my-photos' has no 'other'"),
@@ -175,12 +165,13 @@ def test_labels_behind_a_link_do_not_turn_images_into_negatives(tmp_path):
         ("my-photos/images", "holds 20 images and no.*name the folder that holds both"),
         ("table", "holds 1 images .*1 files such as table.csv"),
         ("phone", "1 files such as a.heic"),
+        ("empty", "is empty"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(tmp_path, monkeypatch, asked, words):
     monkeypatch.chdir(tmp_path)
     coco(tmp_path / "my-photos")
-    for name in ("table", "phone"):
+    for name in ("table", "phone", "empty"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "table" / "a.png")
     (tmp_path / "table" / "table.csv").write_text("a,b\n")
@@ -233,7 +224,7 @@ def test_what_voc_objects_carry_is_counted_when_it_is_lost(tmp_path):
     assert "<name>" in text
     more = "<pose>Left</pose><truncated>1</truncated><name>"
     first.write_text(text.replace("<name>", more, 1))
-    losses = convert(tmp_path / "data", "coco", tmp_path / "coco").losses
+    losses = convert(tmp_path / "data", "coco", tmp_path / "coco").changes
     for extra in ("1 annotations lose their pose", "1 annotations lose their truncated mark"):
         assert extra in losses
     assert "16 annotations lose their parts" in losses

@@ -26,7 +26,7 @@ from detrlab.data import batches, open_data
 from detrlab.data.locate import split_of
 from detrlab.data.measure import measure, read_headers
 from detrlab.data.reading import read_raw
-from detrlab.data.split import stratified_split
+from detrlab.data.sources import stratified_split
 from detrlab.errors import UserError
 
 

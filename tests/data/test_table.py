@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 from coco_folders import annotation, image_entry, write_coco
-from PIL import Image
 
 from detrlab.data import open_data, open_whole
 from detrlab.data.shapes import shapes
@@ -61,14 +60,6 @@ def test_training_gets_clamped_boxes_without_crowd(folder):
     )
 
 
-def test_file_size_counts_where_it_belies_the_declared_one(folder):
-    Image.new("RGB", (75, 55)).save(folder / "images" / "b.png")
-    table = _single(folder)
-    i = table.image_ids.tolist().index(139)
-    assert table.read(i).original_size == (55, 75)
-    assert table.read(i).boxes.tolist() == [[70, 50, 75, 55], [0, 0, 10, 20]]
-
-
 def test_select_keeps_images_and_boxes_together():
     train, _ = shapes(train=12, val=1)
     chosen = train.select([7, 2, 2, 0])
@@ -79,20 +70,6 @@ def test_select_keeps_images_and_boxes_together():
         assert torch.equal(chosen.targets(position).boxes, train.targets(original).boxes)
     with pytest.raises(UserError, match="outside"):
         train.select([12])
-
-
-def test_targets_agree_with_samples():
-    train, _ = shapes(train=10, val=1)
-    for i in range(10):
-        sample, target = train.read(i), train.targets(i)
-        height, width = sample.image.shape[1:]
-        x0, y0, x1, y1 = sample.boxes.unbind(1)
-        expected = torch.stack(
-            [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height],
-            dim=1,
-        )
-        assert torch.allclose(target.boxes, expected, atol=1e-6)
-        assert torch.equal(target.labels, sample.labels)
 
 
 def test_columns_cannot_be_written():

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from detrlab.errors import UserError
-
-if TYPE_CHECKING:
-    from detrlab.config import DataConfig
 
 
 @dataclass(frozen=True)
@@ -43,26 +39,33 @@ class Options:
 
 def run(options: Options) -> int:
     """Check; returns the exit code."""
-    from detrlab.cli.common import say
+    from detrlab.cli.common import printable, say
     from detrlab.config import DataConfig
     from detrlab.data.check import check
     from detrlab.data.check_page import write_page
-    from detrlab.data.findings import printable
+    from detrlab.data.convert import fix
 
     config = DataConfig()
     if options.imgsz is not None:
         config = config.resized(options.imgsz)
+    progress = _show if sys.stderr.isatty() else None
     if options.fix is not None:
-        return _fix(options, options.fix, config)
+        copy = fix(options.data, options.fix, config, progress=progress)
+        if options.json:
+            values = {"images": copy.images, "boxes": copy.boxes, "changes": copy.changes}
+            print(json.dumps({"folder": str(copy.folder), **values}))
+            return 0
+        print("\n".join(copy.changes))
+        print(
+            f"{len(copy.changes):,} change{'s' * (len(copy.changes) != 1)} (see changes.txt); "
+            f"{copy.images:,} images and {copy.boxes:,} boxes are in {copy.folder}; "
+            f"{options.data} was not changed"
+        )
+        return 0
     if options.output is not None and not options.json and Path(options.output).exists():
         raise UserError(f"--output {options.output} exists already: choose another name")
-    report = check(
-        options.data,
-        config,
-        num_queries=options.queries,
-        quick=options.quick,
-        progress=_progress("checked"),
-    )
+    quick, queries = options.quick, options.queries
+    report = check(options.data, config, num_queries=queries, quick=quick, progress=progress)
     if options.json:
         print(json.dumps(report.to_dict()))
         return report.exit_code
@@ -74,30 +77,6 @@ def run(options: Options) -> int:
     return report.exit_code
 
 
-def _fix(options: Options, folder: str, config: DataConfig) -> int:
-    from detrlab.data.repair import fix
-
-    repair = fix(options.data, folder, config, progress=_progress("done"))
-    if options.json:
-        values = {"images": repair.images, "boxes": repair.boxes, "changes": repair.changes}
-        print(json.dumps({"folder": str(repair.folder), **values}))
-        return 0
-    print("\n".join(repair.changes))
-    print(
-        f"{len(repair.changes):,} change{'s' * (len(repair.changes) != 1)} (see changes.txt); "
-        f"{repair.images:,} images and {repair.boxes:,} boxes are in {repair.folder}; "
-        f"{options.data} was not changed"
-    )
-    return 0
-
-
-def _progress(word: str) -> Callable[[int, int], None] | None:
-    """A counter on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        end = "\n" if done == total else ""
-        print(f"\r{done:,} of {total:,} images {word}", end=end, file=sys.stderr, flush=True)
-
-    return show
+def _show(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done:,} of {total:,} images done", end=end, file=sys.stderr, flush=True)

@@ -61,6 +61,6 @@ def _data(options: Options) -> list[str]:
     done = convert(options.source, options.to, target)
     return [
         *done.notes,
-        *(f"lost: {loss}" for loss in done.losses),
-        f"{done.images:,} images and {done.boxes:,} boxes as {done.format}: {done.folder}",
+        *(f"lost: {loss}" for loss in done.changes),
+        f"{done.images:,} images and {done.boxes:,} boxes as {options.to}: {done.folder}",
     ]

@@ -28,7 +28,7 @@ from detrlab.compare.results import Failure, Row, RunResult, rows
 from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
-from detrlab.data.fingerprint import fingerprint
+from detrlab.data.sources import fingerprint
 from detrlab.errors import UserError
 from detrlab.recipes import recipe as named_recipe
 

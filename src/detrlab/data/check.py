@@ -6,36 +6,57 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from detrlab.config import DataConfig
-from detrlab.data.check_boxes import check_boxes
-from detrlab.data.check_report import CheckReport, summarize
+from detrlab.data.check_report import CheckReport
 from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
 from detrlab.data.images import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
 from detrlab.data.locate import is_image
-from detrlab.data.measure import Measured, measure, read_headers
+from detrlab.data.measure import Measured, measure, read_headers, sound
 from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
-from detrlab.data.shapes import shapes
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.sources import split_roles
 from detrlab.data.store import Store
 from detrlab.data.table import Table
+from detrlab.data.transforms import evaluation_size
 from detrlab.errors import UserError
 
 RARE_BOXES = 10
 RARE_SHARE = 0.01
 """A class is rare below this many boxes, or below this share of the most frequent class's."""
 
+VANISHED = 2.0
+"""Pixels below which an object is too small to be learned."""
+
 MAX_IMAGE_BYTES = 3 * MAX_PIXELS
 """Larger image files are not read: the largest image that is decoded needs no more."""
 
 Entry = tuple[int, int]
 """Positions of a split and of an image in it."""
+Pair = tuple[Entry, Entry, bool]
+"""Two entries that show the same image; whether their files are equal."""
+
+
+class Examined(NamedTuple):
+    """A report together with its inputs, for the repair.
+
+    ``measured`` has one entry for each split, ``inspections`` one for each image of each split,
+    or none after a quick check.
+    """
+
+    report: CheckReport
+    data: RawData
+    words: Vocabulary
+    measured: list[Measured]
+    inspections: list[list[Inspection | None]]
+    pairs: list[Pair]
 
 
 def check(
@@ -59,44 +80,14 @@ def check(
         UserError: there is no data set at all.
     """
     config = config or DataConfig()
-    if str(source) != "shapes":
-        data = read_raw(source)
-        return examine(
-            data, str(source), config, num_queries=num_queries, quick=quick, progress=progress
-        ).report
-    tables = shapes()  # generated: there are no files to check
-    findings = Findings()
-    _check_counts(tables, num_queries, findings)
-    splits = tuple(map(summarize, tables))
-    return CheckReport("shapes", "shapes", "generated", splits, findings, tables=tables)
-
-
-class SameImage(NamedTuple):
-    """Two entries that show the same image."""
-
-    first: Entry
-    second: Entry
-    exact: bool
-
-
-class Examined(NamedTuple):
-    """A report together with its inputs, for the repair.
-
-    Attributes:
-        report: what was found.
-        data: as annotated.
-        words: its classes.
-        measured: of each split.
-        inspections: of each split, of each image; empty after a quick check.
-        pairs: entries that show the same image.
-    """
-
-    report: CheckReport
-    data: RawData
-    words: Vocabulary
-    measured: list[Measured]
-    inspections: list[list[Inspection | None]]
-    pairs: list[SameImage]
+    if style := STYLES.get(str(source)):  # generated: there are no files to check
+        tables, findings = shapes(style=style), Findings()
+        _check_counts(tables, num_queries, findings)
+        return CheckReport(style.name, style.name, "generated", tables, findings)
+    return examine(
+        read_raw(source), str(source), config, num_queries=num_queries, quick=quick,
+        progress=progress,
+    ).report  # fmt: skip
 
 
 def examine(
@@ -114,15 +105,14 @@ def examine(
         findings.merge(found)
     words = vocabulary(data.splits, findings)
     inspections = [] if quick else _inspect_all(data, progress)
-    headers = [[_header_of(look) for look in looks] for looks in inspections]
-    headers = headers or [read_headers(split) for split in data.splits]
     measured, tables = [], []
     for k, split in enumerate(data.splits):
-        measured.append(measure(split, headers[k], words.labels[k]))
         looks = inspections[k] if inspections else [None] * len(split)
-        _check_files(split, headers[k], looks, findings)
+        headers = list(map(_header_of, looks)) if inspections else read_headers(split)
+        measured.append(measure(split, headers, words.labels[k]))
+        _check_files(split, headers, looks, findings)
         _check_sizes(measured[k], findings)
-        check_boxes(measured[k], config, findings)
+        _check_boxes(measured[k], config, findings)
         tables.append(measured[k].clean(split.name or "train", words, k)[0])
     _check_unlisted(data, findings)
     _check_counts(tables, num_queries, findings)
@@ -132,12 +122,11 @@ def examine(
         name=data.name,
         source=source,
         format=data.splits[0].format,
-        splits=tuple(map(summarize, tables)),
+        tables=tuple(tables),
         findings=findings,
         notes=(*data.notes, *split_roles([split.name for split in data.splits])[1]),
         quick=quick,
-        tables=tuple(tables),
-        licences=tuple(dict.fromkeys(each for split in data.splits for each in split.licences)),
+        licences=tuple(dict.fromkeys(chain(*(split.licences for split in data.splits)))),
     )
     return Examined(report, data, words, measured, inspections, pairs)
 
@@ -146,14 +135,12 @@ def examine(
 
 
 def _inspect_all(data: RawData, progress: Progress | None) -> list[list[Inspection | None]]:
-    total = sum(len(split) for split in data.splits)
+    total, done = sum(len(split) for split in data.splits), 0
     results: list[list[Inspection | None]] = []
-    done = 0
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
         for split in data.splits:
-            stores = [split.store] * len(split)
             results.append([])
-            for inspection in pool.map(_inspect, stores, split.members):
+            for inspection in pool.map(_inspect, [split.store] * len(split), split.members):
                 results[-1].append(inspection)
                 done += 1
                 if progress is not None:
@@ -186,24 +173,23 @@ def _check_files(
 ) -> None:
     """Findings about each image file alone."""
     first_entry: dict[str, int | str] = {}
-    for i, header in enumerate(headers):
-        member, image_id = split.members[i], split.image_ids[i]
+    for member, image, header, look in zip(
+        split.members, split.image_ids, headers, inspections, strict=True
+    ):
         if member is None:
             continue
-        if member in first_entry:
+        if first_entry.setdefault(member, image) != image:
             detail = f"also image {first_entry[member]}"
-            findings.add("file-shared", split.name, member, image_id, None, detail)
-        first_entry.setdefault(member, image_id)
-        for rule, detail in _file_defects(member, header, inspections[i]):
-            findings.add(rule, split.name, member, image_id, None, detail)
+            findings.add("file-shared", split.name, member, image, None, detail)
+        for rule, detail in _file_defects(member, header, look):
+            findings.add(rule, split.name, member, image, None, detail)
 
 
 def _file_defects(
-    member: str, header: Header | str, inspection: Inspection | None
+    member: str, header: Header | str, look: Inspection | None
 ) -> Iterable[tuple[str, str]]:
     if isinstance(header, str):
-        cut = inspection is not None and inspection.cut_short
-        yield "image-truncated" if cut else "image-unreadable", header
+        yield "image-truncated" if look and look.cut_short else "image-unreadable", header
         return
     extension = posixpath.splitext(member)[1].lower()
     if extension not in ENDINGS_OF.get(header.format, (extension,)):
@@ -212,7 +198,7 @@ def _file_defects(
         yield "image-orientation", f"EXIF orientation {header.orientation}"
     if rule := mode_rule(header.mode):
         yield rule, f"mode {header.mode}"
-    if inspection is not None and inspection.animated:
+    if look and look.animated:
         yield "image-animated", header.format
 
 
@@ -226,12 +212,11 @@ def mode_rule(mode: str) -> str:
 
 
 def _check_sizes(measured: Measured, findings: Findings) -> None:
-    split, fits_declared = measured.split, set(measured.drawn_on_declared)
+    split = measured.split
     for i in measured.mismatched:
-        height, width = split.declared[i].tolist()
-        real_height, real_width = measured.sizes[i].tolist()
+        (height, width), (real_height, real_width) = split.declared[i], measured.sizes[i]
         detail = f"declared {width} x {height}, the file has {real_width} x {real_height}"
-        detail += "; its boxes fit the declared size" * (i in fits_declared)
+        detail += "; its boxes fit the declared size" * (i in measured.drawn_on_declared)
         member = split.members[i] or ""
         findings.add("image-size", split.name, member, split.image_ids[i], None, detail)
 
@@ -245,6 +230,54 @@ def _check_unlisted(data: RawData, findings: Findings) -> None:
             findings.add("file-unlisted", "", name)
 
 
+# Boxes -----------------------------------------------------------------------------------------
+
+
+def _check_boxes(measured: Measured, config: DataConfig, findings: Findings) -> None:
+    """Findings about boxes; ``config`` says at which size the split will be trained."""
+    split, boxes = measured.split, measured.boxes
+    masks = {**measured.masks, **repeated(split, boxes)}
+    masks["box-whole-image"] = masks["box-whole-image"] & ~split.crowd
+    # Boxes that break other rules are not reported again for being small.
+    other = masks["box-not-finite"] | masks["box-empty"] | masks["box-scale"]
+    other |= masks["box-off-image"] | split.crowd | (split.owners < 0)
+    frame = measured.frame
+    trained = [evaluation_size(h, w, config) if h * w else (1, 1) for h, w in frame.tolist()]
+    ratios = (np.array(trained).reshape(-1, 2) / np.maximum(frame, 1))[:, ::-1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        sides = boxes[:, 2:] * ratios[np.maximum(split.owners, 0)] if len(frame) else boxes[:, 2:]
+    masks["box-vanishes"] = ~other & (sides < VANISHED).any(axis=1)
+
+    def finding(rule: str, row: int) -> Finding:
+        owner, box = int(split.owners[row]), boxes[row].tolist()
+        detail = "x {:g}, y {:g}, w {:g}, h {:g}".format(*box)
+        if rule == "category-unknown":
+            detail = f"category {int(split.category_ids[row])}"
+        image = split.image_ids[owner] if owner >= 0 else None
+        place = (split.name, split.file_of(row), image, split.place(row))
+        return Finding(rule, *place, detail, box=tuple(box))
+
+    for rule, mask in masks.items():
+        rows = np.flatnonzero(mask).tolist()
+        findings.extend(rule, len(rows), (finding(rule, row) for row in rows))
+
+
+def repeated(split: RawSplit, boxes: np.ndarray) -> dict[str, np.ndarray]:
+    """Which boxes an image has had before, with the same category or another: (M,) bool by rule."""
+    masks = {
+        rule: np.zeros(len(boxes), dtype=bool) for rule in ("box-duplicate", "box-two-classes")
+    }
+    owners, categories = split.owners, split.category_ids
+    rows = np.flatnonzero(sound(boxes)[1] & (owners >= 0) & ~split.crowd)
+    order = rows[np.lexsort((categories[rows], *boxes[rows].T[::-1], owners[rows]))]
+    one, other = order[:-1], order[1:]
+    same_box = (owners[other] == owners[one]) & (boxes[other] == boxes[one]).all(axis=1)
+    same_category = categories[other] == categories[one]
+    masks["box-duplicate"][other] = same_box & same_category
+    masks["box-two-classes"][other] = same_box & ~same_category
+    return masks
+
+
 # Classes and counts ----------------------------------------------------------------------------
 
 
@@ -256,57 +289,53 @@ def _check_counts(tables: Sequence[Table], num_queries: int | None, findings: Fi
         objects = np.bincount(table.owners()[~table.crowd], minlength=len(table))
         for i in np.flatnonzero(objects > num_queries).tolist() if num_queries is not None else ():
             detail = f"{objects[i]:,} objects, {num_queries:,} queries"
-            findings.add(
-                "too-many-objects", table.name, table.file(i), table.image_id(i), None, detail
-            )
+            place = (table.name, table.file(i), table.image_id(i), None)
+            findings.add("too-many-objects", *place, detail)
         counts[table.name] = np.bincount(table.labels[~table.crowd], minlength=len(classes))
     total = np.sum(list(counts.values()), axis=0)
+    alone = len(counts) == 1
     for name, of_split in counts.items():
-        for label in np.flatnonzero((of_split == 0) & ((total > 0) | (len(counts) == 1))).tolist():
-            findings.add("class-missing", name, "", None, None, classes[label])
-    for label in np.flatnonzero((total == 0) & (len(counts) > 1)).tolist():
-        findings.add("class-missing", "", "", None, None, f"{classes[label]}: in no split")
+        for label in np.flatnonzero((of_split == 0) & ((total > 0) | alone)).tolist():
+            findings.add("class-missing", name, "", detail=classes[label])
+    for label in np.flatnonzero(total == 0).tolist() if not alone else ():
+        findings.add("class-missing", "", "", detail=f"{classes[label]}: in no split")
     first = counts.get("train", total)
     most = int(first.max(initial=0))
     enough = max(RARE_BOXES, round(RARE_SHARE * most))
     for label in np.flatnonzero((first > 0) & (first < enough)).tolist():
         detail = f"{classes[label]}: {first[label]} boxes, the most frequent class has {most:,}"
-        findings.add("class-rare", "train", "", None, None, detail)
+        findings.add("class-rare", "train", "", detail=detail)
 
 
 # Duplicates ------------------------------------------------------------------------------------
 
 
-def _same_images(data: RawData, inspections: list[list[Inspection | None]]) -> list[SameImage]:
+def _same_images(data: RawData, inspections: list[list[Inspection | None]]) -> list[Pair]:
     """All pairs of entries whose files show the same image."""
-    pairs: list[SameImage] = []
+    pairs: list[Pair] = []
     # For the contents of each file: its thumbnail, and the first entry in every split.
     files: dict[bytes, tuple[np.ndarray, dict[int, int]]] = {}
     for k, looks in enumerate(inspections):
+        members = data.splits[k].members
         for i, look in enumerate(looks):
             if look is None or look.thumb is None:
                 continue
             _, entries = files.setdefault(look.digest, (look.thumb, {}))
             if entries:
                 split = k if k in entries else next(iter(entries))
-                before = (split, entries[split])
                 # Entries of one split that name the same file are another finding.
-                members = data.splits[k].members
-                if split != k or members[before[1]] != members[i]:
-                    pairs.append(SameImage(before, (k, i), exact=True))
+                if split != k or members[entries[k]] != members[i]:
+                    pairs.append(((split, entries[split]), (k, i), True))
             entries.setdefault(k, i)
     distinct = [entries for _, entries in files.values()]
     if len(distinct) > 1:
         for first, second in near_pairs(np.stack([thumb for thumb, _ in files.values()])):
-            pairs += [
-                SameImage(min(a, b), max(a, b), exact=False)
-                for a in distinct[first].items()
-                for b in distinct[second].items()
-            ]
+            for a in distinct[first].items():
+                pairs += [(min(a, b), max(a, b), False) for b in distinct[second].items()]
     return pairs
 
 
-def _report_pairs(data: RawData, pairs: list[SameImage], findings: Findings) -> None:
+def _report_pairs(data: RawData, pairs: list[Pair], findings: Findings) -> None:
     for first, second, exact in pairs:
         across = first[0] != second[0]
         rule = ("leak-" if across else "duplicate-") + ("exact" if exact else "near")
@@ -314,12 +343,8 @@ def _report_pairs(data: RawData, pairs: list[SameImage], findings: Findings) -> 
         swap = across and data.splits[first[0]].name == "train"
         (k, i), (other, j) = (first, second) if swap else (second, first)
         split, partner = data.splits[k], data.splits[other]
-        finding = Finding(
-            rule,
-            split.name,
-            split.members[i] or "",
-            split.image_ids[i],
+        findings.add(
+            rule, split.name, split.members[i] or "", split.image_ids[i],
             detail=f"as {f'{partner.name}: ' * bool(partner.name)}{partner.members[j]}",
             other=(partner.name, partner.image_ids[j]),
-        )
-        findings.extend(rule, 1, [finding])
+        )  # fmt: skip

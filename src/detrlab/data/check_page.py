@@ -5,19 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detrlab.data.check_report import CheckReport, most_frequent
-from detrlab.data.findings import Finding, Rule, printable, shortened
+from detrlab.data.check_report import CheckReport
+from detrlab.data.findings import Finding, printable
 from detrlab.data.table import Table, clamped_corners
 from detrlab.drawing import colour_of, draw_boxes
 from detrlab.errors import UserError
 from detrlab.files import write_text
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 IMAGES = 8
 """Images shown of each split."""
@@ -30,8 +26,8 @@ LISTED = 20
 """Findings listed for a rule; the JSON has more."""
 
 _MARK = (255, 0, 48)
-_MARKED = 8
-"""Pixels; a marked box that is smaller gets a ring around it."""
+_MARGIN = 3
+"""Pixels around a marked box, so that it is seen if it is tiny or hidden by the box itself."""
 
 Box = tuple[float, float, float, float]
 
@@ -49,76 +45,37 @@ def write_page(report: CheckReport, path: str | Path) -> None:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["printable"] = printable
+    environment.filters["colour"] = lambda label: "#{:02x}{:02x}{:02x}".format(*colour_of(label))
     page = environment.get_template("check.html.j2").render(
         report=report,
-        rules=[_rule(report, *entry) for entry in report.findings.by_rule()],
-        splits=[_split(report, k) for k in range(len(report.splits))],
+        listed=LISTED,
+        most_classes=MOST_CLASSES,
+        rules=[(*entry, _examples(report, entry[2])) for entry in report.findings.by_rule()],
+        splits=[
+            (split, [_picture(table, i, table.file(i)) for i in _choose(table)])
+            for split, table in zip(report.splits, report.tables, strict=True)
+        ],
     )
     write_text(path, page)
 
 
-def _rule(report: CheckReport, rule: Rule, count: int, listed: list[Finding]) -> dict[str, Any]:
-    return {
-        "rule": rule,
-        "count": count,
-        "lines": [finding.describe() for finding in listed[:LISTED]],
-        "more": count - min(LISTED, len(listed)),
-        "examples": _examples(report, listed),
-    }
-
-
-def _examples(report: CheckReport, listed: list[Finding]) -> list[dict[str, str]]:
+def _examples(report: CheckReport, listed: list[Finding]) -> list[tuple[str, str]]:
     """The images of the first findings that are about images in the tables."""
     tables = {table.name: table for table in report.tables}
-    examples: list[dict[str, str]] = []
-    shown = 0
+    examples: list[tuple[str, str]] = []
     for finding in listed:
         about = [(finding.split, finding.image, finding.box, finding.describe())]
         if finding.other is not None:
             partner, other = finding.other
             about.append((partner, other, None, f"{partner or 'train'}: image {other}"))
-        found = []
         for split, image, box, caption in about:
             table = tables.get(split or "train")
-            if table is None or not (table.image_ids == image).any():
-                continue
-            position = int(np.flatnonzero(table.image_ids == image)[0])
-            if data := _image(table, position, box):
-                found.append({"data": data, "caption": printable(caption)})
-        examples += found
-        shown += bool(found)
-        if shown == EXAMPLES:
+            if table is not None:
+                found = np.flatnonzero(table.image_ids == image)[:1].tolist()
+                examples += [_picture(table, i, caption, box) for i in found]
+        if len(examples) >= EXAMPLES:
             break
     return examples
-
-
-def _split(report: CheckReport, k: int) -> dict[str, Any]:
-    split, table = report.splits[k], report.tables[k]
-    top = max(split.per_class.values(), default=0) or 1
-    shown = most_frequent(split.per_class, MOST_CLASSES)
-    objects = sum(split.sizes.values()) or 1
-    return {
-        "summary": split,
-        "classes": [
-            {
-                "name": printable(shortened(name, 80)),
-                "count": count,
-                "width": 100 * count / top,
-                "colour": "#{:02x}{:02x}{:02x}".format(*colour_of(label)),
-            }
-            for label, name, count in shown
-        ],
-        "more_classes": len(split.per_class) - len(shown),
-        "sizes": [
-            {"name": name, "count": count, "width": 100 * count / objects}
-            for name, count in split.sizes.items()
-        ],
-        "pictures": [
-            {"data": data, "caption": printable(table.file(i))}
-            for i in _choose(table)
-            if (data := _image(table, i))
-        ],
-    }
 
 
 def _choose(table: Table) -> list[int]:
@@ -134,14 +91,14 @@ def _choose(table: Table) -> list[int]:
     return list(dict.fromkeys(chosen))[:IMAGES]
 
 
-def _image(table: Table, i: int, marked: Box | None = None) -> str:
-    """Image i with its boxes as a data URL, one box marked; empty if it cannot be read."""
+def _picture(table: Table, i: int, caption: str, marked: Box | None = None) -> tuple[str, str]:
+    """Image i with its boxes as a data URL, one box marked in red; and its printable caption."""
     from PIL import Image
 
     try:
         pixels = table.picture(i)
     except UserError:
-        return ""
+        return "", printable(caption)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     scale = min(1.0, THUMB_WIDTH / image.width)
     rows = slice(int(table.starts[i]), int(table.starts[i + 1]))
@@ -154,25 +111,13 @@ def _image(table: Table, i: int, marked: Box | None = None) -> str:
     )
     small = draw_boxes(small, corners.tolist(), [""] * len(colours), colours)
     if marked is not None:
-        small = _with_mark(small, marked, scale)
+        # A box outside of the image is marked at the nearest place inside.
+        x, y, w, h = np.nan_to_num(marked).tolist()
+        edges = np.sort(np.array([[x, y], [x + w, y + h]]) * scale, axis=0)
+        low, high = np.clip(edges, 0, np.array(small.size) - 1)
+        mark = [*(low - _MARGIN).tolist(), *(high + _MARGIN).tolist()]
+        small = draw_boxes(small, [mark], [""], [_MARK])
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _with_mark(image: Image.Image, box: Box, scale: float) -> Image.Image:
-    """A box in red, with a ring around it if it is small.
-
-    A box outside of the image is marked at the nearest place inside.
-    """
-    from PIL import ImageDraw
-
-    x, y, w, h = np.nan_to_num(box).tolist()
-    edges = np.sort(np.array([[x, y], [x + w, y + h]]) * scale, axis=0)
-    low, high = np.clip(edges, 0, np.array(image.size) - 1)
-    image = draw_boxes(image, [[*low.tolist(), *high.tolist()]], [""], [_MARK])
-    if (high - low).min() < _MARKED:
-        middle, radius = (low + high) / 2, (high - low).max() / 2 + _MARKED
-        ring = (*(middle - radius).tolist(), *(middle + radius).tolist())
-        ImageDraw.Draw(image).ellipse(ring, outline=_MARK, width=2)
-    return image
+    url = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return url, printable(caption)

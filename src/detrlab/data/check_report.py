@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +17,11 @@ MOST_CLASSES = 100
 
 
 class Summary(NamedTuple):
-    """What is in one split.
+    """What is in one split: counts of images, objects and crowd regions.
 
-    Attributes:
-        name: of the split.
-        images: how many.
-        empty: images without objects.
-        boxes: objects for training.
-        crowd: regions for evaluation only.
-        per_class: objects of each class, by name.
-        sizes: objects that are small, medium and large, by COCO's rule.
-        most: the largest number of objects in one image.
-        mean: mean number of objects per image.
-        smallest: (height, width) of the smallest image.
-        largest: (height, width) of the largest image.
+    ``empty`` are images without objects; ``most`` and ``mean`` are objects in one image;
+    ``sizes`` has the objects that are small, medium and large by COCO's rule; ``smallest`` and
+    ``largest`` are (height, width) of an image.
     """
 
     name: str
@@ -44,29 +36,30 @@ class Summary(NamedTuple):
     smallest: tuple[int, int]
     largest: tuple[int, int]
 
-    def lines(self) -> Iterable[str]:
-        """The summary as text."""
-        small, medium, large = self.sizes.values()
-        yield (
-            f"{self.name}: {self.images:,} images ({self.smallest[1]} x {self.smallest[0]} to "
-            f"{self.largest[1]} x {self.largest[0]}), {self.empty:,} without objects"
-        )
+    def counts(self) -> tuple[str, str]:
+        """What is in the split: its images, its objects."""
+        low, high = (f"{width} x {height}" for height, width in (self.smallest, self.largest))
+        sizes = ", ".join(f"{count:,} {size}" for size, count in self.sizes.items())
         crowd = f"; {self.crowd:,} crowd regions" * bool(self.crowd)
-        yield (
-            f"  {self.boxes:,} objects, {self.mean:.1f} per image, at most {self.most:,}; "
-            f"{small:,} small, {medium:,} medium, {large:,} large{crowd}"
+        return (
+            f"{self.images:,} images ({low} to {high}), {self.empty:,} without objects",
+            f"{self.boxes:,} objects, {self.mean:.1f} per image, at most {self.most:,}; "
+            f"{sizes}{crowd}",
         )
-        shown = most_frequent(self.per_class, MOST_CLASSES)
-        classes = [f"{printable(shortened(name, 80))} {count:,}" for _, name, count in shown]
-        if len(self.per_class) > len(shown):
-            classes.append(f"and {len(self.per_class) - len(shown):,} less frequent classes")
-        yield f"  {', '.join(classes)}"
 
+    def classes(self, limit: int = MOST_CLASSES) -> Iterable[tuple[int, str, int]]:
+        """Index, printable name and count of the most frequent classes, in the classes' order."""
+        rows = [(label, *entry) for label, entry in enumerate(self.per_class.items())]
+        for label, name, count in sorted(sorted(rows, key=lambda row: -row[2])[:limit]):
+            yield label, printable(shortened(name, 80)), count
 
-def most_frequent(per_class: dict[str, int], limit: int) -> list[tuple[int, str, int]]:
-    """Index, name and count of at most ``limit`` classes, in the order of their indices."""
-    rows = [(label, name, count) for label, (name, count) in enumerate(per_class.items())]
-    return sorted(sorted(rows, key=lambda row: -row[2])[:limit])
+    def lines(self) -> list[str]:
+        """The summary as text."""
+        images, objects = self.counts()
+        classes = [f"{name} {count:,}" for _, name, count in self.classes()]
+        if (more := len(self.per_class) - len(classes)) > 0:
+            classes.append(f"and {more:,} less frequent classes")
+        return [f"{self.name}: {images}", f"  {objects}", f"  {', '.join(classes)}"]
 
 
 def summarize(table: Table) -> Summary:
@@ -74,8 +67,9 @@ def summarize(table: Table) -> Summary:
     plain = ~table.crowd
     counts = np.bincount(table.owners()[plain], minlength=len(table))
     per_class = np.bincount(table.labels[plain], minlength=table.num_classes).tolist()
-    sizes = {name: int((mask & plain).sum()) for name, mask in by_size(table.areas).items()}
-    shapes: list[tuple[int, int]] = [(h, w) for h, w in table.sizes.tolist()] or [(0, 0)]
+    shapes = sorted(((h, w) for h, w in table.sizes.tolist()), key=lambda s: s[0] * s[1]) or [
+        (0, 0)
+    ]
     return Summary(
         name=table.name,
         images=len(table),
@@ -83,49 +77,44 @@ def summarize(table: Table) -> Summary:
         boxes=int(plain.sum()),
         crowd=int(table.crowd.sum()),
         per_class=dict(zip(table.classes, per_class, strict=True)),
-        sizes=sizes,
+        sizes={name: int((mask & plain).sum()) for name, mask in by_size(table.areas).items()},
         most=int(counts.max(initial=0)),
         mean=float(counts.mean()) if len(table) else 0.0,
-        smallest=min(shapes, key=lambda shape: shape[0] * shape[1]),
-        largest=max(shapes, key=lambda shape: shape[0] * shape[1]),
+        smallest=shapes[0],
+        largest=shapes[-1],
     )
 
 
 @dataclass(frozen=True, eq=False)
 class CheckReport:
-    """What ``check`` found.
+    """What ``check`` found in the data set of this name and source.
 
     Attributes:
-        name: of the data set.
-        source: its path or name.
         format: ``coco``, ``yolo``, ``voc`` or ``generated``.
-        splits: what is in each split.
-        findings: what is wrong.
+        tables: the splits as training would see them.
         notes: what was decided while opening it.
         quick: whether pixels were not read.
-        tables: the splits as training would see them, for the images of the page.
         licences: of the images, as the annotations state them.
     """
 
     name: str
     source: str
     format: str
-    splits: tuple[Summary, ...]
+    tables: tuple[Table, ...]
     findings: Findings
     notes: tuple[str, ...] = ()
     quick: bool = False
-    tables: tuple[Table, ...] = field(default=(), repr=False)
     licences: tuple[str, ...] = ()
 
-    @property
-    def ok(self) -> bool:
-        """Whether there are no errors; warnings and notes may exist."""
-        return not self.findings.severities()["error"]
+    @cached_property
+    def splits(self) -> tuple[Summary, ...]:
+        """What is in each split."""
+        return tuple(map(summarize, self.tables))
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 if there are errors."""
-        return 0 if self.ok else 1
+        """0, or 1 if there are errors; warnings and notes do not count."""
+        return int(self.findings.severities()["error"] > 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -133,21 +122,14 @@ class CheckReport:
             "name": self.name,
             "source": printable(self.source),
             "format": self.format,
-            "ok": self.ok,
+            "ok": self.exit_code == 0,
             "quick": self.quick,
             "notes": [printable(note) for note in self.notes],
             "licences": [printable(licence) for licence in self.licences],
             "splits": [split._asdict() for split in self.splits],
             "counts": self.findings.severities(),
             "rules": [
-                {
-                    "rule": rule.key,
-                    "severity": rule.severity,
-                    "title": rule.title,
-                    "remedy": rule.remedy,
-                    "repair": rule.repair,
-                    "count": count,
-                }
+                {"rule": rule.key, **rule._asdict(), "count": count}
                 for rule, count, _ in self.findings.by_rule()
             ],
             "findings": [finding.to_dict() for finding in self.findings],
@@ -174,9 +156,7 @@ class CheckReport:
         found = [f"{count:,} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count]
         if not found:
             return "No problems found."
-        fixable = any(
-            rule.repair and rule.severity != "note" for rule, _, _ in self.findings.by_rule()
-        )
-        advice = "; --fix FOLDER writes a cleaned copy" if fixable else ""
-        opening = "No errors" if self.ok else "Problems found"
-        return f"{opening}: {', '.join(found)}{advice}."
+        rules = [rule for rule, _, _ in self.findings.by_rule()]
+        fixable = any(rule.repair and rule.severity != "note" for rule in rules)
+        opening = "Problems found" if self.exit_code else "No errors"
+        return f"{opening}: {', '.join(found)}{'; --fix FOLDER writes a cleaned copy' * fixable}."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from detrlab.data.columns import BROKEN, TEXT, boxes_column, integer, integers, numbers
 from detrlab.data.findings import Finding, Findings, excerpt
 from detrlab.data.locate import locate_images
 from detrlab.data.raw import RawSplit
@@ -21,7 +21,9 @@ from detrlab.errors import UserError
 OTHER_TASKS = re.compile(r"captions|keypoints|panoptic|stuff|image_info|densepose", re.I)
 """Names of the official files that are for other tasks than detection."""
 
+_EXTRAS = ("segmentation", "keypoints", "caption", "attributes")
 _MAX_SIDE = 10_000_000
+_INT64 = 2**63
 
 
 def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> RawSplit | None:
@@ -36,8 +38,8 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
     Raises:
         UserError: it is not valid JSON, or not COCO's format.
     """
+    reader = _Reader(store, name, split)
     with _without_collector():
-        reader = _Reader(store, name, split)
         document = _read_json(store, name)
         if not (isinstance(document, dict) and {"images", "annotations"} <= document.keys()):
             if not required:
@@ -50,28 +52,25 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
         annotations = reader.records(document["annotations"], "annotations")
         categories, groups = reader.categories(document.get("categories") or [])
         image_ids, files, declared = reader.images(images)
-        members = locate_images(store, files, name, split, reader.findings)
-        columns = reader.annotations(annotations, image_ids, files)
-        extras = _extras(annotations)
-        licences = _licences(document.get("licenses"))
+        raw = RawSplit(
+            name=split,
+            source=reader.where,
+            store=store,
+            format="coco",
+            categories=categories,
+            groups=groups,
+            image_ids=image_ids,
+            files=files,
+            members=locate_images(store, files, name, split, reader.findings),
+            declared=declared,
+            findings=reader.findings,
+            extras=_extras(annotations),
+            licences=_licences(document.get("licenses")),
+            **reader.annotations(annotations, image_ids, files),
+        )
         # Freed before the garbage collector is enabled and would traverse millions of dicts.
         del document, images, annotations
-    return RawSplit(
-        name=split,
-        source=reader.where,
-        store=store,
-        format="coco",
-        categories=categories,
-        groups=groups,
-        image_ids=image_ids,
-        files=files,
-        members=members,
-        declared=declared,
-        findings=reader.findings,
-        extras=extras,
-        licences=licences,
-        **columns,
-    )
+    return raw
 
 
 def _read_json(store: Store, name: str) -> Any:
@@ -129,8 +128,8 @@ class _Reader:
         names: dict[int, str] = {}
         groups: dict[int, str] = {}
         for record in self.records(values, "categories"):
-            category, text = integer(record.get("id"))
-            name = record.get("name")
+            category, text = _number(record.get("id"), whole=True)
+            name, group = record.get("name"), record.get("supercategory")
             if category is None or text:
                 rule = "value-text" if text else "record-broken"
                 self._add(rule, f"category id is {excerpt(record.get('id'))}")
@@ -144,7 +143,6 @@ class _Reader:
                 self._add("record-broken", f"category id {category} is declared as {both}")
                 continue
             names[category] = name.strip()
-            group = record.get("supercategory")
             groups[category] = group if isinstance(group, str) else ""
         if not names:
             raise UserError(
@@ -158,46 +156,45 @@ class _Reader:
     ) -> tuple[list[int | str], list[str], np.ndarray]:
         """Ids, file names and declared sizes."""
         found: dict[int | str, tuple[str, Any, Any]] = {}
-        ambiguous: dict[int | str, None] = {}
+        ambiguous = set()
         for i, record in enumerate(records):
             image_id, file = record.get("id"), record.get("file_name")
             if isinstance(image_id, float) and image_id.is_integer():
                 image_id = int(image_id)
             if isinstance(image_id, bool) or not isinstance(image_id, int | str):
                 self._add("record-broken", f"images[{i}] has the id {excerpt(image_id)}")
-            elif not isinstance(file, str) or not file:
+                continue
+            if not isinstance(file, str) or not file:
                 self._add("record-broken", f"file_name is {excerpt(file)}", image_id)
+                continue
+            if isinstance(image_id, int) and not -_INT64 <= image_id < _INT64:
+                image_id = str(image_id)
+            if image_id not in found:
+                found[image_id] = file, record.get("height"), record.get("width")
+            elif file == found[image_id][0]:
+                self._add("image-repeated", file, image_id)
             else:
-                if isinstance(image_id, int) and not -(2**63) <= image_id < 2**63:
-                    image_id = str(image_id)
-                if image_id not in found:
-                    found[image_id] = file, record.get("height"), record.get("width")
-                elif file == found[image_id][0]:
-                    self._add("image-repeated", file, image_id)
-                else:
-                    ambiguous[image_id] = None
-                    detail = f"{excerpt(found[image_id][0])} and {excerpt(file)}"
-                    self._add("image-id-duplicate", detail, image_id)
-        for image_id in ambiguous:
-            del found[image_id]
+                ambiguous.add(image_id)
+                detail = f"{excerpt(found[image_id][0])} and {excerpt(file)}"
+                self._add("image-id-duplicate", detail, image_id)
+        found = {image_id: entry for image_id, entry in found.items() if image_id not in ambiguous}
         texts = [each for each in found if isinstance(each, str)]
         if texts:
             example = Finding("image-id-text", self.split, self.where, texts[0])
             self.findings.extend("image-id-text", len(texts), [example])
-        declared = self._declared(found)
-        return list(found), [file for file, _, _ in found.values()], declared
+        return list(found), [file for file, _, _ in found.values()], self._declared(found)
 
     def _declared(self, found: dict[int | str, tuple[str, Any, Any]]) -> np.ndarray:
         """(N, 2) int64 (height, width), 0 if nothing usable is declared."""
         sides = [side for _, height, width in found.values() for side in (height, width)]
-        declared, states = (column.reshape(-1, 2) for column in integers(sides))
-        bad = (states == BROKEN) | (declared <= 0) | (declared > _MAX_SIDE)
-        declared[bad.any(axis=1)] = 0
+        declared, broken, text = (column.reshape(-1, 2) for column in _column(sides, 0))
+        broken |= (declared <= 0) | (declared > _MAX_SIDE)
+        declared[broken.any(axis=1)] = 0
         entries = list(found.items())
-        for i in np.flatnonzero((bad | (states == TEXT)).any(axis=1)).tolist():
+        for i in np.flatnonzero((broken | text).any(axis=1)).tolist():
             image_id, (file, height, width) = entries[i]
             if (height, width) != (None, None):
-                rule = "record-broken" if bad[i].any() else "value-text"
+                rule = "record-broken" if broken[i].any() else "value-text"
                 detail = f"height {excerpt(height)}, width {excerpt(width)}"
                 self.findings.add(rule, self.split, file, image_id, None, detail)
         return declared
@@ -206,47 +203,44 @@ class _Reader:
         self, records: list[dict[str, Any]], image_ids: list[int | str], files: list[str]
     ) -> dict[str, Any]:
         """The annotation columns of a ``RawSplit``."""
-        ids, _ = integers(_column(records, "id", -1), default=-1)
-        images = _column(records, "image_id")
-        owners, image_text = _owners(images, image_ids)
-        values = _column(records, "bbox")
-        boxes, box_state = boxes_column(values)
-        categories = _column(records, "category_id")
-        category_ids, category_state = integers(categories)
-        keep = (box_state != BROKEN) & (category_state != BROKEN)
-
-        def place(rule: str, row: int, detail: str) -> Finding:
-            owner = int(owners[row])
-            return Finding(
-                rule,
-                self.split,
-                files[owner] if owner >= 0 else self.where,
-                image_ids[owner] if owner >= 0 else None,
-                int(ids[row]) if ids[row] >= 0 else f"annotations[{row}]",
-                detail,
-            )
-
-        def report(rule: str, mask: np.ndarray, key: str, found: list[Any]) -> None:
-            rows = np.flatnonzero(mask)
-            details = ((row, f"{key} is {excerpt(found[row])}") for row in rows.tolist())
-            self.findings.extend(rule, len(rows), (place(rule, *each) for each in details))
-
-        report("record-broken", box_state == BROKEN, "bbox", values)
-        report("record-broken", (category_state == BROKEN) & (box_state != BROKEN),
-               "category_id", categories)  # fmt: skip
-        report("value-text", keep & (box_state == TEXT), "bbox", values)
-        report("value-text", keep & (category_state == TEXT), "category_id", categories)
-        report("value-text", keep & image_text, "image_id", images)
-        report("image-unknown", keep & (owners < 0), "image_id", images)
+        raw = {key: _values(records, key) for key in ("id", "image_id", "category_id", "bbox")}
+        ids, _, _ = _column(raw["id"], -1)
+        owners, image_text = _owners(raw["image_id"], image_ids)
+        category_ids, category_broken, category_text = _column(raw["category_id"], 0)
+        lists = [v if isinstance(v, list) and len(v) == 4 else [None] * 4 for v in raw["bbox"]]
+        sides, *states = _column(list(chain.from_iterable(lists)), np.nan)
+        boxes, (box_broken, box_text) = (
+            sides.reshape(-1, 4),
+            (s.reshape(-1, 4).any(1) for s in states),
+        )
+        keep = ~(box_broken | category_broken)
         again = np.ones(len(ids), dtype=bool)
         again[np.unique(ids, return_index=True)[1]] = False
-        report("annotation-id-duplicate", again | (ids < 0), "id", _column(records, "id"))
+
+        def finding(rule: str, row: int, key: str) -> Finding:
+            owner = int(owners[row])
+            file, image = (files[owner], image_ids[owner]) if owner >= 0 else (self.where, None)
+            place = int(ids[row]) if ids[row] >= 0 else f"annotations[{row}]"
+            detail = f"{key} is {excerpt(raw[key][row])}"
+            return Finding(rule, self.split, file, image, place, detail)
+
+        for rule, key, mask in (
+            ("record-broken", "bbox", box_broken),
+            ("record-broken", "category_id", category_broken & ~box_broken),
+            ("value-text", "bbox", keep & box_text),
+            ("value-text", "category_id", keep & category_text),
+            ("value-text", "image_id", keep & image_text),
+            ("image-unknown", "image_id", keep & (owners < 0)),
+            ("annotation-id-duplicate", "id", again | (ids < 0)),
+        ):
+            rows = np.flatnonzero(mask).tolist()
+            self.findings.extend(rule, len(rows), (finding(rule, row, key) for row in rows))
         columns = {
             "owners": owners,
             "boxes": boxes,
             "category_ids": category_ids,
-            "crowd": integers(_column(records, "iscrowd", 0))[0] == 1,
-            "areas": numbers(_column(records, "area"))[0],
+            "crowd": _column(_values(records, "iscrowd"), 0)[0] == 1,
+            "areas": _column(_values(records, "area"), np.nan)[0],
             "annotation_ids": ids,
         }
         return {name: column[keep] for name, column in columns.items()}
@@ -256,10 +250,9 @@ def _owners(values: list[Any], image_ids: list[int | str]) -> tuple[np.ndarray, 
     """Position of each annotation's image, -1 if unlisted; and whether only the text is equal."""
     position: dict[Any, int] = {image_id: i for i, image_id in enumerate(image_ids)}
     texts = np.zeros(len(values), dtype=bool)
-    hashable: Iterable[Any] = values
     if not set(map(type, values)) <= {int, str, float}:
-        hashable = [v if type(v) in (int, str, float) else None for v in values]
-    owners = np.fromiter((position.get(v, -1) for v in hashable), np.int64, len(values))
+        values = [v if type(v) in (int, str, float) else None for v in values]
+    owners = np.fromiter((position.get(v, -1) for v in values), np.int64, len(values))
     missing = np.flatnonzero(owners < 0).tolist()
     as_text = {str(image_id): i for image_id, i in position.items()} if missing else {}
     for row in missing:
@@ -282,13 +275,45 @@ def _licences(values: Any) -> tuple[str, ...]:
 def _extras(records: list[dict[str, Any]]) -> dict[str, int]:
     """What annotations contain beside boxes, and how many do."""
     present = set().union(*records)
-    keys = [key for key in ("segmentation", "keypoints", "caption", "attributes") if key in present]
-    counts = {key: sum(map(bool, _column(records, key))) for key in keys}
+    counts = {key: sum(map(bool, _values(records, key))) for key in _EXTRAS if key in present}
     return {key: count for key, count in counts.items() if count}
 
 
-def _column(records: list[dict[str, Any]], key: str, default: Any = None) -> list[Any]:
+# Columns of numbers from arbitrary JSON values; fast when every value is a number --------------
+
+
+def _values(records: list[dict[str, Any]], key: str) -> list[Any]:
     try:
         return list(map(itemgetter(key), records))
     except KeyError:
-        return [record.get(key, default) for record in records]
+        return [record.get(key) for record in records]
+
+
+def _column(values: list[Any], default: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) numbers of the default's type; (N,) bool, which are none and which are text."""
+    column = np.full(len(values), default)
+    broken, text = np.zeros((2, len(values)), dtype=bool)
+    whole = isinstance(default, int)
+    if set(map(type, values)) <= ({int} if whole else {int, float}):
+        with suppress(OverflowError):
+            return np.array(values, dtype=column.dtype), broken, text
+    for i, value in enumerate(values):
+        found, text[i] = _number(value, whole)
+        broken[i] = found is None
+        column[i] = default if found is None else found
+    return column, broken, text
+
+
+def _number(value: Any, whole: bool) -> tuple[Any, bool]:
+    """A float, or a whole number of 64 bits; or None. And whether it was written as text."""
+    text = isinstance(value, str) and len(value) <= 40
+    if isinstance(value, bool) or not (text or isinstance(value, int | float)):
+        return None, False
+    try:
+        if not whole:
+            return float(value), text
+        number = int(value)
+    except (ValueError, OverflowError) as error:
+        return (float("inf") if isinstance(error, OverflowError) and not whole else None), False
+    fits = -_INT64 <= number < _INT64 and (text or number == value)
+    return (number, text) if fits else (None, False)

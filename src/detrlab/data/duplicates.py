@@ -1,4 +1,4 @@
-"""Near duplicates of images: a perceptual hash and an exact search for close hashes."""
+"""Near duplicates of images: a perceptual hash, and all pairs of close hashes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ THUMB = 17
 """Side of the grey thumbnails that are compared."""
 BITS = 128
 MAX_DISTANCE = 7
-"""Bits that may differ; less than the number of bands, so that at least one band is equal."""
-_BANDS = 8
+"""Bits that may differ."""
 MAX_DIFFERENCE = 6.0
 """Mean difference in grey levels up to which two thumbnails count as the same image."""
-_LARGE_BUCKET, _WINDOW = 500, 20
-"""In a bucket of hundreds of similar images, each is compared with this many others only."""
-_POPCOUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+_MOST = 20
+"""Among hundreds of similar images, each is compared with this many others only."""
 _MIN_CONTRAST = 4.0
 """Standard deviation of the grey levels below which thumbnails are not compared."""
 
 
 def fingerprint(thumbs: np.ndarray) -> np.ndarray:
-    """(N, 17, 17) uint8 grey -> (N, 16) uint8, 128 bits.
+    """(N, 17, 17) uint8 grey -> (N, 128) bool.
 
     Each bit says whether brightness increases from one coarse cell to the next: 64 bits to the
     right, 64 bits down. Brightness, contrast, scale and compression hardly change them.
@@ -31,53 +29,35 @@ def fingerprint(thumbs: np.ndarray) -> np.ndarray:
     cells = np.pad(smooth, ((0, 0), (0, 1), (0, 1)), mode="edge")[:, ::2, ::2]
     right = (cells[:, :8, 1:] > cells[:, :8, :-1]).reshape(len(grey), 64)
     down = (cells[:, 1:, :8] > cells[:, :-1, :8]).reshape(len(grey), 64)
-    return np.packbits(np.concatenate([right, down], axis=1), axis=1)
+    return np.concatenate([right, down], axis=1)
 
 
 def near_pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:
     """All pairs of nearly equal images, by position; brightness and compression may differ.
 
-    Two fingerprints that differ in at most 7 of 128 bits agree in at least one of 8 bands of
-    16 bits. So comparing images that share a band finds every pair without comparing all.
     Images without contrast are left out, because they all look the same.
 
     Args:
         thumbs: (N, 17, 17) uint8 grey.
     """
-    prints = fingerprint(thumbs)
-    informative = np.flatnonzero(thumbs.reshape(len(thumbs), -1).std(axis=1) >= _MIN_CONTRAST)
-    bands = prints.view(np.uint16)
-    found: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
-        values = bands[informative, band]
-        order = informative[np.argsort(values, kind="stable")]
-        ordered = bands[order, band]
-        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        for group in np.split(order, starts[1:]):
-            if len(group) > 1:
-                _compare(np.sort(group), prints, thumbs, found)
-    return sorted(found)
-
-
-def _compare(
-    group: np.ndarray,
-    prints: np.ndarray,
-    thumbs: np.ndarray,
-    found: set[tuple[int, int]],
-) -> None:
-    """Add the true pairs of one bucket."""
-    for k in range(len(group) - 1):
-        reach = _WINDOW if len(group) > _LARGE_BUCKET else len(group)
-        i, others = int(group[k]), group[k + 1 : k + 1 + reach]
-        close = others[_POPCOUNT[prints[others] ^ prints[i]].sum(axis=1) <= MAX_DISTANCE]
-        if len(close):
-            same = close[_difference(thumbs[i], thumbs[close]) <= MAX_DIFFERENCE]
-            found.update((i, j) for j in same.tolist())
+    chosen = np.flatnonzero(thumbs.reshape(len(thumbs), -1).std(axis=1) >= _MIN_CONTRAST)
+    # As numbers +1 and -1, two fingerprints have a product of 128 minus twice their distance.
+    signs = 2 * fingerprint(thumbs[chosen]).astype(np.float32) - 1
+    found = []
+    for first in range(0, len(chosen), 256):
+        products = signs[first : first + 256] @ signs[first:].T
+        for k, close in enumerate(products >= BITS - 2 * MAX_DISTANCE, start=first):
+            others = chosen[first + np.flatnonzero(close)]
+            others = others[others > chosen[k]][:_MOST]
+            if len(others):
+                same = _difference(thumbs[chosen[k]], thumbs[others]) <= MAX_DIFFERENCE
+                found += [(int(chosen[k]), other) for other in others[same].tolist()]
+    return found
 
 
 def _difference(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) mean difference in grey levels after brightness and contrast are normalized."""
-    a, b = one.reshape(1, -1).astype(np.float32), others.reshape(len(others), -1).astype(np.float32)
+    a, b = (x.reshape(-1, THUMB * THUMB).astype(np.float32) for x in (one, others))
     spread_a, spread_b = a.std(axis=1, keepdims=True), b.std(axis=1, keepdims=True)
     a = (a - a.mean(axis=1, keepdims=True)) / spread_a
     b = (b - b.mean(axis=1, keepdims=True)) / spread_b

@@ -45,8 +45,7 @@ def stem(name: str) -> str:
 
 def links_note(store: Store) -> str:
     """One sentence about links that were not followed; empty if there are none."""
-    count = len(store.refused)
-    if not count:
+    if not (count := len(store.refused)):
         return ""
     names = ", ".join(store.refused[:3]) + ", ..." * (count > 3)
     return (
@@ -114,15 +113,15 @@ def _by_last_part(store: Store, preferred: str) -> dict[str, str | None]:
     """
     images = [name for name in store.names if is_image(name)]
     inside = [name for name in images if posixpath.dirname(name) == preferred]
-    exact = {**_unique(images, posixpath.basename), **_unique(inside, posixpath.basename)}
-    return {**_unique(filter(None, exact.values()), lambda n: _loose(posixpath.basename(n))),
-            **exact}  # fmt: skip
+    exact = {**_unique(images), **_unique(inside)}
+    return {**_unique(filter(None, exact.values()), _loose), **exact}
 
 
-def _unique(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str | None]:
+def _unique(names: Iterable[str], form: Callable[[str], str] = str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in names:
-        found[key(name)] = None if key(name) in found else name
+        key = form(posixpath.basename(name))
+        found[key] = None if key in found else name
     return found
 
 

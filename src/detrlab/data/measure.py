@@ -27,11 +27,11 @@ class Measured:
     """A split with the sizes of its images, its boxes in pixels, and the rules that they break.
 
     Attributes:
-        split: as annotated.
         headers: of the image files, or why they cannot be read; None if they were not read.
         sizes: (N, 2) int64 (height, width) of the images that training sees; 0 if unreadable.
         frame: (N, 2) int64 (height, width) of the images that the boxes were drawn on.
         boxes: (M, 4) float64, xywh in pixels of ``frame``.
+        in_files: (M, 4) float64, the boxes in pixels of the image files, ``sizes``.
         masks: (M,) bool, which boxes break a rule, by rule.
         mismatched: images whose declared size is not the file's size.
         drawn_on_declared: those of them whose boxes fit the declared size only.
@@ -42,20 +42,10 @@ class Measured:
     sizes: np.ndarray
     frame: np.ndarray
     boxes: np.ndarray
+    in_files: np.ndarray
     masks: dict[str, np.ndarray]
     mismatched: list[int]
     drawn_on_declared: list[int]
-
-    def in_files(self, owners: np.ndarray) -> np.ndarray:
-        """(M, 4) the boxes in pixels of the image files; ``owners`` are the split's."""
-        if not self.drawn_on_declared:
-            return self.boxes
-        ratios = np.ones((len(self.frame) + 1, 4))  # the last row is for -1, unlisted images
-        chosen = self.drawn_on_declared
-        ratios[chosen] = np.tile(self.sizes[chosen] / self.frame[chosen], 2)[:, [1, 0, 1, 0]]
-        with np.errstate(invalid="ignore", over="ignore"):
-            scaled: np.ndarray = self.boxes * ratios[owners]
-        return scaled
 
     def usable(self) -> np.ndarray:
         """(N,) bool, images whose file exists and can be read."""
@@ -72,19 +62,15 @@ class Measured:
         return {rule: count for rule, count in found.items() if count}
 
     def clean(self, name: str, words: Vocabulary, position: int) -> tuple[Table, np.ndarray]:
-        """What training and evaluation can use.
-
-        Args:
-            name: the table's name.
-            words: the classes of the whole data set.
-            position: which of the data set's splits this is.
+        """What training and evaluation can use of the data set's split at this position.
 
         Returns:
             the table, and (N,) int64 the position of each of its images in the split.
         """
         split, usable = self.split, self.usable()
-        boxes = self.in_files(split.owners)
-        labels = _lookup(split.category_ids, words.labels[position])
+        boxes = self.in_files
+        index = words.labels[position]
+        labels = np.array([index.get(each, -1) for each in split.category_ids.tolist()], np.int64)
         owners = np.maximum(split.owners, 0)
         keep = (split.owners >= 0) & (labels >= 0) & sound(boxes)[1]
         keep &= usable[owners] if len(usable) else False
@@ -92,15 +78,17 @@ class Measured:
         rows = rows[np.argsort(owners[rows], kind="stable")]
         images = np.flatnonzero(usable)
         counts = np.bincount(owners[rows], minlength=len(split))[images]
-        areas = split.areas[rows]
-        ids = split.annotation_ids[rows]
+        areas, ids = split.areas[rows], split.annotation_ids[rows]
         if len(ids) and (ids.min() < 0 or len(np.unique(ids)) < len(ids)):
             ids = np.arange(1, len(ids) + 1)
+        image_ids = [split.image_ids[i] for i in images.tolist()]
+        kinds = set(map(type, image_ids))
+        dtype = np.int64 if kinds <= {int} else np.str_ if kinds == {str} else object
         table = Table(
             name=name,
             classes=words.names,
             category_ids=words.category_ids[position],
-            image_ids=_id_column([split.image_ids[i] for i in images.tolist()]),
+            image_ids=np.array(image_ids, dtype=dtype),
             sizes=self.sizes[images].astype(np.int32),
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             boxes=boxes[rows],
@@ -132,12 +120,9 @@ def read_headers(split: RawSplit) -> list[Header | str]:
 def measure(
     split: RawSplit, headers: Sequence[Header | str] | None, labels: dict[int, int]
 ) -> Measured:
-    """Work out sizes and units.
+    """Work out sizes and units; without headers, the declared sizes are trusted.
 
-    Args:
-        split: as annotated.
-        headers: of the image files; None trusts the declared sizes.
-        labels: class index of each known category id.
+    ``labels`` has the class index of each known category id.
     """
     sizes = split.declared
     if headers is not None:
@@ -147,28 +132,38 @@ def measure(
         ]
         sizes = np.array(shown, dtype=np.int64).reshape(-1, 2)
     frame = np.where(sizes > 0, sizes, split.declared)
-    boxes = _pixel_boxes(split, frame)
+    boxes = split.boxes
+    if split.fractions and len(boxes):
+        scale = np.tile(frame[split.owners, ::-1].astype(np.float64), 2)
+        with np.errstate(invalid="ignore", over="ignore"):
+            centers = boxes * scale
+            boxes = np.concatenate([centers[:, :2] - centers[:, 2:] / 2, centers[:, 2:]], axis=1)
+        # Undo the rounding of fractions: whole numbers of pixels become whole numbers again.
+        boxes = np.round(boxes, 6)
     corners = split.format == "coco" and _look_like_corners(boxes, split.owners, frame)
     if corners:
         boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     mismatched, drawn = _mismatched(split, boxes, sizes)
-    frame[drawn] = split.declared[drawn]
+    in_files = boxes
+    if drawn:
+        frame[drawn] = split.declared[drawn]
+        ratios = np.ones((len(frame) + 1, 4))  # the last row is for -1, unlisted images
+        ratios[drawn] = np.tile(sizes[drawn] / frame[drawn], 2)[:, [1, 0, 1, 0]]
+        with np.errstate(invalid="ignore", over="ignore"):
+            in_files = boxes * ratios[split.owners]
     known = np.isin(split.category_ids, np.fromiter(labels, np.int64, len(labels)))
     masks = {
         "box-corners": np.full(len(boxes), corners),
         "category-unknown": ~known & (split.owners >= 0),
         **misplaced(boxes, split.owners, frame),
     }
-    return Measured(split, headers, sizes, frame, boxes, masks, mismatched, drawn)
+    return Measured(split, headers, sizes, frame, boxes, in_files, masks, mismatched, drawn)
 
 
 def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Which xywh boxes break which rule about their place in the image: (M,) bool by rule.
+    """Which (M, 4) xywh boxes break which rule about their place in the image: (M,) by rule.
 
-    Args:
-        boxes: (M, 4) in pixels.
-        owners: (M,) position of each box's image, -1 if unlisted.
-        sizes: (N, 2) (height, width) of the images, 0 if unknown.
+    ``owners`` are (M,), -1 if unlisted; ``sizes`` (N, 2) (height, width), 0 if unknown.
     """
     finite, solid = sound(boxes)
     frame = sizes[np.maximum(owners, 0)] if len(sizes) else np.zeros((len(owners), 2))
@@ -199,18 +194,6 @@ def sound(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return finite, finite & (boxes[:, 2:] > 0).all(axis=1)
 
 
-def _pixel_boxes(split: RawSplit, sizes: np.ndarray) -> np.ndarray:
-    """(M, 4) float64 xywh in pixels, also if the format has fractions."""
-    if not split.fractions or not len(split.owners):
-        return split.boxes
-    scale = np.tile(sizes[split.owners, ::-1].astype(np.float64), 2)
-    with np.errstate(invalid="ignore", over="ignore"):
-        centers = split.boxes * scale
-        boxes = np.concatenate([centers[:, :2] - centers[:, 2:] / 2, centers[:, 2:]], axis=1)
-    # Undo the rounding of fractions: whole numbers of pixels become whole numbers again.
-    return np.round(boxes, 6)
-
-
 def _look_like_corners(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> bool:
     """Whether a split's boxes make sense as corners and not as xywh."""
     use = np.isfinite(boxes).all(axis=1) & (owners >= 0)
@@ -233,31 +216,15 @@ def _mismatched(
     that size and have to be scaled. Otherwise they stay as they are, as in every other tool.
     """
     wrong = (split.declared > 0).all(1) & (sizes > 0).all(1) & (split.declared != sizes).any(1)
-    if not wrong.any():
-        return [], []
-    slack = 2.0
     rows = np.flatnonzero(split.owners >= 0)
     rows = rows[wrong[split.owners[rows]]]
-    owners = split.owners[rows]
+    owners, slack = split.owners[rows], 2.0
     with np.errstate(invalid="ignore", over="ignore"):
         corners = boxes[rows, :2] + boxes[rows, 2:]
         outside = (corners > sizes[owners, ::-1] + slack).any(axis=1)
         fits = (corners <= split.declared[owners, ::-1] + slack).all(axis=1)
-    outside_of = np.bincount(owners[outside], minlength=len(split)) > 0
-    unfit_of = np.bincount(owners[~fits], minlength=len(split)) > 0
+    outside_of, unfit_of = (
+        np.bincount(owners[rows], minlength=len(split)) > 0 for rows in (outside, ~fits)
+    )
     drawn_on_declared = wrong & outside_of & ~unfit_of
     return np.flatnonzero(wrong).tolist(), np.flatnonzero(drawn_on_declared).tolist()
-
-
-def _lookup(values: np.ndarray, index: dict[int, int]) -> np.ndarray:
-    """Class index of each category id; -1 if it has none."""
-    known, inverse = np.unique(values, return_inverse=True)
-    labels = np.array([index.get(int(value), -1) for value in known], dtype=np.int64)
-    return labels[inverse]
-
-
-def _id_column(ids: list[int | str]) -> np.ndarray:
-    kinds = {type(value) for value in ids}
-    if kinds <= {int}:
-        return np.array(ids, dtype=np.int64)
-    return np.array(ids, dtype=np.str_ if kinds == {str} else object)

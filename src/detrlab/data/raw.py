@@ -19,27 +19,15 @@ class RawSplit:
     """One split as annotated: N images, M annotations.
 
     Attributes:
-        name: ``train``, ``val``, ``test``, or empty if no name says which.
-        source: the annotation file or folder, for messages.
-        store: the files.
-        format: ``coco``, ``yolo`` or ``voc``.
-        categories: name of each category id, in the order of the ids.
-        image_ids: ids as found: numbers, or text.
-        files: image file names as annotated.
         members: the store's file of each image; None if it was not found.
         declared: (N, 2) int64 (height, width) as annotated, 0 if missing.
         owners: (M,) int64, position of each annotation's image; -1 if that is not listed.
-        boxes: (M, 4) float64, xywh in pixels as annotated.
-        category_ids: (M,) int64.
-        crowd: (M,) bool.
+        boxes: (M, 4) float64, xywh in pixels; center and size in ``fractions`` for YOLO.
         areas: (M,) float64; NaN if not annotated.
         annotation_ids: (M,) int64; -1 if missing.
         groups: supercategory of each category id.
-        fractions: the boxes are center and size as fractions of the image instead (YOLO).
         places: location of each annotation in its file, if its id does not identify it.
-        findings: what the reader could not use.
         extras: what annotations contain beside boxes (masks, keypoints), and how many do.
-        licences: of the images, as the annotations state them.
     """
 
     name: str
@@ -78,12 +66,10 @@ class RawSplit:
 
 
 class Vocabulary(NamedTuple):
-    """The classes of a whole data set.
+    """The classes of a whole data set: their names, by class index.
 
-    Attributes:
-        names: class names, by class index.
-        category_ids: for each split, the category id of each class.
-        labels: for each split, the class index of each of its category ids.
+    For each split, ``category_ids`` has the category id of each class, and ``labels`` the class
+    index of each of its category ids.
     """
 
     names: tuple[str, ...]
@@ -98,20 +84,18 @@ def vocabulary(splits: Sequence[RawSplit], findings: Findings) -> Vocabulary:
         UserError: no classes are declared.
     """
     labelled = [_distinct_names(split, findings) for split in splits]
-    placeholders = _placeholders(splits)
+    first, placeholders = splits[0], _placeholders(splits)
     ids: dict[str, int] = {}
     for split, categories in zip(splits, labelled, strict=True):
         for category, name in categories.items():
             if category not in placeholders and ids.setdefault(name, category) != category:
-                findings.add(
-                    "category-mismatch", split.name, split.source, None, None,
-                    f"{name!r} is category {category} here and {ids[name]} in {splits[0].source}",
-                )  # fmt: skip
+                detail = f"{name!r} is category {category} here and {ids[name]} in {first.source}"
+                findings.add("category-mismatch", split.name, split.source, detail=detail)
     for category in sorted(placeholders):
-        detail = f"{category}: {splits[0].categories.get(category, '')!r}"
-        findings.add("category-placeholder", "", splits[0].source, None, None, detail)
+        detail = f"{category}: {first.categories[category]!r}"
+        findings.add("category-placeholder", "", first.source, detail=detail)
     if not ids:
-        raise UserError(f"{splits[0].source}: no classes are declared")
+        raise UserError(f"{first.source}: no classes are declared")
     order = {name: i for i, name in enumerate(ids)}
     labels = tuple(
         {category: order[name] for category, name in categories.items() if name in order}
@@ -126,13 +110,11 @@ def _ids_by_class(labels: dict[int, int], ids: dict[str, int]) -> tuple[int, ...
     A borrowed id that means another class in this split is replaced by a new one.
     """
     own = {label: category for category, label in labels.items()}
-    taken = set(own.values())
-    fresh = max(taken | set(ids.values())) + 1
-    result = []
+    fresh = max([*labels, *ids.values()]) + 1
+    result: list[int] = []
     for label, borrowed in enumerate(ids.values()):
-        category = own.get(label, fresh + label if borrowed in taken else borrowed)
-        taken.add(category)
-        result.append(category)
+        taken = borrowed in labels or borrowed in result
+        result.append(own.get(label, fresh + label if taken else borrowed))
     return tuple(result)
 
 
@@ -143,7 +125,7 @@ def _distinct_names(split: RawSplit, findings: Findings) -> dict[int, str]:
     for category, name in split.categories.items():
         if name in seen:
             detail = f"{name!r} is category {seen[name]} and {category}"
-            findings.add("category-name-duplicate", split.name, split.source, None, None, detail)
+            findings.add("category-name-duplicate", split.name, split.source, detail=detail)
             name = f"{name} ({category})"
         seen.setdefault(name, category)
         named[category] = name

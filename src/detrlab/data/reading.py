@@ -14,12 +14,13 @@ from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
+from detrlab.data.shapes import STYLES
 from detrlab.data.store import Archive, Folder, Store
 from detrlab.data.voc import read_voc, voc_files
 from detrlab.data.yolo import read_yolo, yolo_folders, yolo_yaml
 from detrlab.errors import UserError
 
-BUILT_IN = ("shapes", "cppe5")
+BUILT_IN = (*STYLES, "cppe5")
 
 MAX_JSON_FILES = 20
 """If there are more, only those with names like COCO's are opened."""
@@ -38,14 +39,7 @@ _ANNOTATION_FOLDERS = {"annotations", "annotation", "labels", "json", "coco"}
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as annotated.
-
-    Attributes:
-        name: for reports.
-        splits: as found; their names are ``train``, ``val``, ``test`` or empty.
-        findings: what the readers could not use, beside each split's own findings.
-        notes: what was decided while searching for the files.
-    """
+    """A data set as annotated: its splits, and findings and notes about none of them alone."""
 
     name: str
     splits: tuple[RawSplit, ...]
@@ -65,7 +59,9 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
         folder = fetch(CPPE5, progress=progress)
         return _read_store(Folder.scan(folder), "cppe5")
     if not str(source).strip():
-        raise UserError("no data is named: give a folder, a file, a zip, shapes or cppe5")
+        raise UserError(
+            f"no data is named: give a folder, a file, a zip, or one of {', '.join(BUILT_IN)}"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         store = _scan(path)
@@ -84,7 +80,6 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
 
 
 def _scan(path: Path) -> Folder:
-    """A folder's files; ``DETRLAB_LINKS=follow`` follows links that lead outside of it."""
     return Folder.scan(path, follow_links=os.environ.get("DETRLAB_LINKS") == "follow")
 
 
@@ -165,15 +160,10 @@ def _read_store(store: Store, name: str) -> RawData:
 def _nothing_found(store: Store) -> str:
     """Why no format fits, as precisely as possible."""
     looked = "COCO JSON, YOLO's data.yaml or labels, and Pascal VOC XML"
-    images = sum(map(is_image, store.names))
-    others = sorted(name for name in store.names if name.lower().endswith(_NOT_READ))
-    if not store.names:
-        reason = "is empty"
-    elif images:
+    reason = "holds no data set of a supported format" if store.names else "is empty"
+    if images := sum(map(is_image, store.names)):
         reason = f"holds {images:,} images and no annotations of a supported format"
-    else:
-        reason = "holds no data set of a supported format"
-    if others:
+    if others := sorted(name for name in store.names if name.lower().endswith(_NOT_READ)):
         reason += f" ({len(others):,} files such as {others[0]} are not supported)"
     elif images:
         looked += "; name the folder that holds both images and annotations"

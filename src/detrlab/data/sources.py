@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from pathlib import Path
 
+import numpy as np
+
 from detrlab.data.findings import LEFT_OUT, RULES, Findings
+from detrlab.data.keyed import keyed
 from detrlab.data.locate import links_note
 from detrlab.data.measure import Measured, measure, read_headers
 from detrlab.data.raw import vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
-from detrlab.data.shapes import shapes
-from detrlab.data.split import VAL_SHARE, stratified_split
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.table import Table
 from detrlab.errors import UserError
+
+VAL_SHARE = 0.2
+"""Share of the images that is split off for validation if the data has no split for it."""
 
 MAX_LEFT_OUT = 0.1
 """Share of a split's images or boxes that may be unusable before training refuses."""
@@ -50,7 +59,7 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
     """A data set from a folder, a file, an archive or the name of a built-in one.
 
     Args:
-        source: ``shapes``, ``cppe5``, or a path. The format is detected.
+        source: a path, or the name of a built-in set, such as ``shapes``. The format is detected.
         seed: of the validation split, if the data has none of its own.
         progress: called with bytes done and in all while a built-in set is downloaded.
 
@@ -58,9 +67,8 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
         UserError: nothing usable is there, or so much is broken that the result would be
             meaningless; the message says what to do.
     """
-    if str(source) == "shapes":
-        train, val = shapes()
-        return DataSet("shapes", train, val)
+    if style := STYLES.get(str(source)):
+        return DataSet(style.name, *shapes(style=style))
     data = read_raw(source, progress=progress)
     tables, notes = _tables(data)
     roles, role_notes = split_roles([split.name for split in data.splits])
@@ -79,9 +87,9 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
                 "split: add images, or a val split"
             )
         notes[-1] += f" ({len(chosen['val']):,} of {len(whole):,} images, seed {seed})"
-    licences = dict.fromkeys(licence for split in data.splits for licence in split.licences)
+    licences = tuple(dict.fromkeys(chain(*(split.licences for split in data.splits))))
     return DataSet(
-        name=data.name, notes=tuple(notes), licences=tuple(licences), split_off=split_off, **chosen
+        name=data.name, notes=tuple(notes), licences=licences, split_off=split_off, **chosen
     )
 
 
@@ -93,8 +101,8 @@ def open_whole(source: str | Path, *, progress: Progress | None = None) -> DataS
     Raises:
         UserError: as ``open_data``, or the data has splits.
     """
-    if str(source) == "shapes":
-        raise UserError("shapes has the splits train and val: name one of them")
+    if str(source) in STYLES:
+        raise UserError(f"{source} has the splits train and val: name one of them")
     data = read_raw(source, progress=progress)
     if len(data.splits) > 1:
         names = " and ".join(repr(split.name) for split in data.splits)
@@ -109,12 +117,11 @@ def split_roles(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
     Without a role ``val``, a part of ``train`` has to be split off.
     """
+    roles, notes = {name: name for name in names}, []
     if len(names) == 1 and names[0] != "train":
-        roles, notes = {"train": names[0]}, []
+        roles = {"train": names[0]}
         if names[0]:
             notes = [f"the only split is called {names[0]}: all of its images are used"]
-    else:
-        roles, notes = {name: name for name in names}, []
     if "val" not in roles and "test" in roles:
         roles["val"] = roles.pop("test")
         notes.append("there is no validation split: the test split is used for evaluation")
@@ -124,6 +131,66 @@ def split_roles(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             "stratified by class"
         )
     return roles, notes
+
+
+def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tuple[Table, Table]:
+    """A training and a validation table, with about the same proportion of every class.
+
+    Classes are split from the rarest to the most frequent, each over the images that are not
+    assigned yet; images without objects come last. The same seed and data give the same split.
+    """
+    group = _versions(table)
+    count = int(group.max(initial=-1)) + 1
+    in_val = np.full(count, -1, dtype=np.int8)  # -1 undecided, 0 train, 1 val
+    rank = np.argsort(keyed("split", seed, count).permutation(count))
+    owners = group[table.owners()]
+    with_class = [np.unique(owners[table.labels == k]) for k in range(table.num_classes)]
+    occupied = sorted((members for members in with_class if len(members)), key=len)
+    for members in [*occupied, np.setdiff1d(np.arange(count), owners)]:
+        free = members[in_val[members] < 0]
+        free = free[np.argsort(rank[free])]
+        already = int((in_val[members] == 1).sum())
+        wanted = round(share * len(members)) - already
+        if len(members) > 1 and not already:
+            wanted = max(wanted, 1)  # a class of two or more images is in both splits
+        wanted = max(wanted, 0)
+        in_val[free[:wanted]] = 1
+        in_val[free[wanted:]] = 0
+    chosen = in_val[group] == 1
+    return (
+        table.select(np.flatnonzero(~chosen), "train"),
+        table.select(np.flatnonzero(chosen), "val"),
+    )
+
+
+def _versions(table: Table) -> np.ndarray:
+    """(N,) a number for each image; augmented versions of one image have the same number.
+
+    Roboflow writes several versions of an image as ``NAME.rf.HASH.jpg``: splitting them would
+    leak validation images into training.
+    """
+    numbers: dict[str, int] = {}
+    groups = []
+    for i in range(len(table)):
+        stem, mark, _ = posixpath.basename(table.file(i)).partition(".rf.")
+        groups.append(numbers.setdefault(stem if mark else table.file(i), len(numbers)))
+    return np.array(groups, dtype=np.int64)
+
+
+def fingerprint(data: DataSet) -> str:
+    """SHA-256 of the classes, image ids, file names, sizes and annotations of both splits.
+
+    Folders do not count: a copy of the data on another machine has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for table in (data.train, data.val):
+        names = [Path(table.file(i)).name for i in range(len(table))]
+        words = [table.classes, table.category_ids, table.image_ids.tolist(), names]
+        digest.update(json.dumps(words, ensure_ascii=False).encode())
+        columns = (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas)
+        for column in columns:
+            digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
@@ -157,13 +224,12 @@ def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
         if "val" not in tables:
             raise UserError(finding.detail)
         notes.append(finding.detail)
-    for k, one in enumerate(data.splits):
-        for other in data.splits[k + 1 :]:
-            if both := {*one.members} & {*other.members} - {None}:
-                notes.append(
-                    f"{len(both):,} images are in {one.name} and in {other.name}: scores on them "
-                    "reward memorized images"
-                )
+    for one, other in combinations(data.splits, 2):
+        if both := {*one.members} & {*other.members} - {None}:
+            notes.append(
+                f"{len(both):,} images are in {one.name} and in {other.name}: scores on them "
+                "reward memorized images"
+            )
     return tables, notes
 
 
@@ -181,22 +247,22 @@ def _refuse_wrong_units(measured: Measured) -> None:
     """Refuse boxes that have another meaning than the format says."""
     split, total = measured.split, len(measured.boxes)
     count = {rule: int(mask.sum()) for rule, mask in measured.masks.items()}
-    fix = f"detrlab check {split.store.root} --fix FOLDER"
+    root = split.store.root
     if count["box-corners"]:
         raise UserError(
             f"{split.source}: the boxes look like x0 y0 x1 y1, but COCO has x y width height; "
-            f"{fix} converts them"
+            f"detrlab check {root} --fix FOLDER converts them"
         )
-    if count["box-scale"] > MAX_LEFT_OUT * total:
+    if (found := count["box-scale"]) > MAX_LEFT_OUT * total:
         raise UserError(
-            f"{split.source}: {count['box-scale']:,} of {total:,} boxes look like fractions of the "
-            f"image, but {split.format} has pixels; {fix} multiplies them"
+            f"{split.source}: {found:,} of {total:,} boxes look like fractions of the image, but "
+            f"{split.format} has pixels; detrlab check {root} --fix FOLDER multiplies them"
         )
-    if count["box-off-image"] > MAX_LEFT_OUT * total:
+    if (found := count["box-off-image"]) > MAX_LEFT_OUT * total:
         unit = "fractions of the image" if split.fractions else "pixels of these image files"
         raise UserError(
-            f"{split.source}: {count['box-off-image']:,} of {total:,} boxes lie outside of their "
-            f"images; they should be {unit}: see detrlab check {split.store.root}"
+            f"{split.source}: {found:,} of {total:,} boxes lie outside of their images; they "
+            f"should be {unit}: see detrlab check {root}"
         )
 
 

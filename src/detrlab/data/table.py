@@ -18,6 +18,9 @@ from detrlab.boxes import xyxy_to_cxcywh
 from detrlab.errors import UserError
 from detrlab.structures import Sample, Target
 
+PER_BOX = ("boxes", "labels", "crowd", "areas", "annotation_ids")
+"""Columns of a table with a row for each box."""
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
 class Table:
     """One split of a data set: N images with M boxes, K classes.
 
-    The columns are numpy arrays without Python objects, so that forked loader processes share
-    their memory: reference counting never copies them.
+    Without Python objects, forked loader processes share the columns' memory: reference counting
+    never copies them.
 
     Attributes:
         name: of the split, such as ``train``.
@@ -60,15 +63,11 @@ class Table:
     pictures: Pictures
 
     def __post_init__(self) -> None:
-        images, boxes = len(self.image_ids), len(self.boxes)
-        assert self.sizes.shape == (images, 2)
-        assert self.starts.shape == (images + 1,)
-        assert self.starts[0] == 0
-        assert self.starts[-1] == boxes
-        assert self.boxes.shape == (boxes, 4)
-        of_boxes: list[NDArray[Any]] = [self.labels, self.crowd, self.areas, self.annotation_ids]
-        assert all(column.shape == (boxes,) for column in of_boxes)
-        for column in (*of_boxes, self.image_ids, self.sizes, self.starts, self.boxes):
+        assert len(self.sizes) == len(self.image_ids) == len(self.starts) - 1
+        assert self.starts[-1] == len(self.boxes)
+        of_boxes = [getattr(self, key) for key in PER_BOX]
+        assert {len(column) for column in of_boxes} == {len(self.boxes)}
+        for column in (*of_boxes, self.image_ids, self.sizes, self.starts):
             column.setflags(write=False)
 
     def __len__(self) -> int:
@@ -123,11 +122,7 @@ class Table:
         return self.pictures.read(i, (height, width))
 
     def read(self, i: int) -> Sample:
-        """Image i with its boxes, clamped to the decoded image; crowd regions are left out.
-
-        Raises:
-            UserError: the file cannot be read; the message names it.
-        """
+        """Image i with its boxes, clamped to the decoded image; raises as ``picture``."""
         image = self.picture(i)
         height, width = image.shape[-2:]
         boxes, labels = self._trainable(i, height, width)
@@ -161,31 +156,28 @@ class Table:
 
         Boxes are as annotated, not clamped; crowd regions and areas are kept.
         """
-        ids = self.image_ids.tolist()
-        columns = (
-            self.annotation_ids, self.owners(), self.labels, self.boxes, self.areas, self.crowd
-        )  # fmt: skip
-        rows = zip(*(column.tolist() for column in columns), strict=True)
+        ids, sizes = self.image_ids.tolist(), self.sizes.tolist()
+        columns = {
+            "id": self.annotation_ids,
+            "image_id": self.owners(),
+            "category_id": self.labels,
+            "bbox": self.boxes,
+            "area": self.areas,
+            "iscrowd": self.crowd.astype(int),
+        }
+        values = (column.tolist() for column in columns.values())
+        records = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        for record in records:
+            record["image_id"] = ids[record["image_id"]]
+            record["category_id"] = self.category_ids[record["category_id"]]
         return {
             "info": {"description": self.name},
             "licenses": [],
             "images": [
-                {"id": image_id, "file_name": self.file(i), "height": height, "width": width}
-                for i, (image_id, (height, width)) in enumerate(
-                    zip(ids, self.sizes.tolist(), strict=True)
-                )
+                {"id": ids[i], "file_name": self.file(i), "height": height, "width": width}
+                for i, (height, width) in enumerate(sizes)
             ],
-            "annotations": [
-                {
-                    "id": annotation_id,
-                    "image_id": ids[owner],
-                    "category_id": self.category_ids[label],
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-                for annotation_id, owner, label, box, area, crowd in rows
-            ],
+            "annotations": records,
             "categories": [
                 {"id": category, "name": name, "supercategory": ""}
                 for category, name in zip(self.category_ids, self.classes, strict=True)
@@ -201,19 +193,11 @@ class Table:
         counts = np.diff(self.starts)[images]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         rows = np.repeat(self.starts[:-1][images] - starts[:-1], counts) + np.arange(starts[-1])
-        return replace(
-            self,
-            name=name or self.name,
-            image_ids=self.image_ids[images],
-            sizes=self.sizes[images],
-            starts=starts,
-            boxes=self.boxes[rows],
-            labels=self.labels[rows],
-            crowd=self.crowd[rows],
-            areas=self.areas[rows],
-            annotation_ids=self.annotation_ids[rows],
-            pictures=self.pictures.select(images),
-        )
+        per_image = {key: getattr(self, key)[images] for key in ("image_ids", "sizes")}
+        per_box = {key: getattr(self, key)[rows] for key in PER_BOX}
+        pictures = self.pictures.select(images)
+        name = name or self.name
+        return replace(self, name=name, starts=starts, pictures=pictures, **per_image, **per_box)
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:

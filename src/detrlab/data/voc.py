@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detrlab.data.columns import number as as_number
 from detrlab.data.findings import Findings, excerpt
 from detrlab.data.locate import is_image, missing_rule, split_of, stem
 from detrlab.data.raw import RawSplit
@@ -18,16 +17,16 @@ from detrlab.data.store import Store
 from detrlab.errors import UserError
 
 MAX_XML = 16 << 20
-_NO_DOCUMENT_TYPE = "it declares a document type, which annotations never need"
 
 
 class _Object(NamedTuple):
+    """One object; ``extras`` are what the other formats cannot hold."""
+
     name: str
     corners: list[float]
     difficult: bool
     place: str
     extras: list[str]
-    """What the other formats cannot hold."""
 
 
 class _Page(NamedTuple):
@@ -66,21 +65,58 @@ def read_voc(store: Store) -> list[RawSplit]:
             splits.setdefault(split_of(posixpath.dirname(name) + "/x"), []).append(name)
     used = {name for names in splits.values() for name in names}
     words = sorted({thing.name for name in used for thing in pages[name].objects})
+    ids = {word: i for i, word in enumerate(words, start=1)}
     corners = [thing.corners[:2] for page in pages.values() for thing in page.objects]
     lowest = min((min(pair) for pair in corners if np.isfinite(pair).all()), default=1.0)
-    numbers = {name: i for i, name in enumerate(sorted(pages), start=1)}
-    members = _images_of(store, pages)
     # VOC counts pixels from 1, unless some box starts at 0.
     first_pixel = 0 if 0 <= lowest < 1 else 1
-    raw = [
-        _split(
-            store, split, {name: pages[name] for name in names}, numbers, members, words,
-            first_pixel,
-        )
-        for split, names in splits.items()
-    ]  # fmt: skip
+    members = _images_of(store, pages)
+    numbers = {name: i for i, name in enumerate(sorted(pages), start=1)}
+    raw = []
+    for split, names in splits.items():
+        found = Findings()
+        for name in names:
+            if members[name] is None:
+                rule = missing_rule(store, pages[name].file)
+                found.add(rule, split, name, numbers[name], None, pages[name].file)
+        owned = [(i, thing) for i, name in enumerate(names) for thing in pages[name].objects]
+        things = [thing for _, thing in owned]
+        declared = [pages[name].size for name in names]
+        raw.append(RawSplit(
+            name=split,
+            source=str(store.root),
+            store=store,
+            format="voc",
+            categories={i: word for word, i in ids.items()},
+            image_ids=[numbers[name] for name in names],
+            files=[posixpath.basename(members[name] or pages[name].file) for name in names],
+            members=[members[name] for name in names],
+            declared=np.array(declared, dtype=np.int64).reshape(-1, 2),
+            owners=np.array([i for i, _ in owned], dtype=np.int64),
+            boxes=_boxes(things, first_pixel),
+            category_ids=np.array([ids[thing.name] for thing in things], dtype=np.int64),
+            crowd=np.array([thing.difficult for thing in things], dtype=bool),
+            areas=np.full(len(things), np.nan),
+            annotation_ids=np.arange(1, len(things) + 1),
+            places=[thing.place for thing in things],
+            findings=found,
+            extras=dict(Counter(extra for thing in things for extra in thing.extras)),
+        ))  # fmt: skip
     raw[0].findings.merge(findings)
     return raw
+
+
+def _boxes(things: list[_Object], first_pixel: int) -> np.ndarray:
+    """(M, 4) xywh. Both corner pixels belong to the box, if they are counted from 1.
+
+    A box whose corners are the same pixel is a misclick: it gets no area, so that it is reported
+    as an empty box. Corners and sizes differ by rounding errors below a millionth of a pixel.
+    """
+    corners = np.array([thing.corners for thing in things], dtype=np.float64).reshape(-1, 4)
+    sides = corners[:, 2:] - corners[:, :2]
+    empty = (sides <= 0).all(axis=1, keepdims=True) | (sides < 0)
+    sides = np.where(empty, sides, sides + first_pixel)
+    return np.round(np.concatenate([corners[:, :2] - first_pixel, sides], axis=1), 6)
 
 
 def _read_page(store: Store, name: str, findings: Findings) -> _Page | None:
@@ -95,13 +131,11 @@ def _read_page(store: Store, name: str, findings: Findings) -> _Page | None:
             detail = f"it holds <{root.tag[:40]}>, not <annotation>"
             findings.add("file-broken", "", name, None, None, detail)
         return None
-    height, width = (_side(_text(root, f"size/{key}")) for key in ("height", "width"))
-    objects = [
-        thing
-        for i, element in enumerate(root.findall("object"), start=1)
-        if (thing := _object(element, name, i, findings))
-    ]
-    return _Page(_text(root, "filename"), (height, width), objects)
+    sides = [_number(_text(root, f"size/{key}")) for key in ("height", "width")]
+    height, width = (int(side) if side and 0 < side <= 10_000_000 else 0 for side in sides)
+    elements = enumerate(root.findall("object"), start=1)
+    objects = [_object(element, name, f"{name} object {i}", findings) for i, element in elements]
+    return _Page(_text(root, "filename"), (height, width), [*filter(None, objects)])
 
 
 def _parse(data: bytes) -> ElementTree.Element:
@@ -112,7 +146,7 @@ def _parse(data: bytes) -> ElementTree.Element:
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ValueError(_NO_DOCUMENT_TYPE)
+        raise ValueError("it declares a document type, which annotations never need")
     return ElementTree.fromstring(text)
 
 
@@ -120,19 +154,22 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _side(text: str) -> int:
-    value, _ = as_number(text)
-    return int(value) if value is not None and 0 < value <= 10_000_000 else 0
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if len(text) <= 40 else None
+    except ValueError:
+        return None
 
 
-def _object(element: ElementTree.Element, name: str, i: int, findings: Findings) -> _Object | None:
-    place = f"{name} object {i}"
+def _object(
+    element: ElementTree.Element, file: str, place: str, findings: Findings
+) -> _Object | None:
     label = _text(element, "name")
     texts = [_text(element, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
-    corners = [value for text in texts if (value := as_number(text)[0]) is not None]
+    corners = [value for value in map(_number, texts) if value is not None]
     if not label or len(corners) < 4:
         detail = f"bndbox is {excerpt(texts, 80)}" if label else "no name"
-        findings.add("record-broken", "", name, None, place, detail)
+        findings.add("record-broken", "", file, None, place, detail)
         return None
     carried = {
         "pose": _text(element, "pose").lower() not in ("", "unspecified"),
@@ -146,14 +183,12 @@ def _object(element: ElementTree.Element, name: str, i: int, findings: Findings)
 def _images_of(store: Store, pages: dict[str, _Page]) -> dict[str, str | None]:
     """The image of each XML file: the one of the same name, otherwise the one that it names."""
     by_stem: dict[str, list[str]] = {}
-    for name in sorted(store.names):
-        if is_image(name):
-            by_stem.setdefault(stem(name), []).append(name)
+    for name in sorted(filter(is_image, store.names)):
+        by_stem.setdefault(stem(name), []).append(name)
     found: dict[str, str | None] = {}
     for name, page in pages.items():
         images = by_stem.get(stem(name)) or by_stem.get(stem(page.file.replace("\\", "/"))) or []
-        folder = posixpath.dirname(name)
-        found[name] = min(images, key=partial(_distance, folder), default=None)
+        found[name] = min(images, key=partial(_distance, posixpath.dirname(name)), default=None)
     return found
 
 
@@ -176,9 +211,7 @@ def _listed_splits(
     if "trainval" in lists:
         lists.setdefault("train", lists["trainval"])
     splits: dict[str, list[str]] = {}
-    for split in ("train", "val", "test"):
-        if split not in lists:
-            continue
+    for split in filter(lists.__contains__, ("train", "val", "test")):
         lines = store.read(lists[split], MAX_XML).decode("utf-8", "replace").splitlines()
         stems = [line.split()[0] for line in lines if line.strip()]
         for each in stems:
@@ -188,50 +221,3 @@ def _listed_splits(
         if names:
             splits[split] = names
     return splits
-
-
-def _split(
-    store: Store,
-    split: str,
-    pages: dict[str, _Page],
-    numbers: dict[str, int],
-    members: dict[str, str | None],
-    words: list[str],
-    first_pixel: int,
-) -> RawSplit:
-    findings = Findings()
-    for name, page in pages.items():
-        if members[name] is None:
-            rule = missing_rule(store, page.file)
-            findings.add(rule, split, name, numbers[name], None, page.file)
-    owned = [(i, thing) for i, page in enumerate(pages.values()) for thing in page.objects]
-    things = [thing for _, thing in owned]
-    corners = np.array([thing.corners for thing in things], dtype=np.float64).reshape(-1, 4)
-    low = corners[:, :2] - first_pixel
-    sides = corners[:, 2:] - corners[:, :2]
-    # Both corner pixels belong to the box, if they are counted from 1. A box whose corners are
-    # the same pixel is a misclick: it gets no area, so that it is reported as an empty box.
-    empty = (sides <= 0).all(axis=1, keepdims=True) | (sides < 0)
-    sides = np.where(empty, sides, sides + first_pixel)
-    ids = {word: i for i, word in enumerate(words, start=1)}
-    return RawSplit(
-        name=split,
-        source=str(store.root),
-        store=store,
-        format="voc",
-        categories={i: word for word, i in ids.items()},
-        image_ids=[numbers[name] for name in pages],
-        files=[posixpath.basename(members[name] or page.file) for name, page in pages.items()],
-        members=[members[name] for name in pages],
-        declared=np.array([page.size for page in pages.values()], dtype=np.int64).reshape(-1, 2),
-        owners=np.array([i for i, _ in owned], dtype=np.int64),
-        # A millionth of a pixel: corners and sizes differ by rounding errors.
-        boxes=np.round(np.concatenate([low, sides], axis=1), 6),
-        category_ids=np.array([ids[thing.name] for thing in things], dtype=np.int64),
-        crowd=np.array([thing.difficult for thing in things], dtype=bool),
-        areas=np.full(len(things), np.nan),
-        annotation_ids=np.arange(1, len(things) + 1),
-        places=[thing.place for thing in things],
-        findings=findings,
-        extras=dict(Counter(extra for thing in things for extra in thing.extras)),
-    )

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,15 +17,12 @@ import numpy as np
 from detrlab.data.table import Table
 from detrlab.errors import UserError, did_you_mean
 
+IMAGE_FOLDERS = {"coco": "{}", "yolo": "images/{}", "voc": "JPEGImages"}
+"""Folder of a split's images, by format."""
+
 
 class Output(NamedTuple):
-    """One split to write.
-
-    Attributes:
-        table: its annotations.
-        names: file name of each image, different for every image of the data set.
-        image: the bytes of each image file.
-    """
+    """One split to write: its table, a unique name for each image, and each file's bytes."""
 
     table: Table
     names: list[str]
@@ -71,20 +68,25 @@ def write(
     Raises:
         UserError: an unknown format, or the folder exists or cannot be written.
     """
-    writers = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
-    if name not in writers:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, writers)}")
+    if name not in IMAGE_FOLDERS:
+        raise UserError(f"unknown format {name!r}{did_you_mean(name, IMAGE_FOLDERS)}")
+    annotations = {"coco": _coco, "yolo": _yolo, "voc": _voc}[name]
+    texts = dict(texts or {})
+    if name == "yolo":
+        texts["data.yaml"] = _yolo_yaml([output.table for output in outputs])
     total, done = sum(len(output.names) for output in outputs), 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
     with _new_folder(folder) as temporary:
-        writers[name](temporary, outputs, tick)
-        for file, text in (texts or {}).items():
+        for output in outputs:
+            images = temporary / IMAGE_FOLDERS[name].format(output.table.name)
+            images.mkdir(parents=True, exist_ok=True)
+            for i, file in enumerate(output.names):
+                (images / file).write_bytes(output.image(i))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            texts.update(annotations(output.table, output.names))
+        for file, text in texts.items():
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             (temporary / file).write_text(text, encoding="utf-8")
 
 
@@ -113,98 +115,69 @@ def _number(value: float) -> int | float:
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
 
-def _write_images(folder: Path, output: Output, tick: Callable[[], None]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(output.names):
-        (folder / name).write_bytes(output.image(i))
-        tick()
-
-
-def write_coco(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
+def _coco(table: Table, names: list[str]) -> dict[str, str]:
     """``annotations/instances_SPLIT.json`` beside ``SPLIT/``, as the official data."""
-    (folder / "annotations").mkdir(parents=True)
-    for output in outputs:
-        document = output.table.coco_ground_truth()
-        for image, name in zip(document["images"], output.names, strict=True):
-            image["file_name"] = name
-        for record in document["annotations"]:
-            record["bbox"] = [_number(value) for value in record["bbox"]]
-            record["area"] = _number(record["area"])
-        split = output.table.name
-        path = folder / "annotations" / f"instances_{split}.json"
-        path.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
-        _write_images(folder / split, output, tick)
+    document = table.coco_ground_truth()
+    for image, name in zip(document["images"], names, strict=True):
+        image["file_name"] = name
+    for record in document["annotations"]:
+        record["bbox"] = [_number(value) for value in record["bbox"]]
+        record["area"] = _number(record["area"])
+    return {f"annotations/instances_{table.name}.json": json.dumps(document, allow_nan=False)}
 
 
-def write_yolo(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
-    """``data.yaml``, ``images/SPLIT`` and ``labels/SPLIT``; crowd regions are left out.
+def _yolo(table: Table, names: list[str]) -> dict[str, str]:
+    """``labels/SPLIT`` beside ``images/SPLIT``; crowd regions are left out.
 
     Twelve digits keep a millionth of a pixel in any image that can be read.
     """
+    sides = table.sizes[table.owners(), ::-1]
+    centers = (table.boxes[:, :2] + table.boxes[:, 2:] / 2) / sides
+    columns = np.column_stack([table.labels, centers, table.boxes[:, 2:] / sides]).tolist()
+    lines = [f"{row[0]:.0f} " + " ".join(f"{v:.12g}" for v in row[1:]) + "\n" for row in columns]
+    pages = {}
+    for i, name in enumerate(names):
+        rows = range(int(table.starts[i]), int(table.starts[i + 1]))
+        text = "".join(lines[row] for row in rows if not table.crowd[row])
+        pages[f"labels/{table.name}/{posixpath.splitext(name)[0]}.txt"] = text
+    return pages
+
+
+def _yolo_yaml(tables: list[Table]) -> str:
     import yaml
 
-    for output in outputs:
-        table, split = output.table, output.table.name
-        labels = folder / "labels" / split
-        labels.mkdir(parents=True)
-        _write_images(folder / "images" / split, output, tick)
-        sides = table.sizes[table.owners(), ::-1]
-        centers = (table.boxes[:, :2] + table.boxes[:, 2:] / 2) / sides
-        columns = np.column_stack([table.labels, centers, table.boxes[:, 2:] / sides])
-        for i, name in enumerate(output.names):
-            rows = slice(int(table.starts[i]), int(table.starts[i + 1]))
-            path = labels / (posixpath.splitext(name)[0] + ".txt")
-            np.savetxt(path, columns[rows][~table.crowd[rows]], fmt="%d" + 4 * " %.12g")
-    document: dict[str, Any] = {
-        output.table.name: f"images/{output.table.name}" for output in outputs
-    }
-    document["names"] = dict(enumerate(outputs[0].table.classes))
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    document: dict[str, object] = {table.name: f"images/{table.name}" for table in tables}
+    document["names"] = dict(enumerate(tables[0].classes))
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
 
-def write_voc(folder: Path, outputs: Sequence[Output], tick: Callable[[], None]) -> None:
+def _voc(table: Table, names: list[str]) -> dict[str, str]:
     """``Annotations``, ``JPEGImages`` and ``ImageSets/Main``; crowd regions become difficult.
 
     Corners count pixels from 1 and both belong to the box, as in the original devkit.
     """
-    lists = folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (folder / "Annotations").mkdir()
-    for output in outputs:
-        _write_images(folder / "JPEGImages", output, tick)
-        stems = [posixpath.splitext(name)[0] for name in output.names]
-        for i, stem in enumerate(stems):
-            tree = ElementTree.ElementTree(_voc_page(output.table, i, output.names[i]))
-            ElementTree.indent(tree)
-            tree.write(folder / "Annotations" / f"{stem}.xml", encoding="utf-8")
-        text = "".join(f"{stem}\n" for stem in stems)
-        (lists / f"{output.table.name}.txt").write_text(text, encoding="utf-8")
+    stems = [posixpath.splitext(name)[0] for name in names]
+    pages = {f"ImageSets/Main/{table.name}.txt": "".join(f"{stem}\n" for stem in stems)}
+    for i, (stem, name) in enumerate(zip(stems, names, strict=True)):
+        height, width = table.sizes[i].tolist()
+        page = _tree("annotation", folder="JPEGImages", filename=name)
+        page.append(_tree("size", width=width, height=height, depth=3))
+        for row in range(int(table.starts[i]), int(table.starts[i + 1])):
+            label, crowd = table.classes[int(table.labels[row])], int(table.crowd[row])
+            page.append(_tree("object", name=label, pose="Unspecified", truncated=0,
+                              difficult=crowd))  # fmt: skip
+            x, y, w, h = table.boxes[row].tolist()
+            corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+            box = {key: _number(round(value, 6)) for key, value in corners.items()}
+            page[-1].append(_tree("bndbox", **box))
+        ElementTree.indent(page)
+        pages[f"Annotations/{stem}.xml"] = ElementTree.tostring(page, encoding="unicode")
+    return pages
 
 
-def _voc_page(table: Table, i: int, name: str) -> ElementTree.Element:
-    height, width = table.sizes[i].tolist()
-    size = _tree("size", {"width": str(width), "height": str(height), "depth": "3"})
-    page = _tree("annotation", {"folder": "JPEGImages", "filename": name})
-    page.append(size)
-    for row in range(int(table.starts[i]), int(table.starts[i + 1])):
-        x, y, w, h = table.boxes[row].tolist()
-        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
-        thing = {
-            "name": table.classes[int(table.labels[row])],
-            "pose": "Unspecified",
-            "truncated": "0",
-            "difficult": str(int(table.crowd[row])),
-        }
-        page.append(_tree("object", thing))
-        box = {key: str(_number(round(value, 6))) for key, value in corners.items()}
-        page[-1].append(_tree("bndbox", box))
-    return page
-
-
-def _tree(tag: str, texts: dict[str, str]) -> ElementTree.Element:
+def _tree(tag: str, **texts: object) -> ElementTree.Element:
     """An element with one child for each text."""
     element = ElementTree.Element(tag)
     for key, text in texts.items():
-        ElementTree.SubElement(element, key).text = text
+        ElementTree.SubElement(element, key).text = str(text)
     return element

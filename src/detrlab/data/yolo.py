@@ -5,12 +5,10 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.columns import integer
 from detrlab.data.findings import Findings, excerpt
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
@@ -73,15 +71,15 @@ def read_yolo(store: Store, yaml_name: str | None) -> list[RawSplit]:
         _read_split(store, layout, split, sorted(names), numbers)
         for split, names in layout.splits.items()
     ]
-    expected = {_label_of(image) for image in every_image}
-    folders = {posixpath.dirname(label) for label in expected}
+    expected = set(map(_label_of, every_image))
+    folders = set(map(posixpath.dirname, expected))
     for name in sorted(store.names - expected):
-        if _is_label(name) and posixpath.dirname(name) in folders:
+        is_label = name.endswith(".txt") and posixpath.basename(name).lower() not in _NO_LABELS
+        if is_label and posixpath.dirname(name) in folders:
             splits[0].findings.add("label-orphan", "", name)
     if not layout.names:  # nothing names the classes: their numbers do
         used = np.unique(np.concatenate([split.category_ids for split in splits])).tolist()
-        named = {k: str(k) for k in used if 0 <= k < 10_000}
-        splits = [replace(split, categories=named) for split in splits]
+        layout.names.update({k: str(k) for k in used if 0 <= k < 10_000})
     return splits
 
 
@@ -101,11 +99,10 @@ def _read_yaml(store: Store, name: str) -> Any:
                 raise yaml.YAMLError("Python tags are not supported")
             return super().compose_node(parent, index)
 
+    text = store.read(name, MAX_YAML)
     try:
-        return yaml.load(store.read(name, MAX_YAML).decode("utf-8-sig"), Loader)
+        return yaml.load(text.decode("utf-8-sig"), Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{store.root / name} is not valid yaml ({reason}): correct it") from None
 
@@ -123,13 +120,11 @@ def _from_yaml(store: Store, name: str) -> _Layout:
     splits: dict[str, list[str]] = {}
     for split, keys in _SPLIT_KEYS.items():
         entry = next((document[key] for key in keys if document.get(key)), None)
-        if entry is None:
-            continue
         entries = entry if isinstance(entry, list) else [entry]
         images = [image for part in entries for image in _resolve(store, folders, part)]
         if images:
             splits[split] = list(dict.fromkeys(images))
-        elif split == "train":
+        elif split == "train" and entry is not None:
             advice = links_note(store) or (
                 "write the folder relative to the yaml, which has to be in the data's own folder"
             )
@@ -145,13 +140,10 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
         value = dict(enumerate(value))
     if not isinstance(value, dict) or not value:
         raise UserError(f"{where}: names should be a list of class names, not {excerpt(value)}")
-    names = {}
     for key, name in value.items():
-        number, _ = integer(key)
-        if number is None or not isinstance(name, str):
+        if not re.fullmatch(r"-?\d{1,18}", str(key)) or not isinstance(name, str):
             raise UserError(f"{where}: names has an entry {excerpt(key)}: {excerpt(name)}")
-        names[number] = name.strip()
-    return dict(sorted(names.items()))
+    return dict(sorted((int(key), name.strip()) for key, name in value.items()))
 
 
 def _resolve(store: Store, folders: list[str], entry: Any) -> list[str]:
@@ -164,23 +156,16 @@ def _resolve(store: Store, folders: list[str], entry: Any) -> list[str]:
         return []
     for place in _endings(entry, folders):
         if place in store.names and place.lower().endswith(".txt"):
-            return _listed(store, place, folders)
+            beside = [posixpath.dirname(place), *folders]
+            lines = store.read(place, MAX_LABELS).decode("utf-8", "replace").splitlines()
+            found = (next(filter(store.names.__contains__, _endings(line, beside)), "")
+                     for line in lines)  # fmt: skip
+            return [image for image in found if is_image(image)]
         folder = "" if place == "." else place + "/"
         images = [n for n in store.names if n.startswith(folder) and is_image(n)]
         if images:
             return images
     return []
-
-
-def _listed(store: Store, name: str, folders: list[str]) -> list[str]:
-    """Images named by the lines of a text file."""
-    text = store.read(name, MAX_LABELS).decode("utf-8", "replace")
-    beside = [posixpath.dirname(name), *folders]
-    found = (
-        next((place for place in _endings(line, beside) if place in store.names), "")
-        for line in text.splitlines()
-    )
-    return [image for image in found if is_image(image)]
 
 
 def _endings(path: str, folders: list[str]) -> Iterable[str]:
@@ -210,10 +195,6 @@ def _from_folders(store: Store) -> _Layout:
     return _Layout(str(store.root), names, splits)
 
 
-def _is_label(name: str) -> bool:
-    return name.endswith(".txt") and posixpath.basename(name).lower() not in _NO_LABELS
-
-
 def _label_of(image: str) -> str:
     """The label file of an image: the last folder ``images`` becomes ``labels``."""
     folder, slash, rest = ("/" + image).rpartition("/images/")
@@ -231,8 +212,8 @@ def _read_split(
     store: Store, layout: _Layout, split: str, images: list[str], numbers: dict[str, int]
 ) -> RawSplit:
     findings = Findings()
-    rows: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
+    rows: list[list[float]] = []
+    owners: list[int] = []
     places: list[str] = []
     kept: list[str] = []
     refused = frozenset(store.refused)
@@ -242,15 +223,14 @@ def _read_split(
             read = _read_labels(store, label, split, number, findings)
             if read is None:
                 continue  # what the image shows is unknown
-            values, lines = read
-            rows.append(values)
-            owners.append(np.full(len(lines), len(kept)))
-            places += [f"{label} line {line}" for line in lines]
+            rows += read.values()
+            owners += [len(kept)] * len(read)
+            places += read
         elif refused and _behind_link(label, refused):
             findings.add("file-link", split, label, number, None, label)
             continue
         kept.append(image)  # without a label file, an image shows no objects
-    values = np.concatenate([np.zeros((0, 5)), *rows])
+    values = np.array(rows, dtype=np.float64).reshape(-1, 5)
     return RawSplit(
         name=split,
         source=layout.source,
@@ -261,7 +241,7 @@ def _read_split(
         files=kept,
         members=list(kept),
         declared=np.zeros((len(kept), 2), dtype=np.int64),
-        owners=np.concatenate([np.zeros(0, np.int64), *owners]),
+        owners=np.array(owners, dtype=np.int64),
         boxes=values[:, 1:],
         category_ids=values[:, 0].astype(np.int64),
         crowd=np.zeros(len(values), dtype=bool),
@@ -275,16 +255,15 @@ def _read_split(
 
 def _read_labels(
     store: Store, name: str, split: str, image: int, findings: Findings
-) -> tuple[np.ndarray, list[int]] | None:
-    """(K, 5) class, center and size, and their line numbers; broken lines are findings."""
+) -> dict[str, list[float]] | None:
+    """Class, center and size by line; broken lines are findings."""
     try:
         text = store.read(name, MAX_LABELS).decode("utf-8-sig")
     except (UserError, UnicodeDecodeError) as error:
         reason = str(error) if isinstance(error, UserError) else "not text in UTF-8"
         findings.add("file-broken", split, name, image, None, reason)
         return None
-    rows: list[list[float]] = []
-    lines: list[int] = []
+    rows: dict[str, list[float]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         tokens = line.split()
         if not tokens:
@@ -296,12 +275,12 @@ def _read_labels(
         place = f"{name} line {number}"
         if len(values) >= 7 and len(values) % 2:  # a polygon; its bounding box is used
             findings.add("polygon", split, name, image, place, f"{len(values) // 2} points")
-            low, high = ([f(values[1::2]), f(values[2::2])] for f in (min, max))
+            x, y = values[1::2], values[2::2]
+            low, high = (min(x), min(y)), (max(x), max(y))
             centers = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
             values = [values[0], *centers, high[0] - low[0], high[1] - low[1]]
         if len(values) != 5 or not (values[0].is_integer() and abs(values[0]) < 2**53):
             findings.add("line-broken", split, name, image, place, excerpt(line, 60))
             continue
-        rows.append(values)
-        lines.append(number)
-    return np.array(rows, dtype=np.float64).reshape(-1, 5), lines
+        rows[place] = values
+    return rows

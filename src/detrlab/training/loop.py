@@ -13,7 +13,7 @@ import torch
 
 from detrlab import files
 from detrlab.data import Loader, num_batches
-from detrlab.data.fingerprint import fingerprint
+from detrlab.data.sources import fingerprint
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate, gather
 from detrlab.ops import deformable
