@@ -31,8 +31,6 @@ class Options(RecipeOptions):
     """Folder of the comparison; runs/ablate/MODEL-SETTINGS by default."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ..."""
-    processes: int = 1
-    """How many processes train one run together."""
     json: bool = False
     """Print the result as JSON instead of tables."""
 
@@ -52,7 +50,6 @@ def run(options: Options) -> int:
         seeds=options.seeds,
         budget=options.budget,
         device=device_name(options.device),
-        processes=options.processes,
         command=shlex.join(["detrlab", *sys.argv[1:]]),
         report=say,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,8 +41,6 @@ class Options(RecipeOptions):
     """Train nothing: gather finished runs, from these folders too, and write the tables again."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ..."""
-    processes: int = 1
-    """How many processes train one run together."""
     json: bool = False
     """Print the result as JSON instead of tables."""
 
@@ -64,7 +64,7 @@ def run(options: Options) -> int:
             budget=options.budget,
             predictions=options.predictions,
             device=device_name(options.device),
-            processes=options.processes,
+            command=shlex.join(["detrlab", *sys.argv[1:]]),
             report=say,
         )
     return finish(comparison, as_json=options.json)

@@ -47,21 +47,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Needed:
-    """What it takes to detect a true difference of ``target`` with 80 % probability.
+    """What it takes to detect a true difference of one AP with 80 % probability.
 
     Attributes:
-        target: in [0, 1].
         images: with the present seeds; None where no number of images suffices.
         seeds: of each detector, with the present images; None where 20 do not suffice, or where
             one seed gives no information about the variance between seeds.
-        both: (images, seeds) that suffice together where neither does alone; None where even 20
-            seeds vary too much.
     """
 
-    target: float
     images: int | None
     seeds: int | None
-    both: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -69,17 +64,12 @@ class Difference:
     """How much better ``second`` is than ``first``, in one quantity.
 
     Attributes:
-        first: name of the detector before.
-        second: name of the detector after.
         quantity: one of ``OVERALL``, or ``class:NAME``.
         estimate: second minus first, in [-1, 1]; None where no object can be judged.
-        low: lower end of the interval.
-        high: upper end of the interval.
         p: probability of a difference at least as large if there were none.
         p_adjusted: the same after Holm's correction for all planned comparisons.
         images: number of images judged.
         seeds: number of trained models of ``first`` and of ``second``.
-        needed: what it takes to detect a difference of one AP.
     """
 
     first: str
@@ -102,19 +92,11 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """The statistics of a comparison.
-
-    Attributes:
-        intervals: of every quantity of every detector, by name.
-        differences: of every planned pair in every quantity.
-        images: number of images judged.
-        level: of the intervals.
-    """
+    """Intervals of every quantity of every detector, and differences of every planned pair."""
 
     intervals: dict[str, dict[str, Interval]]
     differences: tuple[Difference, ...]
     images: int
-    level: float = LEVEL
 
     def of(self, quantity: str) -> list[Difference]:
         """The planned pairs in one quantity."""
@@ -127,7 +109,6 @@ def compare(
     *,
     replicates: int = 2000,
     seed: int = 0,
-    target: float = TARGET,
 ) -> Findings:
     """Intervals for every detector and for every planned pair.
 
@@ -138,7 +119,6 @@ def compare(
             (Holm).
         replicates: draws; 2000 resolve a p-value of about .001.
         seed: of the resampling.
-        target: the difference that ``Difference.needed`` is about.
     """
     first = next(iter(detectors.values()))[0]
     samples = resample(detectors, replicates, seed)
@@ -174,7 +154,7 @@ def compare(
                 p_adjusted=adjusted[key],
                 images=first.num_images,
                 seeds=(len(detectors[key[0]]), len(detectors[key[1]])),
-                needed=spread.needed(first.num_images, target),
+                needed=spread.needed(first.num_images),
             )
         )
     return Findings(intervals, tuple(differences), first.num_images)
@@ -263,7 +243,7 @@ class Spread:
         return float(norm.cdf(-self._distance * self.stretch))
 
     @property
-    def is_coarse(self) -> bool:
+    def _is_coarse(self) -> bool:
         """Whether too few replicates lie beyond the ends: then Student's t gives the interval.
 
         This happens with few seeds, of which there are only a few different draws.
@@ -278,7 +258,7 @@ class Spread:
         """
         if self.variance == 0:
             return self.estimate, self.estimate
-        if self.is_coarse:
+        if self._is_coarse:
             half = self._distance * math.sqrt(self.variance)
             centre = self.estimate + self.bias
             return centre - half, centre + half
@@ -292,7 +272,7 @@ class Spread:
         if self.variance == 0:
             return 1.0 if self.estimate == 0 else 0.0
         distance = abs(self.estimate + self.bias) / math.sqrt(self.variance)
-        if not self.is_coarse:
+        if not self._is_coarse:
             count = len(self.replicates)
             below = float((self.replicates < 0).sum() + 0.5 * (self.replicates == 0).sum())
             tail = (min(below, count - below) + 1) / (count + 2)
@@ -301,32 +281,22 @@ class Spread:
             distance = max(by_percentile, distance) if rare else by_percentile
         return min(1.0, 2 * float(t.sf(distance, self.freedom)))
 
-    def needed(self, images: int, target: float = TARGET) -> Needed | None:
-        """Images and seeds at which a true difference of ``target`` is probably detected."""
+    def needed(self, images: int) -> Needed | None:
+        """Images, or seeds, at which a true difference of one AP is probably detected."""
         if math.isnan(self.estimate) or self.variance == 0:
             return None
-        allowed = (target / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
+        allowed = (TARGET / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
 
-        def images_for(seeds: int) -> int | None:
-            left = allowed - (self.training or 0.0) / seeds
-            by_image = (self.common + self.own / seeds) * images
-            return math.ceil(by_image / left) if left > 0 else None
-
-        alone = images_for(self.runs)
+        left = allowed - (self.training or 0.0) / self.runs
+        by_image = (self.common + self.own / self.runs) * images
+        enough = math.ceil(by_image / left) if left > 0 else None
         if self.training is None:
-            return Needed(target, alone, None, None)
+            return Needed(enough, None)
         left = allowed - self.common
         of_one = self.own + self.training
-        seeds = None if of_one > left * MOST_SEEDS else max(2, math.ceil(of_one / left))
-        fewest = images_for(MOST_SEEDS)
-        if alone is not None or seeds is not None or fewest is None:
-            return Needed(target, alone, seeds, None)
-        # The fewest seeds that need at most twice the images that 20 seeds would need.
-        ways = [(images_for(count), count) for count in range(self.runs, MOST_SEEDS + 1)]
-        both = next(
-            ((enough, count) for enough, count in ways if enough and enough <= 2 * fewest), None
-        )
-        return Needed(target, None, None, both)
+        if of_one > left * MOST_SEEDS:
+            return Needed(enough, None)
+        return Needed(enough, max(2, math.ceil(of_one / left)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

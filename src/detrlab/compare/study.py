@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from detrlab import files
-from detrlab.compare import curves, tables
+from detrlab.compare import tables
 from detrlab.compare.budget import Budget
-from detrlab.compare.curves import Crossing
-from detrlab.compare.definition import DEFINITION_FILE, Definition, facts
+from detrlab.compare.definition import DEFINITION_FILE, Definition, facts, slug
 from detrlab.compare.entrants import (
     Entrant,
     changes,
@@ -23,9 +22,8 @@ from detrlab.compare.entrants import (
     named,
     recipe_differences,
 )
-from detrlab.compare.launcher import launch
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
+from detrlab.compare.runs import Say, Trainer, execute, gather, launch, refuse_links
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.fingerprint import fingerprint
@@ -49,8 +47,7 @@ class Comparison:
         rows: one for each detector that has a result.
         failures: the runs that have none.
         verdicts: intervals and differences, in numbers and in sentences.
-        crossings: where one AP curve overtakes another for good, in epochs and in minutes.
-        command: repeats it.
+        command: that made it; empty where it was called from Python.
         truth: the annotated objects of the validation split.
         data: the images; None where this machine does not have them.
     """
@@ -60,7 +57,6 @@ class Comparison:
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
     verdicts: Verdicts
-    crossings: dict[str, tuple[Crossing, ...]]
     command: str
     truth: GroundTruth
     data: DataSet | None
@@ -111,10 +107,6 @@ class Comparison:
             "verdicts": self.verdicts.to_dict(),
             "models": tables.json_rows(self.rows),
             "failures": [vars(failure) for failure in self.failures],
-            "crossings": {
-                name: [vars(crossing) for crossing in found]
-                for name, found in self.crossings.items()
-            },
             "steps": [
                 {"from": before, "to": after, "changes": list(lines)}
                 for before, after, lines in self.steps
@@ -132,7 +124,6 @@ def compare(
     budget: Budget | str | None = None,
     predictions: Sequence[str] = (),
     device: str | None = None,
-    processes: int = 1,
     trainer: Trainer | None = None,
     command: str = "",
     report: Say = lambda line: None,  # noqa: ARG005
@@ -152,9 +143,8 @@ def compare(
             epochs.
         predictions: other tools' COCO results to judge beside them, ``NAME=FILE``.
         device: where to compute; None takes a GPU if there is one.
-        processes: how many train one run together.
         trainer: trains a run; None starts a process for it.
-        command: repeats the comparison; worked out where it is empty.
+        command: that is being run, for the page.
         report: takes lines of text about the progress.
 
     Raises:
@@ -197,11 +187,9 @@ def compare(
     done = sum(run.result() is not None for run in planned)
     if done:
         report(f"{done} of {len(planned)} runs have finished before")
-    trainer = trainer or (lambda run, report: launch(run, report, device, processes))
+    trainer = trainer or (lambda run, report: launch(run, report, device))
     failures = execute(planned, trainer, report)
-    return _conclude(
-        folder, definition, data_set, failures, command or asked.command(folder), report
-    )
+    return _conclude(folder, definition, data_set, failures, command, report)
 
 
 def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: Say) -> Comparison:
@@ -220,6 +208,7 @@ def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: S
     folder = Path(output)
     definition = Definition.read(folder)
     for source in map(Path, sources):
+        refuse_links(source)
         other = Definition.read(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
@@ -228,8 +217,6 @@ def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: S
         definition = joined.model_copy(update={"recipe": first.recipe, "data": first.data})
         for name in (TRUTH_FILE, *map(_copy_of, other.predictions)):
             if not known or not (folder / name).is_file():
-                refuse_link(source / name)
-                refuse_link((source / name).parent)
                 _keep(source / name, folder / name)
         gather(source, folder / "runs", report)
     if definition is None:
@@ -251,7 +238,7 @@ def _conclude(
     from detrlab.evaluation.records import GroundTruth
 
     try:
-        values = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8"))
+        values = json.loads(files.read_bytes(folder / TRUTH_FILE))
         truth = GroundTruth.from_coco(values)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
@@ -269,11 +256,6 @@ def _conclude(
         rows=table,
         failures=tuple(failures),
         verdicts=judge(table, truth, folder),
-        crossings={
-            chart.name: curves.crossings(chart.curves)
-            for chart in curves.charts(table)
-            if chart.name in ("ap-epochs", "ap-minutes")
-        },
         command=command,
         truth=truth,
         data=data,
@@ -308,7 +290,7 @@ def _keep(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
     try:
-        content = source.read_bytes()
+        content = files.read_bytes(source)
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from None
     files.write_bytes(target, content)
@@ -360,7 +342,7 @@ def _write(comparison: Comparison) -> None:
         f"# {comparison.definition.data['name']}, recipe {recipe.name}",
         "\n".join(f"* {sentence}" for sentence in comparison.verdicts.sentences),
         *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
-        f"```\n{comparison.command}\n```",
+        f"```\n{comparison.command}\n```" if comparison.command else "",
     ]
     latex = "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids)
     files.write_text(folder / "table.md", "\n\n".join(part for part in markdown if part) + "\n")
