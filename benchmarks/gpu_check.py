@@ -18,7 +18,7 @@ import torch
 from REMOVED import Weights  # TODO
 from torch import Tensor, nn
 
-from detrlab.benchmark.op import compare_backends, records, table
+from detrlab.benchmark.op import compare_backends, table
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.losses.criterion import Criterion
@@ -60,7 +60,7 @@ def main() -> None:
     if options.only in (None, "op"):
         rows = compare_backends(*options.size, device=device, rounds=15, batch=options.batch)
         print("\n".join(table(rows)), flush=True)
-        report["op"] = records(rows)
+        report["op"] = rows
     for name in PRESETS if options.only in (None, "agreement") else ():
         config = model_config(name, 91, backbone=options.backbone, dropout=0.0)
         report["agreement"][name] = row = agreement(config, device)

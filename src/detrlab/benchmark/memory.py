@@ -27,15 +27,8 @@ def peak_memory(
 ) -> dict[str, float]:
     """Peak memory of a process in MB: in all, and above what it used before the detector.
 
-    The second number includes the weights and, with ``learn``, gradients and optimiser state,
-    but not Python and its libraries.
-
-    Args:
-        library: ``detrlab`` or ``transformers``.
-        config: the architecture.
-        size: (height, width) of the images.
-        batch: how many.
-        learn: a training step instead of inference.
+    The second number includes the weights and, with ``learn`` (a training step instead of
+    inference), gradients and optimiser state, but not Python and its libraries.
 
     Raises:
         UserError: the process failed.

@@ -26,19 +26,15 @@ OBJECTS = 7
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure.
-
-    Attributes:
-        name: of the library.
-        network: the module, for counting.
-        infer: images to predictions, without gradients.
-        learn: one training step: forward, losses, backward, clipping, AdamW.
-    """
+    """Something to measure."""
 
     name: str
+    """Of the library."""
     network: nn.Module
     infer: Callable[[], Any]
+    """Images to predictions, without gradients."""
     learn: Callable[[], None]
+    """One training step: forward, losses, backward, clipping, AdamW."""
 
 
 def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
@@ -93,7 +89,8 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         raise UserError(
             "--against transformers needs the package transformers: pip install transformers"
         ) from None
-    cells = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in _strides(config))
+    strides = [8 * 2**level for level in range(config.levels)] if config.levels > 1 else [32]
+    cells = sum(math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in strides)
     if isinstance(config, DeformableDetrTwoStage) and cells < config.num_queries:
         raise UserError(
             "transformers' two-stage detector needs at least as many cells as queries: a "
@@ -107,7 +104,10 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     model = getattr(transformers, f"{kind}ForObjectDetection")(
         getattr(transformers, f"{kind}Config")(**values)
     )
-    _train_the_same(model, config)
+    # Freeze what ours freezes: transformers leaves a timm backbone's stem trainable.
+    body = model.get_submodule("model.backbone.model")
+    for parameter in frozen_parameters(body, config.backbone_trains):
+        parameter.requires_grad_(False)
     images, targets = pictures(size, batch)
     given: dict[str, Any] = {
         "pixel_values": images.pixels,
@@ -135,15 +135,3 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         optimizer.step()
 
     return Subject("transformers", model, infer, learn)
-
-
-def _strides(config: ModelConfig) -> list[int]:
-    """Of the levels of a pyramid, finest first: C3 to C5 and beyond, or C5 alone."""
-    return [8 * 2**level for level in range(config.levels)] if config.levels > 1 else [32]
-
-
-def _train_the_same(model: nn.Module, config: ModelConfig) -> None:
-    """Freeze what ours freezes: transformers leaves a timm backbone's stem trainable."""
-    body = model.get_submodule("model.backbone.model")
-    for parameter in frozen_parameters(body, config.backbone_trains):
-        parameter.requires_grad_(False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
-from detrlab.errors import UserError
+from detrlab.errors import UserError, printable
 
 if TYPE_CHECKING:
     from detrlab.compare import Comparison
@@ -78,7 +78,6 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
     """
     from rich.console import Console
 
-    from detrlab.compare.tables import printable
     from detrlab.report.page import write_page
 
     write_page(comparison, comparison.truth, comparison.data, pictures=12)
@@ -87,7 +86,7 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
         return 1 if comparison.failures else 0
     console = Console()
     for grid in comparison.grids:
-        console.print(grid.terminal(console.width))
+        console.print(grid.terminal())
     lines = [f"* {sentence}" for sentence in comparison.verdicts.sentences]
     lines += [
         f"failed: {failure.entrant}, seed {failure.seed}: {failure.reason}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detrlab.compare.results import METRICS, Row
+from detrlab.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -19,6 +20,8 @@ NOTHING = "–"
 """Shown where there is no number: no such objects, or not measured."""
 
 SIZES = ("small", "medium", "large")
+MANY_CLASSES = 12
+"""A table of more classes has a line for each of them instead of a column."""
 
 Values = Sequence[float | None]
 Form = Callable[[float], str]
@@ -26,14 +29,7 @@ Form = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of words, before it is formatted.
-
-    Attributes:
-        title: one line above it.
-        headers: of the columns; the first column holds names.
-        cells: one tuple for each row.
-        best: (row, column) of the cells to emphasise.
-    """
+    """A table of words; the first column holds names, ``best`` are (row, column) to emphasise."""
 
     title: str
     headers: tuple[str, ...]
@@ -75,20 +71,13 @@ class Grid:
             for r, row in enumerate(self.cells)
         ]
 
-    def terminal(self, width: int = 80) -> RichTable:
-        """A ``rich`` table for a terminal of so many columns.
-
-        Rows and columns are exchanged where there are too many columns. Headers that are still
-        too long take several lines, so that the numbers stay whole.
-        """
+    def terminal(self) -> RichTable:
+        """A ``rich`` table. Long headers take several lines, so that the numbers stay whole."""
         from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        room = self._room(width)
-        words = [word for header in self.headers[1:] for word in re.split(r"[\s-]", header)]
-        if room < max(map(len, words), default=0) and self.turned()._room(width) > room:
-            return self.turned().terminal(width)
         table = Table(
             title=self.title,
             title_justify="left",
@@ -98,14 +87,11 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
-            header = printable(header)
-            if c:
-                header = "\n".join(textwrap.wrap(header, max(4, room)))
             table.add_column(
                 # Text, not markup: a class may be called "[red]".
-                Text(header, overflow="fold"),
+                Text("\n".join(textwrap.wrap(printable(header), 11)), overflow="fold"),
                 justify="right" if c else "left",
-                min_width=self._width(c) if c else None,
+                min_width=max((cell_len(row[c]) for row in self.cells), default=0) if c else None,
             )
         for r, row in enumerate(self.cells):
             table.add_row(
@@ -116,28 +102,9 @@ class Grid:
             )
         return table
 
-    def _room(self, width: int) -> int:
-        """How wide each column after the first may be."""
-        return (width - min(width // 2, self._width(0))) // max(1, len(self.headers) - 1) - 2
-
-    def _width(self, column: int) -> int:
-        from rich.cells import cell_len
-
-        return max((cell_len(row[column]) for row in self.cells), default=0)
-
-
-def printable(text: str) -> str:
-    """Names come from the data: a terminal must not run control sequences in them."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
-
 
 def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None) -> Grid:
-    """One row for each detector, average precision in points (0 to 100).
-
-    Args:
-        rows: of the comparison.
-        intervals: for each name, the interval of its AP in words.
-    """
+    """AP in points (0 to 100), one row for each detector, with its interval in words."""
     words = [(intervals or {}).get(row.name, NOTHING) for row in rows]
     names = {
         "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
@@ -171,11 +138,12 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
 
 
 def class_grid(rows: Sequence[Row]) -> Grid:
-    """AP of each class in points, one row for each detector."""
+    """AP of each class in points: one row for each detector, or for each of many classes."""
     columns = [
         _quality(label, [row.per_class.get(label) for row in rows]) for label in classes_of(rows)
     ]
-    return _grid("AP of each class in points", rows, columns)
+    grid = _grid("AP of each class in points", rows, columns)
+    return grid.turned() if len(columns) > MANY_CLASSES else grid
 
 
 def original_grid(rows: Sequence[Row]) -> Grid:
@@ -246,11 +214,13 @@ class _Column(NamedTuple):
     best: Sequence[int] = ()
 
 
-def _quality(header: str, values: Values, form: Form | None = None) -> _Column:
+def _quality(
+    header: str, values: Values, form: Form = lambda value: f"{100 * value:.1f}"
+) -> _Column:
     """A column whose largest value is emphasised, unless all are equal or there is only one."""
     known = {value for value in values if value is not None}
     best = [row for row, value in enumerate(values) if len(known) > 1 and value == max(known)]
-    return _Column(header, _words(values, form or (lambda value: f"{100 * value:.1f}")), best)
+    return _Column(header, _words(values, form), best)
 
 
 def _words(values: Values, form: Form = "{:.0f}".format) -> list[str]:
