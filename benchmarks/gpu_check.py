@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import torch
-from REMOVED import Weights  # TODO
 from torch import Tensor, nn
 
 from detrlab.benchmark.op import compare_backends, table
@@ -106,8 +105,7 @@ def agreement(config: ModelConfig, device: torch.device) -> dict[str, float]:
     torch.backends.cuda.matmul.allow_tf32 = False
     network = prepare(build_network(config)).eval()
     strengthen(network)
-    scoring = config.scoring
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    criterion = config.criterion(TrainConfig())
     images, targets = pictures(AGREEMENT, 2)
     images.padding[1, -64:] = True
     images.pixels[1, :, -64:] = 0
@@ -143,8 +141,8 @@ def steps(
     """Training steps: seconds (median), memory, and whether all gradients were finite."""
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's own defaults
     network = prepare(build_network(config)).to(device).train()
-    scoring, train = config.scoring, TrainConfig(precision=precision)
-    criterion = Criterion(scoring, Weights(scoring.class_weight))
+    train = TrainConfig(precision=precision)
+    criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16")
     images, targets = pictures(size, batch)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from REMOVED import Weights, match_sets  # TODO
 from torch.profiler import ProfilerActivity, profile
 
 from detrlab import files
 from detrlab.benchmark import subjects
 from detrlab.benchmark.cost import provenance
+from detrlab.config import TrainConfig
 from detrlab.presets import FIVE, model_config
 
 # An operator belongs to the first group that has a prefix of its name (without "aten::").
@@ -81,14 +81,14 @@ def profile_step(model: str, side: int, steps: int) -> dict[str, Any]:
 
 def matching_ms(model: str, side: int, subject: subjects.Subject) -> float:
     """Time of matching the predictions of all decoder layers to the objects."""
-    scoring = build_scoring(model_config(model, 91))
+    matcher = model_config(model, 91).criterion(TrainConfig()).matcher
     images, targets = subjects.pictures((side, side), 1)
     with torch.no_grad():
         layers = subject.network(images).layers
     taken = []
     for _ in range(20):
         start = time.perf_counter()
-        match_sets(layers, targets, scoring, Weights(scoring.class_weight))
+        matcher(layers, targets)
         taken.append(1e3 * (time.perf_counter() - start))
     return statistics.median(taken)
 

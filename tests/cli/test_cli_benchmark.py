@@ -50,7 +50,6 @@ def test_a_detector_is_measured(capsys, tmp_path):
     ("arguments", "expected"),
     [
         (["--model", "dert"], "did you mean 'detr'?"),
-        (["--against", "transfomers"], "did you mean 'transformers'?"),
         (["--imgsz", "1", "2", "3"], "--imgsz 1 2 3: give a height and a width"),
         (["--batch", "0"], "--batch 0: at least 1"),
         (["--rounds", "0"], "--rounds 0: at least 1"),

@@ -63,11 +63,11 @@ def compare_backends(
     for name, size in sizes_for(height, width).items():
         calls: dict[tuple[str, str], Callable[[], Any]] = {}
         problems = {}
+        case = _case(size, batch, device)
         for backend, function, problem in _backends(device):
             problems[backend] = problem
             if problem is None:
-                inputs = _inputs(size, batch, device)
-                forward, both = _passes(function, size.shapes, inputs)
+                forward, both = _passes(function, case)
                 calls |= {(backend, "forward"): forward, (backend, "both"): both}
         times = in_turn(calls, rounds)
         for backend, problem in problems.items():
@@ -116,58 +116,31 @@ def _verify(attend: testing.Attend, device: torch.device) -> str | None:
     return None
 
 
-Inputs = tuple[Tensor, Tensor, References, Tensor, Tensor]
-
-
-def _passes(
-    attend: testing.Attend, shapes: LevelShapes, inputs: Inputs
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _passes(attend: testing.Attend, case: testing.Case) -> tuple[Callable[[], Any], ...]:
     """One backend's forward pass without gradients, and its forward and backward pass."""
-    values, ratios, references, offsets, scores = inputs
-    learned = [each.detach().requires_grad_() for each in (values, offsets, scores)]
-    output_grad = values.new_ones(*offsets.shape[:2], values.shape[2] * values.shape[3])
+    learned = [each.detach().requires_grad_() for each in (case.values, case.offsets, case.scores)]
 
     def forward() -> Tensor:
-        return attend(learned[0], shapes, ratios, references, *learned[1:])
+        return attend(learned[0], case.shapes, case.valid_ratios, case.references, *learned[1:])
 
     def both() -> None:
-        torch.autograd.grad(forward(), learned, output_grad)
+        torch.autograd.grad(forward(), learned, case.output_grad)
 
     return torch.no_grad()(forward), both
 
 
-def _inputs(size: Size, batch: int, device: torch.device) -> Inputs:
-    """Values, valid ratios, references, offsets and logits: 8 heads of 32 channels, 4 points.
-
-    Points lie in a ring of 1 to 4 cells around the reference, as when training starts, each
-    query's moved by about a cell.
-    """
-    draw = torch.Generator().manual_seed(0)
-    heads, width, points, levels = 8, 32, 4, len(size.shapes)
-    cells = sum(rows * columns for rows, columns in size.shapes)
-    if size.queries is None:
-        centers = torch.cat([_centers(*shape) for shape in size.shapes])
-        centers = centers.expand(batch, -1, -1).contiguous()
-    else:
-        centers = torch.rand(batch, size.queries, 2, generator=draw)
-    angles = torch.arange(heads) * (2 * math.pi / heads)
-    ring = torch.stack([angles.cos(), angles.sin()], -1)[:, None, None]  # (M, 1, 1, 2)
-    steps = torch.arange(1.0, points + 1)[:, None]  # (P, 1)
-    shape = (batch, centers.shape[1], heads, levels, points, 2)
-    offsets = ring * steps + torch.randn(shape, generator=draw)
-    return (
-        torch.randn(batch, cells, heads, width, generator=draw).to(device),
-        torch.ones(batch, levels, 2, device=device),
-        References(centers.to(device)),
-        offsets.to(device),
-        torch.randn(*shape[:3], levels * points, generator=draw).to(device),
-    )
-
-
-def _centers(rows: int, columns: int) -> Tensor:
-    """(rows * columns, 2) x and y of the cells' centres, as fractions."""
-    y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
-    return torch.cartesian_prod(y, x).flip(-1)
+def _case(size: Size, batch: int, device: torch.device) -> testing.Case:
+    """Inputs of 8 heads with 4 points within 5 cells of the reference."""
+    queries = size.queries or sum(rows * columns for rows, columns in size.shapes)
+    case = testing.small_case(size.shapes, batch=batch, queries=queries, heads=8, device=device)
+    if size.queries:
+        return case
+    centers = [
+        torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1)
+        for h, w in size.shapes
+    ]
+    every = torch.cat(centers).expand(batch, -1, -1).contiguous()
+    return case._replace(references=References(every.to(device)))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

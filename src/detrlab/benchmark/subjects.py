@@ -89,14 +89,15 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         raise UserError(
             "--against transformers needs the package transformers: pip install transformers"
         ) from None
-    strides = [8 * 2**level for level in range(config.levels)] if config.levels > 1 else [32]
-    cells = sum(math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in strides)
-    if isinstance(config, DeformableDetrTwoStage) and cells < config.num_queries:
-        raise UserError(
-            "transformers' two-stage detector needs at least as many cells as queries: a "
-            f"{size[1]} x {size[0]} image has {cells}, not {config.num_queries}: enlarge --imgsz, "
-            f"or --set model.num_queries={cells}"
-        )
+    if isinstance(config, DeformableDetrTwoStage):
+        strides = [8 * 2**level for level in range(config.levels)]
+        cells = sum(math.prod(math.ceil(side / stride) for side in size) for stride in strides)
+        if cells < config.num_queries:
+            raise UserError(
+                "transformers' two-stage detector needs at least as many cells as queries: a "
+                f"{size[1]} x {size[0]} image has {cells}, not {config.num_queries}: enlarge "
+                f"--imgsz, or --set model.num_queries={cells}"
+            )
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
     # A loss for every decoder layer, as ours.
     values["auxiliary_loss"] = True

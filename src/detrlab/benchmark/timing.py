@@ -54,17 +54,6 @@ def in_turn(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, Ti
     return times
 
 
-def for_seconds(call: Callable[[], Any], seconds: float) -> Times:
-    """Time a call for so long, at least 5 and at most 50 times, after two that do not count."""
-    call()
-    call()
-    times = Times()
-    end = time.perf_counter() + seconds
-    while len(times.wall) < 5 or (len(times.wall) < 50 and time.perf_counter() < end):
-        times.add(call)
-    return times
-
-
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     """How much faster, over the pairs of each round: median and quartiles."""
     ratios = np.divide(slow, fast)

@@ -80,7 +80,7 @@ def _curves(rows: Sequence[Row], quantity: str, *, by_minutes: bool = False) -> 
                 for epoch in run.epochs
                 if (value := _value(epoch, quantity)) is not None
             }
-            for run in (row.timed if by_minutes else row.runs)
+            for run in (row.runs[:1] if by_minutes else row.runs)
         ]
         found.append(mean_curve(row.name, seeds))
     return tuple(curve for curve in found if curve is not None)

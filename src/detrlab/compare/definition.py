@@ -142,11 +142,7 @@ class Definition(Record):
 
     @classmethod
     def read(cls, folder: Path) -> Definition | None:
-        """Read what ``write`` wrote; None where there is none.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read what ``write`` wrote; None where there is none."""
         path = folder / DEFINITION_FILE
         if not path.is_file():
             return None
@@ -192,11 +188,7 @@ class Definition(Record):
         )
 
     def runs(self, folder: Path) -> tuple[Run, ...]:
-        """Every run of the comparison in ``folder``, the first seed of all detectors first.
-
-        Raises:
-            UserError: an entrant's settings contradict each other.
-        """
+        """Every run of the comparison in ``folder``, the first seed of all detectors first."""
         found = []
         for seed in self.seeds:
             for entrant in self.entrants:

@@ -43,13 +43,15 @@ class Entrant:
         )
 
 
-def named(models: Sequence[str]) -> tuple[Entrant, ...]:
+def named(models: Sequence[str | Entrant]) -> tuple[Entrant, ...]:
     """Entrants for preset names; none means the five detectors of the original experiment.
 
     Raises:
         UserError: a name is unknown or given twice.
     """
-    return _unique([Entrant(model, model) for model in models or FIVE])
+    return _unique(
+        [each if isinstance(each, Entrant) else Entrant(each, each) for each in models or FIVE]
+    )
 
 
 def ladder() -> tuple[Entrant, ...]:

@@ -88,9 +88,6 @@ class RunResult:
 
         Where the files lie follows from ``folder``. What the file itself says about that is
         ignored, because it may come from somebody else and name any file of this machine.
-
-        Raises:
-            UserError: the file is damaged.
         """
         path = folder / RESULT_FILE
         if not path.is_file():
@@ -119,7 +116,7 @@ class Failure:
 class Row:
     """One entrant's row of the table: the mean over its seeds, None where one has no value.
 
-    ``cost`` is that of the first run, with the mean training time of ``timed``.
+    ``cost`` is that of the first run: times of different machines have no mean.
     """
 
     name: str
@@ -133,11 +130,6 @@ class Row:
         """The seeds that finished; empty for another tool's predictions."""
         return tuple(run.seed for run in self.runs if run.seed is not None)
 
-    @property
-    def timed(self) -> tuple[RunResult, ...]:
-        """The runs on the first one's machine: times of different machines have no mean."""
-        return _on_one_machine(self.runs)
-
 
 def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
     """Results grouped by entrant, in the order of the comparison."""
@@ -147,18 +139,13 @@ def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
 
 def _row(name: str, runs: tuple[RunResult, ...]) -> Row:
     each = [run.metrics["per_class"] for run in runs]
-    minutes = _mean([run.cost.minutes for run in _on_one_machine(runs)])
     return Row(
         name=name,
         runs=runs,
         metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in METRICS},
         per_class={label: _mean([own.get(label) for own in each]) for label in each[0]},
-        cost=replace(runs[0].cost, minutes=minutes),
+        cost=runs[0].cost,
     )
-
-
-def _on_one_machine(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:
-    return tuple(run for run in runs if run.cost.machine == runs[0].cost.machine)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from detrlab import files
 from detrlab.compare.definition import Run
 from detrlab.compare.results import Failure, RunResult
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, locked
 
 LOG_FILE = "log.txt"
+TRUTH_FILE = "ground_truth.json"
 ERROR_PREFIX = "error: "
 USER_ERROR, STOPPED, IN_USE = 2, 130, 75
 """Exit codes of the process that trains one run; 75 is EX_TEMPFAIL ("try again later")."""
@@ -27,13 +29,10 @@ Trainer = Callable[[Run, Say], RunResult]
 
 
 def execute(runs: Sequence[Run], trainer: Trainer, report: Say) -> tuple[Failure, ...]:
-    """Train what has not finished, one run after the other.
+    """Train what has not finished, one run after the other; returns what has no result.
 
     A run that fails does not stop the others; Ctrl-C stops them all. A run that another process
     is training is left to that process.
-
-    Returns:
-        the runs that have no result, with the reason.
     """
     titles = [f"[{i}/{len(runs)}] {run.entrant}, seed {run.seed}" for i, run in enumerate(runs, 1)]
     reasons = [_attempt(*each, trainer, report) for each in zip(runs, titles, strict=True)]
@@ -146,11 +145,7 @@ def _reason(code: int, said: list[str], log: Path) -> BaseException:
 
 
 def refuse_links(folder: Path) -> None:
-    """Whoever made a folder must not choose which other files of this machine are copied.
-
-    Raises:
-        UserError: a symbolic link is in it.
-    """
+    """Whoever made a folder must not choose which other files of this machine are copied."""
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise UserError(
@@ -160,24 +155,30 @@ def refuse_links(folder: Path) -> None:
 
 
 def gather(source: Path, folder: Path, report: Say) -> None:
-    """Copy the finished runs of another comparison's folder; runs that are there already stay.
-
-    Raises:
-        UserError: another process is training one of them here, or a file cannot be copied.
-    """
-    for run in sorted((source / "runs").glob("[!.]*")):
-        target = folder / run.name
-        if RunResult.load(target) is not None or RunResult.load(run) is None:
+    """Copy what is missing from another comparison's folder: annotations, predictions, runs."""
+    runs = [run for run in sorted((source / "runs").glob("[!.]*")) if RunResult.load(run)]
+    for path in (*source.glob(f"{TRUTH_FILE}*"), *source.glob("predictions/*.json*"), *runs):
+        target = folder / path.relative_to(source)
+        if RunResult.load(target) if path in runs else target.exists():
             continue
-        report(f"collecting {run.name} from {source}")
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        report(f"collecting {path.name} from {source}")
         try:
-            ignored = shutil.ignore_patterns("*.tmp", "*.lock")
-            shutil.copytree(run, partial, symlinks=True, ignore=ignored)
-            if target.exists():
-                with locked(target):
-                    shutil.rmtree(target)
-            partial.rename(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path in runs:
+                _copy(path, target)
+            else:
+                files.write_bytes(target, path.read_bytes())
         except OSError as error:
-            raise UserError(f"{run} cannot be copied to {target}: {error}") from None
+            raise UserError(f"{path} cannot be copied to {target}: {error}") from None
+
+
+def _copy(run: Path, target: Path) -> None:
+    """Copy a finished run over one that has not finished and that nobody is training."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    ignored = shutil.ignore_patterns("*.tmp", "*.lock")
+    shutil.copytree(run, partial, symlinks=True, ignore=ignored)
+    if target.exists():
+        with locked(target):
+            shutil.rmtree(target)
+    partial.rename(target)

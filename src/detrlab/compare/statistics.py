@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -162,28 +163,23 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """The distribution of one detector's quantity, or of the difference of two.
-
-    Attributes:
-        estimate: NaN where nothing can be judged.
-        replicates: those in which something could be judged.
-        variance: of the estimate, images and seeds together.
-        freedom: degrees of freedom of that variance.
-        common: variance over images that all seeds share.
-        own: variance over images that each seed has for itself, with one seed each.
-        training: variance between trainings on unlimited images, with one seed each; None where
-            a detector has one seed only.
-        runs: the smallest number of seeds.
-    """
+    """The distribution of one detector's quantity, or of the difference of two."""
 
     estimate: float
+    """NaN where nothing can be judged."""
     replicates: Floats
+    """Those in which something could be judged."""
     variance: float
+    """Of the estimate, images and seeds together, with so many degrees of ``freedom``."""
     freedom: float
     common: float
+    """Variance over images that all seeds share."""
     own: float
+    """Variance over images that each seed has for itself, with one seed each."""
     training: float | None
+    """Variance between trainings on unlimited images; None where a detector has one seed only."""
     runs: int
+    """The smallest number of seeds."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], signs: Sequence[int], images: int) -> Spread:
@@ -222,33 +218,30 @@ class Spread:
         )
 
     @property
-    def stretch(self) -> float:
-        """How much wider the true distribution is than that of the replicates."""
-        spread = float(self.replicates.std())
-        return math.sqrt(self.variance) / spread if spread > 0 else 1.0
-
-    @property
     def bias(self) -> float:
         """Mean of the replicates minus the estimate."""
         return float(self.replicates.mean()) - self.estimate
 
-    @property
+    @cached_property
+    def _stretch(self) -> float:
+        """How much wider the true distribution is than that of the replicates."""
+        spread = float(self.replicates.std())
+        return math.sqrt(self.variance) / spread if spread > 0 else 1.0
+
+    @cached_property
     def _distance(self) -> float:
         """Half the width of the interval in standard errors, by Student's t."""
         return float(t.ppf((1 + LEVEL) / 2, self.freedom))
 
-    @property
-    def _tail(self) -> float:
-        """The share of the replicates that lies beyond each end of the interval."""
-        return float(norm.cdf(-self._distance * self.stretch))
+    @cached_property
+    def _tail(self) -> float | None:
+        """The share of the replicates that lies beyond each end of the interval.
 
-    @property
-    def _is_coarse(self) -> bool:
-        """Whether too few replicates lie beyond the ends: then Student's t gives the interval.
-
-        This happens with few seeds, of which there are only a few different draws.
+        None where these would be too few, as with few seeds, of which there are only a few
+        different draws: then Student's t gives the interval.
         """
-        return self._tail * len(self.replicates) < 5
+        tail = float(norm.cdf(-self._distance * self._stretch))
+        return tail if tail * len(self.replicates) >= 5 else None
 
     def interval(self) -> tuple[float, float]:
         """The ends of the interval: percentiles, further out for few images and few seeds.
@@ -258,7 +251,7 @@ class Spread:
         """
         if self.variance == 0:
             return self.estimate, self.estimate
-        if self._is_coarse:
+        if self._tail is None:
             half = self._distance * math.sqrt(self.variance)
             centre = self.estimate + self.bias
             return centre - half, centre + half
@@ -272,11 +265,11 @@ class Spread:
         if self.variance == 0:
             return 1.0 if self.estimate == 0 else 0.0
         distance = abs(self.estimate + self.bias) / math.sqrt(self.variance)
-        if not self._is_coarse:
+        if self._tail is not None:
             count = len(self.replicates)
             below = float((self.replicates < 0).sum() + 0.5 * (self.replicates == 0).sum())
             tail = (min(below, count - below) + 1) / (count + 2)
-            by_percentile = -float(norm.ppf(min(tail, 0.5))) / self.stretch
+            by_percentile = -float(norm.ppf(min(tail, 0.5))) / self._stretch
             rare = tail * count < 5  # too few replicates beyond 0 for a percentile
             distance = max(by_percentile, distance) if rare else by_percentile
         return min(1.0, 2 * float(t.sf(distance, self.freedom)))
@@ -320,17 +313,12 @@ def _adjust(raw: dict[Key, float | None]) -> dict[Key, float | None]:
     families: dict[str, dict[Key, float]] = {}
     for key, p in raw.items():
         if p is not None:
-            families.setdefault(_family(key[2]), {})[key] = p
+            family = key[2].split(":")[0]
+            families.setdefault("sizes" if family in OVERALL[3:] else family, {})[key] = p
     adjusted: dict[Key, float | None] = dict.fromkeys(raw)
-    for family in families.values():
-        adjusted.update(zip(family, holm(list(family.values())), strict=True))
+    for tests in families.values():
+        adjusted.update(zip(tests, holm(list(tests.values())), strict=True))
     return adjusted
-
-
-def _family(quantity: str) -> str:
-    if quantity.startswith("class:"):
-        return "classes"
-    return "sizes" if quantity in OVERALL[3:] else quantity
 
 
 def _own_interval(spread: Spread) -> Interval:

@@ -23,7 +23,15 @@ from detrlab.compare.entrants import (
     recipe_differences,
 )
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Say, Trainer, execute, gather, launch, refuse_links
+from detrlab.compare.runs import (
+    TRUTH_FILE,
+    Say,
+    Trainer,
+    execute,
+    gather,
+    launch,
+    refuse_links,
+)
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.fingerprint import fingerprint
@@ -33,8 +41,6 @@ from detrlab.recipes import recipe as named_recipe
 if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
-
-TRUTH_FILE = "ground_truth.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Comparison:
 
 
 def compare(
-    models: Sequence[str] | Sequence[Entrant] = (),
+    models: Sequence[str | Entrant] = (),
     *,
     recipe: Recipe | str = "laptop",
     data: str | Path | None = None,
@@ -157,13 +163,11 @@ def compare(
     if data is not None:
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
     folder = Path(output)
-    made = tuple(each for each in models if isinstance(each, Entrant))
-    entrants = made or named([each for each in models if isinstance(each, str)])
-    given = _given(predictions)
-    for name in (entrant.name for entrant in entrants):
-        if name in given:
-            raise UserError(f"predictions {name!r} have the name of a detector: choose another")
-
+    entrants = named(models)
+    sources = dict(_name_and_file(text) for text in predictions)
+    given = {name: _contents(name, file) for name, file in sources.items()}
+    for name in given.keys() & {entrant.name for entrant in entrants}:
+        raise UserError(f"predictions {name!r} have the name of a detector: choose another")
     data_set = open_data(recipe.data.data)
     for note in data_set.notes:
         report(f"note: {note}")
@@ -173,20 +177,17 @@ def compare(
         contents=fingerprint(data_set),
         entrants=entrants,
         seeds=tuple(dict.fromkeys(seeds)) or (recipe.train.seed,),
-        predictions={name: str(file) for name, file in given.items()},
+        predictions=sources,
         data=facts(data_set),
     )
     planned = asked.runs(folder)
     definition = asked.joined(Definition.read(folder), folder)
     definition.write(folder)
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
-    for name, file in given.items():
-        _keep(file, folder / _copy_of(name))
+    for name, content in given.items():
+        files.write_bytes(folder / _copy_of(name), content)
     for line in asked.lines():
         report(line)
-    done = sum(run.result() is not None for run in planned)
-    if done:
-        report(f"{done} of {len(planned)} runs have finished before")
     trainer = trainer or (lambda run, report: launch(run, report, device))
     failures = execute(planned, trainer, report)
     return _conclude(folder, definition, data_set, failures, command, report)
@@ -212,13 +213,10 @@ def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: S
         other = Definition.read(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
-        known, first = definition is not None, definition or other  # whose recipe is kept
+        first = definition or other  # whose recipe is kept
         joined = other.joined(definition, source)
         definition = joined.model_copy(update={"recipe": first.recipe, "data": first.data})
-        for name in (TRUTH_FILE, *map(_copy_of, other.predictions)):
-            if not known or not (folder / name).is_file():
-                _keep(source / name, folder / name)
-        gather(source, folder / "runs", report)
+        gather(source, folder, report)
     if definition is None:
         raise UserError(f"{folder} holds no comparison: give the folders to collect from")
     definition.write(folder)
@@ -264,18 +262,18 @@ def _conclude(
     return comparison
 
 
-def _given(predictions: Sequence[str]) -> dict[str, Path]:
-    """The files of other tools' predictions, by name."""
-    found: dict[str, Path] = {}
-    for text in predictions:
-        name, _, file = text.partition("=")
-        path = Path(file).expanduser()
-        if not name.strip() or not file:
-            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
-        if not path.is_file():
-            raise UserError(f"predictions {name.strip()!r}: there is no file {file}")
-        found[name.strip()] = path
-    return found
+def _name_and_file(text: str) -> tuple[str, str]:
+    name, _, file = text.partition("=")
+    if not name.strip() or not file:
+        raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
+    return name.strip(), file
+
+
+def _contents(name: str, file: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
 
 
 def _copy_of(name: str) -> str:
@@ -285,35 +283,19 @@ def _copy_of(name: str) -> str:
     return f"predictions/{plain}{mark}.json"
 
 
-def _keep(source: Path, target: Path) -> None:
-    """Copy a file, unless it is the same one."""
-    if source.resolve() == target.resolve():
-        return
-    try:
-        content = files.read_bytes(source)
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
-    files.write_bytes(target, content)
-
-
 def _foreign(name: str, truth: GroundTruth, folder: Path, report: Say) -> RunResult:
     """The result of another tool's predictions."""
     from detrlab.evaluation.coco import accumulate
     from detrlab.evaluation.foreign import load_predictions
 
     path = folder / _copy_of(name)
-    if not path.is_file():
-        raise UserError(
-            f"there is no copy of the predictions {name!r} in {folder}: give them again, "
-            f"--predictions {name}=FILE"
-        )
     loaded = load_predictions(path, truth)
     for note in loaded.notes:
         report(f"{name}: {note}")
     return RunResult(
         entrant=name,
         seed=None,
-        key=files.sha256(path),
+        key=files.digest(files.read_bytes(path)),
         metrics=accumulate(truth, loaded.detected).metrics(truth.classes).to_dict(),
         predictions=_copy_of(name),
     )
