@@ -10,7 +10,9 @@ from detrlab.presets import FIVE
 
 
 def test_numbers_are_in_points_and_nothing_is_a_dash():
-    grid = tables.quality_grid(table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)))
+    grid = tables.quality_grid(
+        table(result("detr", ap=0.2, ap_small=None), result("b", ap=0.25)), {}
+    )
     assert grid.headers[:3] == ("model", "AP", "AP50")
     assert "APs" not in grid.headers, "a column without any number is left out"
     assert grid.cells[0][:3] == ("detr", "20.0", "40.0")
@@ -40,7 +42,7 @@ def test_minutes_are_those_of_the_first_seed():
 
 
 def test_equal_numbers_have_no_best():
-    grid = tables.quality_grid(table(result("a"), result("b")))
+    grid = tables.quality_grid(table(result("a"), result("b")), {})
     assert grid.best == frozenset()
 
 
@@ -81,7 +83,7 @@ def five(classes):
     return table(*(result(name, ap=0.2, classes=classes) for name in FIVE))
 
 
-@pytest.mark.parametrize("grid", [tables.original_grid, tables.quality_grid, tables.class_grid])
+@pytest.mark.parametrize("grid", [tables.original_grid, tables.cost_grid, tables.class_grid])
 def test_a_narrow_terminal_shows_numbers_whole(grid):
     grid = grid(five(("cat", "dog")))
     text = shown(grid, 80)
@@ -95,7 +97,7 @@ def test_many_classes_become_rows():
 
 
 def test_a_turned_table_keeps_what_is_best():
-    grid = tables.quality_grid(table(result("a", ap=0.1), result("b", ap=0.2)))
+    grid = tables.quality_grid(table(result("a", ap=0.1), result("b", ap=0.2)), {})
     turned = grid.turned()
     assert turned.turned() == grid
     assert all(turned.cells[c - 1][r + 1] == grid.cells[r][c] for r, c in grid.best)

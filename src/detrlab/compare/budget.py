@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from detrlab.errors import UserError, did_you_mean
+from detrlab.errors import UserError
 
 Unit = Literal["epochs", "images", "minutes"]
 
@@ -27,26 +26,23 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``epochs=12``, ``20 minutes``, ``5000 images`` or a plain number of epochs.
+        """Read ``epochs=12``, or ``12 epochs`` as ``str`` gives it; of images or minutes too.
 
         Raises:
             UserError: it is none of these.
         """
-        match = re.fullmatch(
-            r"(?:([a-z]+)\s*=)?\s*(\d[\d,_]*\.?\d*)\s*([a-z]*)", text.strip().lower()
-        )
-        before, number, after = match.groups() if match else (None, "0", "")
-        amount = float(number.replace(",", ""))
-        if amount == 0 or (before and after):
-            raise UserError(
-                f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
-            )
-        word = before or after or "epochs"
+        unit, _, number = text.partition("=") if "=" in text else text.partition(" ")[::-1]
+        try:
+            amount = float(number)
+        except ValueError:
+            amount = 0.0
         units: tuple[Unit, ...] = get_args(Unit)
-        for unit in units:
-            if word in (unit, unit[:-1], unit[:3]):
-                return cls(unit, amount)
-        raise UserError(f"unknown budget {word!r}{did_you_mean(word, units)}")
+        for known in units:
+            if unit.strip() == known and 0 < amount < math.inf:
+                return cls(known, amount)
+        raise UserError(
+            f"budget {text!r} cannot be read: write epochs=12, minutes=20 or images=5000"
+        )
 
     def epochs(self, images_per_epoch: int, seconds_per_epoch: float) -> int:
         """The whole epochs that fit into the budget, at least one."""
