@@ -279,7 +279,6 @@ class Spread:
         if math.isnan(self.estimate) or self.variance == 0:
             return None
         allowed = (TARGET / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
-
         left = allowed - (self.training or 0.0) / self.runs
         by_image = (self.common + self.own / self.runs) * images
         enough = math.ceil(by_image / left) if left > 0 else None
@@ -297,12 +296,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    steps = np.arange(len(p_values), 0, -1) * np.asarray(p_values)[order]
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted.tolist()
 
 
 Key = tuple[str, str, str]
