@@ -1,4 +1,6 @@
 import json
+import lzma
+from pathlib import Path
 
 import pytest
 
@@ -20,17 +22,11 @@ def truth(data):
 
 @pytest.fixture
 def run(data, truth, tmp_path):
-    def run(models=THREE, folder="out", failing=(), **changes):
-        trainer = changes.pop("trainer", None) or FakeTrainer(truth, NOISES, failing)
-        recipe = changes.pop("recipe", None) or small_recipe(data)
-        found = compare(
-            models,
-            recipe=recipe,
-            output=tmp_path / folder,
-            trainer=trainer,
-            **changes,
-        )
-        return found, trainer
+    def run(models=THREE, folder="out", failing=(), trainer=None, recipe=None, **changes):
+        trainer = trainer or FakeTrainer(truth, NOISES, failing)
+        recipe = recipe or small_recipe(data)
+        output = tmp_path / folder
+        return compare(models, recipe=recipe, output=output, trainer=trainer, **changes), trainer
 
     return run
 
@@ -171,6 +167,21 @@ def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
     merged = collect(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"], report=str)
     assert (merged.folder / "table.csv").read_bytes() == (whole.folder / "table.csv").read_bytes()
     assert merged.data.val.classes == ("box", "disc"), "the data was found again"
+
+
+def test_committed_results_are_compressed(run, tmp_path):
+    found, _ = run()
+    table = (found.folder / "table.csv").read_bytes()
+    files = [found.folder / "ground_truth.json", *found.folder.glob("runs/*/predictions.json")]
+    for file in files:
+        Path(f"{file}.xz").write_bytes(lzma.compress(file.read_bytes()))
+        file.unlink()
+    assert (collect(found.folder, report=str).folder / "table.csv").read_bytes() == table
+    again = collect(tmp_path / "again", [found.folder], report=str)
+    assert (again.folder / "table.csv").read_bytes() == table
+    files[1].with_name("predictions.json.xz").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"predictions\.json\.xz is damaged"):
+        collect(found.folder, report=str)
 
 
 def test_seeds_from_two_machines_join(run, data, tmp_path):

@@ -87,9 +87,9 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
+            lines = textwrap.wrap(printable(header), 12, break_long_words=False)
             table.add_column(
-                # Text, not markup: a class may be called "[red]".
-                Text("\n".join(textwrap.wrap(printable(header), 11)), overflow="fold"),
+                Text("\n".join(lines), overflow="fold"),  # not markup: a class may be "[red]"
                 justify="right" if c else "left",
                 min_width=max((cell_len(row[c]) for row in self.cells), default=0) if c else None,
             )
