@@ -70,7 +70,6 @@ def test_an_unknown_flag_names_the_closest(capsys):
         ("train --recipe tiny --set model.widht=64", "did you mean 'model.width'?"),
         ("train --recipe tiny --set width", "write NAME=VALUE"),
         ("train --recipe tiny --set model.width=90", "not divisible"),
-        ("train --recipe tiny --model detr --set model.refine=true", "deformable"),
         ("train --recipe tiny --set model.backbone=resnet5O", "did you mean"),
         ("train --recipe tiny --data no/such/folder", "no/such/folder"),
         ("train --recipe tiny --batch 0", "batch"),

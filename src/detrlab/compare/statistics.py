@@ -110,16 +110,16 @@ def compare(
     *,
     replicates: int = 2000,
     seed: int = 0,
+    target: float = TARGET,
 ) -> Findings:
     """Intervals for every detector and for every planned pair.
 
     Args:
-        detectors: by name, the matches of each trained model (one for each seed), all on the
-            same images.
-        pairs: the planned comparisons, by name. Each further pair makes all of them stricter
-            (Holm).
+        detectors: by name, the matches of each trained model, all on the same images.
+        pairs: the planned comparisons, by name; each further pair makes all of them stricter.
         replicates: draws; 2000 resolve a p-value of about .001.
         seed: of the resampling.
+        target: the difference that ``Difference.needed`` is about.
     """
     first = next(iter(detectors.values()))[0]
     samples = resample(detectors, replicates, seed)
@@ -155,7 +155,7 @@ def compare(
                 p_adjusted=adjusted[key],
                 images=first.num_images,
                 seeds=(len(detectors[key[0]]), len(detectors[key[1]])),
-                needed=spread.needed(first.num_images),
+                needed=spread.needed(first.num_images, target),
             )
         )
     return Findings(intervals, tuple(differences), first.num_images)
@@ -274,11 +274,11 @@ class Spread:
             distance = max(by_percentile, distance) if rare else by_percentile
         return min(1.0, 2 * float(t.sf(distance, self.freedom)))
 
-    def needed(self, images: int) -> Needed | None:
-        """Images, or seeds, at which a true difference of one AP is probably detected."""
+    def needed(self, images: int, target: float = TARGET) -> Needed | None:
+        """Images, or seeds, at which a true difference of ``target`` is probably detected."""
         if math.isnan(self.estimate) or self.variance == 0:
             return None
-        allowed = (TARGET / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
+        allowed = (target / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
         left = allowed - (self.training or 0.0) / self.runs
         by_image = (self.common + self.own / self.runs) * images
         enough = math.ceil(by_image / left) if left > 0 else None
