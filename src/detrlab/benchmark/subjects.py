@@ -31,10 +31,24 @@ class Subject:
     name: str
     """Of the library."""
     network: nn.Module
-    infer: Callable[[], Any]
-    """Images to predictions, without gradients."""
-    learn: Callable[[], None]
-    """One training step: forward, losses, backward, clipping, AdamW."""
+    predict: Callable[[], Any]
+    loss: Callable[[], Tensor]
+    clip: Callable[[], Any]
+    optimizer: torch.optim.Optimizer
+
+    def infer(self) -> Any:
+        """Images to predictions, without gradients."""
+        self.network.eval()
+        with torch.no_grad():
+            return self.predict()
+
+    def learn(self) -> None:
+        """One training step: forward, losses, backward, clipping, AdamW."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.clip()
+        self.optimizer.step()
 
 
 def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
@@ -61,19 +75,14 @@ def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
     criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
 
-    def infer() -> Any:
-        network.eval()
-        with torch.no_grad():
-            return network(images).final
-
-    def learn() -> None:
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        criterion(network(images, targets), targets).total.backward()
-        clip_gradients(optimizer, train.clip)
-        optimizer.step()
-
-    return Subject("detrlab", network, infer, learn)
+    return Subject(
+        name="detrlab",
+        network=network,
+        predict=lambda: network(images).final,
+        loss=lambda: criterion(network(images, targets), targets).total,
+        clip=lambda: clip_gradients(optimizer, train.clip),
+        optimizer=optimizer,
+    )
 
 
 def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
@@ -122,17 +131,11 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )
 
-    def infer() -> Any:
-        model.eval()
-        with torch.no_grad():
-            return model(**given)
-
-    def learn() -> None:
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss: Tensor = model(**given, labels=labels).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, train.clip)
-        optimizer.step()
-
-    return Subject("transformers", model, infer, learn)
+    return Subject(
+        name="transformers",
+        network=model,
+        predict=lambda: model(**given),
+        loss=lambda: model(**given, labels=labels).loss,
+        clip=lambda: nn.utils.clip_grad_norm_(learned, train.clip),
+        optimizer=optimizer,
+    )

@@ -45,27 +45,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison. ``report.page.write_page`` makes a page of it.
-
-    Attributes:
-        folder: where its files are.
-        definition: what was compared.
-        rows: one for each detector that has a result.
-        failures: the runs that have none.
-        verdicts: intervals and differences, in numbers and in sentences.
-        command: that made it; empty where it was called from Python.
-        truth: the annotated objects of the validation split.
-        data: the images; None where this machine does not have them.
-    """
+    """The result of a comparison. ``report.page.write_page`` makes a page of it."""
 
     folder: Path
     definition: Definition
     rows: tuple[Row, ...]
+    """One for each detector that has a result."""
     failures: tuple[Failure, ...]
+    """The runs that have none."""
     verdicts: Verdicts
     command: str
+    """That made it; empty where it was called from Python."""
     truth: GroundTruth
+    """The annotated objects of the validation split."""
     data: DataSet | None
+    """None where this machine does not have the images."""
 
     @property
     def report(self) -> Path:

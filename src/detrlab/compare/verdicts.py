@@ -49,27 +49,15 @@ class Verdicts:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {
-            "sentences": list(self.sentences),
-            "notes": self.notes(),
-            "level": LEVEL,
-            "images": self.found.images,
-            "intervals": {
-                name: {quantity: asdict(interval) for quantity, interval in rows.items()}
-                for name, rows in self.found.intervals.items()
-            },
-            "differences": [
-                {**asdict(each), "verdict": verdict(each)} for each in self.found.differences
-            ],
-        }
+        found = asdict(self.found)
+        for values, each in zip(found["differences"], self.found.differences, strict=True):
+            values["verdict"] = verdict(each)
+        sentences = list(self.sentences)
+        return {"sentences": sentences, "notes": self.notes(), "level": LEVEL, **found}
 
 
 def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
-    """Judge a table's detectors by their predictions, whose paths are relative to ``folder``.
-
-    Raises:
-        UserError: a file of predictions is damaged.
-    """
+    """Judge a table's detectors by their predictions, whose paths are relative to ``folder``."""
     detectors = {
         row.name: [judged(folder / run.predictions, truth)[1] for run in row.runs] for row in rows
     }
@@ -117,9 +105,8 @@ def _step_before(name: str, ours: Sequence[str]) -> str | None:
 def verdict(difference: Difference) -> str:
     """One difference in a sentence.
 
-    It says that one detector is better, or that the two are equal for practical purposes (the
-    whole interval lies within one AP of 0), or that they cannot be distinguished here, and what
-    that would take. With one seed it is about the trained models.
+    One detector is better, or the two are equal for practical purposes (the whole interval lies
+    within one AP of 0), or they cannot be distinguished here, and what that would take.
     """
     d = difference
     what = d.quantity.upper()
