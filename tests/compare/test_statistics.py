@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from detrlab.compare.resampling import OVERALL, Sample, quantities, quantity_names
-from detrlab.compare.statistics import (
-    Difference,
-    Needed,
-    Spread,
-    _own_interval,
-    compare,
-    holm,
-)
+from detrlab.compare.statistics import Difference, Needed, Spread, _own_interval, compare, holm
 from detrlab.compare.verdicts import Verdicts, verdict
 from detrlab.evaluation.coco import accumulate
 from detrlab.evaluation.matching import Resampler, average_precision, match
@@ -173,22 +166,17 @@ def test_each_source_of_noise_is_counted_once(common, own, training, seeds):
 
 def test_what_is_needed_follows_from_the_noise():
     rng = np.random.default_rng(7)
-    kinds = {
-        "images": (0.02, 0.0, 0.0),
-        "seeds": (0.0005, 0.0, 0.007),
-        "hopeless": (0.02, 0.0, 0.5),
-    }
-    needed = {
-        name: Spread.of(
-            [synthetic(rng, 8, *noise, replicates=4000) for _ in range(2)], [-1, 1], 100
-        ).needed(100)
-        for name, noise in kinds.items()
-    }
+
+    def needed(*noise):
+        pair = [synthetic(rng, 8, *noise, replicates=4000) for _ in range(2)]
+        return Spread.of(pair, [-1, 1], 100).needed(100)
+
     allowed = (0.01 / (1.96 + 0.842)) ** 2
-    assert needed["images"].images == pytest.approx(100 * 2 * 0.02**2 / allowed, rel=0.15)
-    assert needed["images"].seeds is None
-    assert 3 <= needed["seeds"].seeds <= 20
-    assert needed["hopeless"] == Needed(None, None)
+    images = needed(0.02, 0.0, 0.0)
+    assert images.images == pytest.approx(100 * 2 * 0.02**2 / allowed, rel=0.15)
+    assert images.seeds is None
+    assert 3 <= needed(0.0005, 0.0, 0.007).seeds <= 20
+    assert needed(0.02, 0.0, 0.5) == Needed(None, None)
 
 
 def test_holms_correction_in_an_example_from_the_textbook():
@@ -199,18 +187,9 @@ def test_holms_correction_in_an_example_from_the_textbook():
 
 def difference(**changes):
     plain = Difference(
-        first="plain",
-        second="refine",
-        quantity="ap",
-        estimate=0.018,
-        low=0.004,
-        high=0.031,
-        p=0.01,
-        p_adjusted=0.02,
-        images=29,
-        seeds=(3, 3),
-        needed=Needed(396, 6),
-    )
+        "plain", "refine", "ap", estimate=0.018, low=0.004, high=0.031, p=0.01, p_adjusted=0.02,
+        images=29, seeds=(3, 3), needed=Needed(396, 6),
+    )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
 
