@@ -158,8 +158,15 @@ def compare(
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
     folder = Path(output)
     entrants = named(models)
-    sources = dict(_name_and_file(text) for text in predictions)
-    given = {name: _contents(name, file) for name, file in sources.items()}
+    sources, given = {}, {}
+    for text in predictions:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
+        try:
+            sources[name], given[name] = file, Path(file).expanduser().read_bytes()
+        except OSError as error:
+            raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
     for name in given.keys() & {entrant.name for entrant in entrants}:
         raise UserError(f"predictions {name!r} have the name of a detector: choose another")
     data_set = open_data(recipe.data.data)
@@ -236,8 +243,7 @@ def _conclude(
         raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
     results += [_foreign(name, truth, folder, report) for name in definition.predictions]
-    order = [*(entrant.name for entrant in definition.entrants), *definition.predictions]
-    table = rows(results, order)
+    table = rows(results, [*(each.name for each in definition.entrants), *definition.predictions])
     if not table:
         reasons = "; ".join(f"{failure.entrant}: {failure.reason}" for failure in failures)
         raise UserError(f"no detector has finished{f' ({reasons})' if reasons else ''}")
@@ -254,20 +260,6 @@ def _conclude(
     )
     _write(comparison)
     return comparison
-
-
-def _name_and_file(text: str) -> tuple[str, str]:
-    name, _, file = text.partition("=")
-    if not name.strip() or not file:
-        raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
-    return name.strip(), file
-
-
-def _contents(name: str, file: str) -> bytes:
-    try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
 
 
 def _copy_of(name: str) -> str:
