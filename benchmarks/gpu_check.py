@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from detrlab.benchmark.op import compare_backends, records, table
+from detrlab.benchmark.op import compare_backends, table
 from detrlab.benchmark.subjects import pictures
 from detrlab.config import ModelConfig, TrainConfig
 from detrlab.losses.criterion import Criterion
@@ -59,7 +59,7 @@ def main() -> None:
     if options.only in (None, "op"):
         rows = compare_backends(*options.size, device=device, rounds=15, batch=options.batch)
         print("\n".join(table(rows)), flush=True)
-        report["op"] = records(rows)
+        report["op"] = rows
     for name in PRESETS if options.only in (None, "agreement") else ():
         config = model_config(name, 91, backbone=options.backbone, dropout=0.0)
         report["agreement"][name] = row = agreement(config, device)
@@ -141,8 +141,8 @@ def steps(
     """Training steps: seconds (median), memory, and whether all gradients were finite."""
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's own defaults
     network = prepare(build_network(config)).to(device).train()
-    scoring, train = config.scoring, TrainConfig(precision=precision)
-    criterion = config.criterion(TrainConfig())
+    train = TrainConfig(precision=precision)
+    criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16")
     images, targets = pictures(size, batch)

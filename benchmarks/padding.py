@@ -25,7 +25,7 @@ import detrlab
 from detrlab.config import DataConfig
 from detrlab.data import Batch, DataSet, batches, open_data
 from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate
-from detrlab.models import folding
+from detrlab.models.backbones import folding
 from detrlab.structures import ImageBatch
 
 RESULT = Path(__file__).resolve().parents[1] / "docs/results/padding.json"

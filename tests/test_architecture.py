@@ -40,7 +40,7 @@ EVERYTHING = ("training", "images", "api", "explain", "compare", "benchmark", "r
 """Rooms that join the others; they still form no circle."""
 
 # What is started by name, and may print and exit.
-PROGRAMS = ("cli", "__main__", "compare.worker")
+PROGRAMS = ("cli", "__main__", "compare.runner")
 
 # Packages that a room must not need, even inside a function.
 FORBIDDEN_OUTSIDE: dict[str, set[str]] = {

@@ -24,3 +24,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f", did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    """Text from files, safe to print: control characters, so terminal escapes too, are escaped.
+
+    Letters of every script stay as they are.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import lzma
 import os
 import threading
 from collections.abc import Iterator
@@ -59,6 +60,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise explain(error, path) from error
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The contents of a file, or, where it is absent, of the compressed ``path.xz``."""
+    path = Path(path)
+    compressed = path.with_name(f"{path.name}.xz")
+    if path.is_file() or not compressed.is_file():
+        return path.read_bytes()
+    try:
+        return lzma.decompress(compressed.read_bytes())
+    except lzma.LZMAError as error:
+        raise UserError(f"{compressed} is damaged: {error}") from None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -33,17 +33,10 @@ def test_the_ladder_changes_one_idea_at_a_time():
     ]
     ideas = [type(config).__doc__.splitlines()[0].split(":")[0] for config in configs[1:]]
     settings = [
-        {"num_queries"},
-        {"ffn_width", "levels", "points"},
-        {"levels"},
-        set(),
-        set(),
-        {"num_queries", "ffn_width", "dropout"},
-        {"denoising", "label_noise", "box_noise"},
-        set(),
-        set(),
-        set(),
-    ]
+        {"num_queries"}, {"ffn_width", "levels", "points"}, {"levels"}, {}, {},
+        {"num_queries", "ffn_width", "dropout"}, {"denoising", "label_noise", "box_noise"},
+        {}, {}, {},
+    ]  # fmt: skip
     assert steps == [{idea, *named} for idea, named in zip(ideas, settings, strict=True)]
     for variant, rung in BESIDE_THE_LADDER.items():
         one, other = (
@@ -55,12 +48,8 @@ def test_the_ladder_changes_one_idea_at_a_time():
 
 def test_variations_are_every_combination():
     found = entrants.varied("detr", ["queries=50,100", "learning_rate=1e-4,3e-4"])
-    assert [entrant.name for entrant in found] == [
-        "num_queries=50 learning_rate=1e-4",
-        "num_queries=50 learning_rate=3e-4",
-        "num_queries=100 learning_rate=1e-4",
-        "num_queries=100 learning_rate=3e-4",
-    ]
+    names = [f"num_queries={n} learning_rate={lr}" for n in (50, 100) for lr in ("1e-4", "3e-4")]
+    assert [entrant.name for entrant in found] == names
     model, train, _ = found[1].configs(recipe("tiny"), 2)
     assert (model.num_queries, train.learning_rate) == (50, 3e-4)
 
@@ -78,6 +67,8 @@ def test_an_architecture_can_vary_too():
     assert first.configs(recipe("tiny"), 2)[0].width == 64
     with pytest.raises(UserError, match="65"):
         second.configs(recipe("tiny"), 2)
+    with pytest.raises(UserError, match="dropout"):
+        entrants.varied("detr", ["dropout=1.5"])[0].configs(recipe("tiny"), 2)
     with pytest.raises(UserError, match="queries"):
         entrants.varied("deformable-detr", ["model.queries=points,proposals"])
 
@@ -106,12 +97,6 @@ def test_impossible_names_are_refused(models, message):
 def test_impossible_variations_are_refused(text, message):
     with pytest.raises(UserError, match=message):
         entrants.varied("detr", [text])
-
-
-def test_a_value_out_of_range_is_refused_before_anything_trains():
-    (entrant,) = entrants.varied("detr", ["dropout=1.5"])
-    with pytest.raises(UserError, match="dropout"):
-        entrant.configs(recipe("tiny"), 2)
 
 
 def test_a_changed_recipe_says_what_changed():

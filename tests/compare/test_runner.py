@@ -13,7 +13,7 @@ import pytest
 import compare_cases
 from compare_cases import definition, in_process, small_recipe
 from detrlab.compare import compare
-from detrlab.compare.launcher import launch
+from detrlab.compare.runs import launch
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, locked
 
@@ -73,16 +73,6 @@ def test_a_process_of_its_own_gives_the_same_result(planned):
     assert any(line.startswith("epoch 2/2") for line in said)
     (run.folder / "result.json").unlink()
     assert in_process(run, str).metrics == apart.metrics
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_run_together(planned):
-    said = []
-    found = launch(planned(), said.append, device="cpu", processes=2)
-    assert found.environment["processes"] == 2
-    assert sum(line.startswith("epoch 2/2") for line in said) == 1, "one of them speaks"
-    with pytest.raises(UserError, match="one process"):
-        launch(planned(epochs=3, budget="minutes=1"), str, "cpu", processes=2)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from detrlab.benchmark.timing import for_seconds
+from detrlab.benchmark.timing import in_turn
 from detrlab.data.transforms import evaluation_size
 from detrlab.models.attention import DeformableAttention
 from detrlab.ops import deformable
@@ -61,12 +61,10 @@ def gflops(network: nn.Module, size: tuple[int, int]) -> float:
     ]
     was_training = network.training
     network.eval()
-    try:
-        products = multiply_adds(lambda: network(blank(network, size)))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    products = multiply_adds(lambda: network(blank(network, size)))
+    network.train(was_training)
+    for hook in hooks:
+        hook.remove()
     return (products + _ADDS_PER_SAMPLE * sampled) / 1e9
 
 
@@ -106,15 +104,13 @@ class _Products(TorchDispatchMode):
 
 
 @torch.no_grad()
-def latency(network: nn.Module, size: tuple[int, int], seconds: float = 5.0) -> dict[str, float]:
+def latency(network: nn.Module, size: tuple[int, int], rounds: int = 10) -> dict[str, float]:
     """Milliseconds from pixels to predictions for one image, as percentiles ``p50``, ``p90``."""
     was_training = network.training
     network.eval()
     image = blank(network, size)
-    try:
-        times = for_seconds(lambda: network(image), seconds)
-    finally:
-        network.train(was_training)
+    times = in_turn({"": lambda: network(image)}, rounds)[""]
+    network.train(was_training)
     return {f"p{percent}": 1e3 * times.percentile(percent) for percent in (50, 90)}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import multiprocessing
 import re
 import resource
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,43 +27,27 @@ def peak_memory(
 ) -> dict[str, float]:
     """Peak memory of a process in MB: in all, and above what it used before the detector.
 
-    The second number includes the weights and, with ``learn``, gradients and optimiser state,
-    but not Python and its libraries.
-
-    Args:
-        library: ``detrlab`` or ``transformers``.
-        config: the architecture.
-        size: (height, width) of the images.
-        batch: how many.
-        learn: a training step instead of inference.
+    The second number includes the weights and, with ``learn`` (a training step instead of
+    inference), gradients and optimiser state, but not Python and its libraries.
 
     Raises:
         UserError: the process failed.
     """
-    context = multiprocessing.get_context("spawn")
-    answers: Any = context.SimpleQueue()
-    arguments = (library, config, size, batch, learn, torch.get_num_threads(), answers)
-    child = context.Process(target=_measure, args=arguments)
-    child.start()
-    child.join()
-    if child.exitcode != 0:
-        raise UserError(
-            f"the process that measured peak memory ended with {child.exitcode} (too little "
-            "memory?): try smaller images, or --no-memory"
-        )
-    peak, before = answers.get()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        threads = torch.get_num_threads()
+        try:
+            job = pool.submit(_measure, library, config, size, batch, learn, threads)
+            peak, before = job.result()
+        except Exception as error:  # the process may also have been killed
+            raise UserError(
+                f"peak memory could not be measured ({error}): try smaller images, or --no-memory"
+            ) from None
     return {"peak_mb": peak, "above_start_mb": peak - before}
 
 
 def _measure(
-    library: str,
-    config: ModelConfig,
-    size: tuple[int, int],
-    batch: int,
-    learn: bool,
-    threads: int,
-    answers: Any,
-) -> None:
+    library: str, config: ModelConfig, size: tuple[int, int], batch: int, learn: bool, threads: int
+) -> tuple[float, float]:
     torch.set_num_threads(threads)
     make = subjects.ours if library == "detrlab" else subjects.theirs
     # Compilers, and libraries that load on first use, do not count.
@@ -72,7 +56,7 @@ def _measure(
     subject = make(config, size, batch)
     for _ in range(2):
         subject.learn() if learn else subject.infer()
-    answers.put((_peak(), before))
+    return _peak(), before
 
 
 def _reset() -> float:

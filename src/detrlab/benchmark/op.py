@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -38,42 +36,6 @@ def sizes_for(height: int, width: int) -> dict[str, Size]:
     return {"encoder": Size(shapes, None), "decoder": Size(shapes, 300)}
 
 
-@dataclass
-class Row:
-    """One backend at one size.
-
-    Attributes:
-        size: name of the size.
-        form: ``attend``, from offsets and logits, as the models call it; or ``sample``, from
-            locations and weights, as other libraries' operators are called.
-        backend: its name.
-        problem: why it was not timed; None if it was.
-        forward: of the calls without gradients.
-        both: of the forward and backward passes.
-    """
-
-    size: str
-    form: str
-    backend: str
-    problem: str | None = None
-    forward: Times = field(default_factory=Times)
-    both: Times = field(default_factory=Times)
-
-    def to_dict(self, baseline: Row) -> dict[str, Any]:
-        """Medians, quartiles and the speed-up over the reference's row."""
-        row: dict[str, Any] = {"size": self.size, "form": self.form, "backend": self.backend}
-        if self.problem is not None:
-            return {**row, "problem": self.problem}
-        for name, times in (("forward_ms", self.forward), ("forward_backward_ms", self.both)):
-            low, middle, high = (1e3 * times.percentile(percent) for percent in (25, 50, 75))
-            row[name] = {
-                "median": middle,
-                "quartiles": [low, high],
-                "least": 1e3 * min(times.wall),
-            }
-        return {**row, "speedup": ratio(baseline.both.wall, self.both.wall)["median"]}
-
-
 def compare_backends(
     height: int = 800,
     width: int = 1066,
@@ -81,8 +43,7 @@ def compare_backends(
     device: torch.device | str = "cpu",
     rounds: int = 7,
     batch: int = 1,
-    forms: Sequence[str] = ("attend", "sample"),
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Verify every backend against the reference, then time all of them in turn.
 
     Args:
@@ -91,46 +52,54 @@ def compare_backends(
         device: where to measure.
         rounds: of timing, after one that does not count.
         batch: images.
-        forms: which of ``attend`` and ``sample`` to measure.
 
     Returns:
-        A row for every size, form and backend; a backend with a problem is not timed.
+        A row for every size and backend: medians, quartiles and the speed-up over the reference,
+        or the problem with the backend. The form is ``attend``: from offsets and logits, as the
+        models call it.
     """
     device = torch.device(device)
     rows = []
-    sizes = sizes_for(height, width)
-    for (name, size), form in itertools.product(sizes.items(), forms):
+    for name, size in sizes_for(height, width).items():
         calls: dict[tuple[str, str], Callable[[], Any]] = {}
-        group = []
-        for backend, function, problem in _backends(form, device):
-            group.append(Row(name, form, backend, problem))
+        problems = {}
+        case = _case(size, batch, device)
+        for backend, function, problem in _backends(device):
+            problems[backend] = problem
             if problem is None:
-                inputs = _inputs(size, batch, device)
-                forward, both = _passes(form, function, size.shapes, inputs)
+                forward, both = _passes(function, case)
                 calls |= {(backend, "forward"): forward, (backend, "both"): both}
         times = in_turn(calls, rounds)
-        for row in group:
-            if row.problem is None:
-                row.forward = times[row.backend, "forward"]
-                row.both = times[row.backend, "both"]
-        rows += group
+        for backend, problem in problems.items():
+            row: dict[str, Any] = {"size": name, "form": "attend", "backend": backend}
+            rows.append(row)
+            if problem is not None:
+                row["problem"] = problem
+                continue
+            both_times = times[backend, "both"]
+            row["forward_ms"] = _milliseconds(times[backend, "forward"])
+            row["forward_backward_ms"] = _milliseconds(both_times)
+            row["speedup"] = ratio(times["reference", "both"].wall, both_times.wall)["median"]
     return rows
 
 
-def _backends(
-    form: str, device: torch.device
-) -> Iterator[tuple[str, Callable[..., Tensor], str | None]]:
+def _milliseconds(times: Times) -> dict[str, Any]:
+    low, middle, high = (1e3 * times.percentile(percent) for percent in (25, 50, 75))
+    return {"median": middle, "quartiles": [low, high], "least": 1e3 * min(times.wall)}
+
+
+def _backends(device: torch.device) -> Iterator[tuple[str, testing.Attend, str | None]]:
     """(name, function, problem) of everything that can compute on the device."""
-    yield "reference", getattr(reference, form), None
+    yield "reference", reference.attend, None
     module = {"cpu": cpu, "cuda": cuda}.get(device.type)
     if module is not None:
         found = deformable.problem(device.type, device) or _verify(module.attend, device)
-        yield device.type, getattr(module, form), found
+        yield device.type, module.attend, found
     operator = cuda.ms_deform_attn() if device.type == "cpu" else None
     if operator is not None:
         sample = functools.partial(cuda.sample_with, operator)
         attend = functools.partial(reference.attend_by, sample)
-        yield EXTENSION, attend if form == "attend" else sample, _verify(attend, device)
+        yield EXTENSION, attend, _verify(attend, device)
 
 
 def _verify(attend: testing.Attend, device: torch.device) -> str | None:
@@ -147,82 +116,39 @@ def _verify(attend: testing.Attend, device: torch.device) -> str | None:
     return None
 
 
-Inputs = tuple[Tensor, Tensor, References, Tensor, Tensor]
-
-
-def _passes(
-    form: str, function: Callable[..., Tensor], shapes: LevelShapes, inputs: Inputs
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _passes(attend: testing.Attend, case: testing.Case) -> tuple[Callable[[], Any], ...]:
     """One backend's forward pass without gradients, and its forward and backward pass."""
-    values, ratios, references, offsets, scores = inputs
-    between: tuple[Any, ...] = (shapes, ratios, references)
-    learned: tuple[Tensor, ...] = (values, offsets, scores)
-    if form == "sample":
-        between = (shapes,)
-        learned = (
-            values,
-            *reference.locations_and_weights(
-                shapes, ratios, references, offsets, scores, values.dtype
-            ),
-        )
-    first, *others = [each.detach().requires_grad_() for each in learned]
-    output_grad = values.new_ones(*offsets.shape[:2], values.shape[2] * values.shape[3])
+    learned = [each.detach().requires_grad_() for each in (case.values, case.offsets, case.scores)]
 
     def forward() -> Tensor:
-        return function(first, *between, *others)
+        return attend(learned[0], case.shapes, case.valid_ratios, case.references, *learned[1:])
 
     def both() -> None:
-        torch.autograd.grad(forward(), [first, *others], output_grad)
+        torch.autograd.grad(forward(), learned, case.output_grad)
 
     return torch.no_grad()(forward), both
 
 
-def _inputs(size: Size, batch: int, device: torch.device) -> Inputs:
-    """Values, valid ratios, references, offsets and logits: 8 heads of 32 channels, 4 points.
-
-    Points lie in a ring of 1 to 4 cells around the reference, as when training starts, each
-    query's moved by about a cell.
-    """
-    draw = torch.Generator().manual_seed(0)
-    heads, width, points, levels = 8, 32, 4, len(size.shapes)
-    cells = sum(rows * columns for rows, columns in size.shapes)
-    if size.queries is None:
-        centers = torch.cat([_centers(*shape) for shape in size.shapes])
-        centers = centers.expand(batch, -1, -1).contiguous()
-    else:
-        centers = torch.rand(batch, size.queries, 2, generator=draw)
-    angles = torch.arange(heads) * (2 * math.pi / heads)
-    ring = torch.stack([angles.cos(), angles.sin()], -1)[:, None, None]  # (M, 1, 1, 2)
-    steps = torch.arange(1.0, points + 1)[:, None]  # (P, 1)
-    shape = (batch, centers.shape[1], heads, levels, points, 2)
-    offsets = ring * steps + torch.randn(shape, generator=draw)
-    return (
-        torch.randn(batch, cells, heads, width, generator=draw).to(device),
-        torch.ones(batch, levels, 2, device=device),
-        References(centers.to(device)),
-        offsets.to(device),
-        torch.randn(*shape[:3], levels * points, generator=draw).to(device),
-    )
+def _case(size: Size, batch: int, device: torch.device) -> testing.Case:
+    """Inputs of 8 heads with 4 points within 5 cells of the reference."""
+    queries = size.queries or sum(rows * columns for rows, columns in size.shapes)
+    case = testing.small_case(size.shapes, batch=batch, queries=queries, heads=8, device=device)
+    if size.queries:
+        return case
+    centers = [
+        torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1)
+        for h, w in size.shapes
+    ]
+    every = torch.cat(centers).expand(batch, -1, -1).contiguous()
+    return case._replace(references=References(every.to(device)))
 
 
-def _centers(rows: int, columns: int) -> Tensor:
-    """(rows * columns, 2) x and y of the cells' centres, as fractions."""
-    y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
-    return torch.cartesian_prod(y, x).flip(-1)
-
-
-def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """All rows as plain values, with their speed-ups over the reference."""
-    baselines = {(row.size, row.form): row for row in rows if row.backend == "reference"}
-    return [row.to_dict(baselines[row.size, row.form]) for row in rows]
-
-
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as lines of text."""
-    head = f"{'size':8} {'form':7} {'backend':22} {'forward':>12} {'fwd + bwd':>12}  speed-up"
+    head = f"{'size':8} {'backend':22} {'forward':>12} {'fwd + bwd':>12}  speed-up"
     lines = [head, "-" * len(head)]
-    for row in records(rows):
-        name = f"{row['size']:8} {row['form']:7} {row['backend']:22}"
+    for row in rows:
+        name = f"{row['size']:8} {row['backend']:22}"
         if "problem" in row:
             lines.append(f"{name} not used: {row['problem']}")
             continue

@@ -26,19 +26,29 @@ OBJECTS = 7
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to measure.
-
-    Attributes:
-        name: of the library.
-        network: the module, for counting.
-        infer: images to predictions, without gradients.
-        learn: one training step: forward, losses, backward, clipping, AdamW.
-    """
+    """Something to measure."""
 
     name: str
+    """Of the library."""
     network: nn.Module
-    infer: Callable[[], Any]
-    learn: Callable[[], None]
+    predict: Callable[[], Any]
+    loss: Callable[[], Tensor]
+    clip: Callable[[], Any]
+    optimizer: torch.optim.Optimizer
+
+    def infer(self) -> Any:
+        """Images to predictions, without gradients."""
+        self.network.eval()
+        with torch.no_grad():
+            return self.predict()
+
+    def learn(self) -> None:
+        """One training step: forward, losses, backward, clipping, AdamW."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.clip()
+        self.optimizer.step()
 
 
 def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
@@ -65,19 +75,14 @@ def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
     criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
 
-    def infer() -> Any:
-        network.eval()
-        with torch.no_grad():
-            return network(images).final
-
-    def learn() -> None:
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        criterion(network(images, targets), targets).total.backward()
-        clip_gradients(optimizer, train.clip)
-        optimizer.step()
-
-    return Subject("detrlab", network, infer, learn)
+    return Subject(
+        name="detrlab",
+        network=network,
+        predict=lambda: network(images).final,
+        loss=lambda: criterion(network(images, targets), targets).total,
+        clip=lambda: clip_gradients(optimizer, train.clip),
+        optimizer=optimizer,
+    )
 
 
 def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
@@ -93,13 +98,15 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         raise UserError(
             "--against transformers needs the package transformers: pip install transformers"
         ) from None
-    cells = sum(math.ceil(size[0] / s) * math.ceil(size[1] / s) for s in _strides(config))
-    if isinstance(config, DeformableDetrTwoStage) and cells < config.num_queries:
-        raise UserError(
-            "transformers' two-stage detector needs at least as many cells as queries: a "
-            f"{size[1]} x {size[0]} image has {cells}, not {config.num_queries}: enlarge --imgsz, "
-            f"or --set model.num_queries={cells}"
-        )
+    if isinstance(config, DeformableDetrTwoStage):
+        strides = [8 * 2**level for level in range(config.levels)]
+        cells = sum(math.prod(math.ceil(side / stride) for side in size) for stride in strides)
+        if cells < config.num_queries:
+            raise UserError(
+                "transformers' two-stage detector needs at least as many cells as queries: a "
+                f"{size[1]} x {size[0]} image has {cells}, not {config.num_queries}: enlarge "
+                f"--imgsz, or --set model.num_queries={cells}"
+            )
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
     # A loss for every decoder layer, as ours.
     values["auxiliary_loss"] = True
@@ -107,7 +114,10 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     model = getattr(transformers, f"{kind}ForObjectDetection")(
         getattr(transformers, f"{kind}Config")(**values)
     )
-    _train_the_same(model, config)
+    # Freeze what ours freezes: transformers leaves a timm backbone's stem trainable.
+    body = model.get_submodule("model.backbone.model")
+    for parameter in frozen_parameters(body, config.backbone_trains):
+        parameter.requires_grad_(False)
     images, targets = pictures(size, batch)
     given: dict[str, Any] = {
         "pixel_values": images.pixels,
@@ -121,30 +131,11 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
         learned, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
     )
 
-    def infer() -> Any:
-        model.eval()
-        with torch.no_grad():
-            return model(**given)
-
-    def learn() -> None:
-        model.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss: Tensor = model(**given, labels=labels).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, train.clip)
-        optimizer.step()
-
-    return Subject("transformers", model, infer, learn)
-
-
-def _strides(config: ModelConfig) -> list[int]:
-    """Of the levels of a pyramid, finest first: C3 to C5 and beyond, or C5 alone."""
-    levels = config.levels if isinstance(config, DeformableDetr) else 1
-    return [8 * 2**level for level in range(levels)] if levels > 1 else [32]
-
-
-def _train_the_same(model: nn.Module, config: ModelConfig) -> None:
-    """Freeze what ours freezes: transformers leaves a timm backbone's stem trainable."""
-    body = model.get_submodule("model.backbone.model")
-    for parameter in frozen_parameters(body, config.backbone_trains):
-        parameter.requires_grad_(False)
+    return Subject(
+        name="transformers",
+        network=model,
+        predict=lambda: model(**given),
+        loss=lambda: model(**given, labels=labels).loss,
+        clip=lambda: nn.utils.clip_grad_norm_(learned, train.clip),
+        optimizer=optimizer,
+    )

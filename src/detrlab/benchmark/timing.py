@@ -8,28 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 
 @dataclass
 class Times:
-    """The seconds of repeated calls.
-
-    Attributes:
-        wall: elapsed time.
-        processor: of all threads together; other load on the machine hardly affects it.
-    """
+    """The seconds of repeated calls."""
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
+    """Of all threads together; other load on the machine hardly affects it."""
 
     def percentile(self, percent: float) -> float:
         """Of the wall seconds, interpolated."""
-        ordered = sorted(self.wall)
-        place = (len(ordered) - 1) * percent / 100
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+        return float(np.percentile(self.wall, percent))
 
     def add(self, call: Callable[[], Any]) -> None:
         """Time one call."""
@@ -61,23 +54,10 @@ def in_turn(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, Ti
     return times
 
 
-def for_seconds(call: Callable[[], Any], seconds: float) -> Times:
-    """Time a call for so long, at least 5 and at most 50 times, after two that do not count."""
-    call()
-    call()
-    times = Times()
-    end = time.perf_counter() + seconds
-    while len(times.wall) < 5 or (len(times.wall) < 50 and time.perf_counter() < end):
-        times.add(call)
-    return times
-
-
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     """How much faster, over the pairs of each round: median and quartiles."""
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    if len(ratios) == 1:
-        return {"median": ratios[0], "low": ratios[0], "high": ratios[0]}
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    ratios = np.divide(slow, fast)
+    low, middle, high = np.percentile(ratios, (25, 50, 75)).tolist()
     return {"median": middle, "low": low, "high": high}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from detrlab.config import ModelConfig
@@ -35,8 +35,8 @@ class Options:
     """Images in a batch."""
     rounds: int = 7
     """How many times everything is timed, in turn, after one round that does not count."""
-    against: str | None = None
-    """Also measure the same architecture of another library: transformers."""
+    against: Literal["transformers"] | None = None
+    """Also measure the same architecture in transformers."""
     train: bool = True
     """Also measure training steps."""
     memory: bool = True
@@ -98,21 +98,20 @@ def _measure_op(options: Options, size: tuple[int, int]) -> int:
         "rounds": options.rounds,
         "device": str(device),
         **origin,
-        "rows": op.records(rows),
+        "rows": rows,
     }
     _show(options, report, op.table(rows))
-    return 1 if any(row.problem is not None for row in rows) else 0
+    return 1 if any("problem" in row for row in rows) else 0
 
 
 def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
-    from detrlab.benchmark.report import benchmark, check_opponent, lines
+    from detrlab.benchmark.report import benchmark, lines
     from detrlab.cli.common import say
 
     if options.device != "cpu":
         raise UserError(
             f"--device {options.device}: detectors are measured on the CPU; only --op takes others"
         )
-    check_opponent(options.against)
     configs = [_config(name, options.set) for name in options.model]
     reports = []
     for config in configs:
@@ -136,12 +135,11 @@ def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
 
 def _config(preset: str, changes: tuple[str, ...]) -> ModelConfig:
     """The architecture with COCO's 91 rows of classes, as published, and what ``--set`` says."""
-    from detrlab.cli.settings import known_settings, parse_setting
-    from detrlab.errors import did_you_mean
-    from detrlab.presets import model_config
+    from detrlab.cli.settings import parse_settings
+    from detrlab.presets import model_config, settings
 
-    known = [name for name in known_settings() if name.startswith("model.")]
-    given = dict(parse_setting(text) for text in changes)
+    known = [f"model.{name}" for name in settings()]
+    given = parse_settings(changes)
     for name in given:
         if name not in known:
             raise UserError(f"--set {name}: no such setting{did_you_mean(name, known)}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, printable
 
 if TYPE_CHECKING:
     from detrlab.api import Detector
@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Print a message on standard error; standard output is for results."""
     print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """Text from files, safe to print: control characters, so terminal escapes too, are escaped.
-
-    Letters of every script stay as they are.
-    """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
 
 
 def device_name(name: str) -> str | None:

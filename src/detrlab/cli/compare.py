@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
-from detrlab.errors import UserError
+from detrlab.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from detrlab.compare import Comparison
+    from detrlab.compare import Comparison, Entrant
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecipeOptions):
+class ComparisonOptions(RecipeOptions):
+    """Flags of every command that compares."""
+
+    seeds: tuple[int, ...] = ()
+    """Train each detector once with each of these seeds."""
+    budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
+    """What each run may spend: epochs=12, minutes=20 or images=5000."""
+    output: str | None = None
+    """Folder of the comparison; below runs/ by default."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ..."""
+    json: bool = False
+    """Print the result as JSON instead of tables."""
+
+    def compare(self, models: Sequence[str | Entrant], output: str, **more: Any) -> int:
+        """Compare; returns the exit code: 1 when a run failed, with the others' results written."""
+        from detrlab.cli.common import device_name, say
+        from detrlab.compare import compare
+
+        comparison = compare(
+            models,
+            recipe=self.settled(),
+            output=self.output or output,
+            seeds=self.seeds,
+            budget=self.budget,
+            device=device_name(self.device),
+            command=shlex.join(["detrlab", *sys.argv[1:]]),
+            report=say,
+            **more,
+        )
+        return finish(comparison, as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ComparisonOptions):
     """Train detectors on the same data with the same budget, and compare them.
 
     Finished runs in the output folder are reused and interrupted ones resumed: run the same
@@ -26,48 +63,26 @@ class Options(RecipeOptions):
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """From DETR to the two-stage detector, one change at a time."""
-    seeds: tuple[int, ...] = ()
-    """Train each detector once with each of these seeds."""
-    budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
-    """What each run may spend: epochs=12, minutes=20 or images=5000."""
+    """From DETR to DINO, one change at a time."""
     predictions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE")] = ()
     """Other tools' detections in COCO json, to be judged in the same table."""
-    output: str | None = None
-    """Folder of the comparison; runs/compare/RECIPE by default."""
     collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Train nothing: gather finished runs, from these folders too, and write the tables again."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ..."""
-    processes: int = 1
-    """How many processes train one run together."""
-    json: bool = False
-    """Print the result as JSON instead of tables."""
 
 
 def run(options: Options) -> int:
-    """Compare; returns the exit code: 1 when a run failed, with the others' results written."""
-    from detrlab.cli.common import device_name, say
-    from detrlab.compare import collect, compare, ladder
+    """Compare or collect; returns the exit code."""
+    from detrlab.cli.common import say
+    from detrlab.compare import collect, ladder
 
     if options.ladder and options.models:
         raise UserError("--ladder has its own list of models: leave out --models, or --ladder")
-    output = options.output or f"runs/compare/{options.recipe.removesuffix('.yaml')}"
+    output = f"runs/compare/{options.recipe.removesuffix('.yaml')}"
     if options.collect is not None:
-        comparison = collect(output, options.collect, report=say)
-    else:
-        comparison = compare(
-            ladder() if options.ladder else options.models,
-            recipe=options.settled(),
-            output=output,
-            seeds=options.seeds,
-            budget=options.budget,
-            predictions=options.predictions,
-            device=device_name(options.device),
-            processes=options.processes,
-            report=say,
-        )
-    return finish(comparison, as_json=options.json)
+        found = collect(options.output or output, options.collect, report=say)
+        return finish(found, as_json=options.json)
+    models = ladder() if options.ladder else options.models
+    return options.compare(models, output, predictions=options.predictions)
 
 
 def finish(comparison: Comparison, *, as_json: bool) -> int:
@@ -78,7 +93,6 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
     """
     from rich.console import Console
 
-    from detrlab.compare.tables import printable
     from detrlab.report.page import write_page
 
     write_page(comparison, comparison.truth, comparison.data, pictures=12)
@@ -87,13 +101,11 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
         return 1 if comparison.failures else 0
     console = Console()
     for grid in comparison.grids:
-        console.print(grid.terminal(console.width))
-    lines = [f"* {sentence}" for sentence in comparison.verdicts.sentences]
-    lines += [
-        f"failed: {failure.entrant}, seed {failure.seed}: {failure.reason}"
-        for failure in comparison.failures
-    ]
-    for line in lines:
+        console.print(grid.terminal())
+    for sentence in comparison.verdicts.sentences:
+        console.print(printable(f"* {sentence}"), markup=False)
+    for each in comparison.failures:
+        line = f"failed: {each.entrant}, seed {each.seed}: {each.reason}"
         console.print(printable(line), markup=False)
     console.print(f"\nreport: {comparison.report}", markup=False, soft_wrap=True)
     return 1 if comparison.failures else 0

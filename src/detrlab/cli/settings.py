@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
 
-from detrlab.config import DataConfig, Recipe, TrainConfig
+from detrlab.config import Recipe
 from detrlab.errors import UserError, did_you_mean
 from detrlab.recipes import recipe as named_recipe
 
@@ -53,7 +53,10 @@ class RecipeOptions:
         Raises:
             UserError: an unknown recipe or setting, or an impossible value.
         """
-        recipe = read_recipe(self.recipe)
+        if self.recipe.endswith((".yaml", ".yml")):
+            recipe = Recipe.load(self.recipe)
+        else:
+            recipe = named_recipe(self.recipe)
         if self.epochs is not None:
             recipe = recipe.over(self.epochs)
         if self.imgsz is not None:
@@ -71,56 +74,36 @@ class RecipeOptions:
             "train.freeze": list(self.freeze) or None,
         }
         given = {name: value for name, value in flags.items() if value is not None}
-        return change_settings(recipe, given | self.changes())
-
-    def changes(self) -> dict[str, Any]:
-        """The settings given by ``--set``.
-
-        Raises:
-            UserError: a setting without a value.
-        """
-        return dict(parse_setting(text) for text in self.set)
+        return change_settings(recipe, given | parse_settings(self.set))
 
 
-def read_recipe(name: str) -> Recipe:
-    """A recipe by name, or from a YAML file."""
-    if name.endswith((".yaml", ".yml")):
-        return Recipe.load(name)
-    return named_recipe(name)
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``["model.width=192"]`` -> ``{"model.width": 192}``; the values are read as YAML.
 
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """``"model.width=192"`` -> ``("model.width", 192)``; the value is read as YAML."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: write NAME=VALUE, such as model.width=192")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value cannot be read ({error})") from None
-
-
-def known_settings() -> Iterable[str]:
-    """Every name that ``--set`` accepts."""
-    from detrlab.presets import settings
-
-    for part, names in (
-        ("model", settings()),
-        ("train", TrainConfig.model_fields),
-        ("data", DataConfig.model_fields),
-    ):
-        yield from (f"{part}.{name}" for name in names)
+    Raises:
+        UserError: a setting without a value.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write NAME=VALUE, such as model.width=192")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value cannot be read ({error})") from None
+    return found
 
 
 def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with settings such as ``train.clip`` changed, for every detector."""
-    known = list(known_settings())
-    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
-    for name, value in changes.items():
+    from detrlab.compare.entrants import by_part, known_settings
+
+    known = known_settings()
+    for name in changes:
         if name not in known:
             raise UserError(f"unknown setting {name!r}{did_you_mean(name, known)}")
-        part, field = name.split(".", 1)
-        parts[part][field] = value
+    parts = by_part(changes)
     each = {
         preset: {field: value for field, value in row.items() if field not in parts["train"]}
         for preset, row in recipe.train_each.items()

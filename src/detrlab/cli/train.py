@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -54,7 +56,7 @@ def run(options: Options) -> int:
     config = loop.plan(options.model, recipe, data)
     folder = options.output or f"runs/train/{options.model}"
     if options.resume and options.epochs is not None:
-        config = _keep_drop_epoch(config, folder, options.changes())
+        config = _keep_drop_epoch(config, folder, options.set)
     steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)
     with following(steps * config.train.epochs) as (tell, on_step):
         for note in data.notes if is_main_process() else ():
@@ -76,26 +78,21 @@ def run(options: Options) -> int:
     if not is_main_process():
         return 0 if outcome.finished else 130
     if not outcome.finished:
-        say(f"stopped; resume with: detrlab {_resume_command()}")
+        again = [word for word in sys.argv[1:] if word != "--resume"]
+        say(f"stopped; resume with: {shlex.join(['detrlab', *again, '--resume'])}")
         return 130
     print_metrics(outcome.metrics, title=f"{options.model} on the validation split, last weights")
     say(f"weights, curves and metrics: {outcome.folder.path}")
     return 0
 
 
-def _keep_drop_epoch(config: RunConfig, folder: str, changes: dict[str, Any]) -> RunConfig:
+def _keep_drop_epoch(config: RunConfig, folder: str, settings: Sequence[str]) -> RunConfig:
     """Resuming with more epochs must not move the learning-rate drop of the trained ones."""
+    from detrlab.cli.settings import parse_settings
     from detrlab.training.folder import RunConfig, RunFolder
 
     saved = RunFolder(Path(folder)).config
-    if "train.drop_epoch" in changes or not saved.is_file():
+    if "train.drop_epoch" in parse_settings(settings) or not saved.is_file():
         return config
     drop = RunConfig.load(saved).train.drop_epoch
     return config.change(train=config.train.change(drop_epoch=drop).model_dump())
-
-
-def _resume_command() -> str:
-    import shlex
-
-    arguments = [a for a in sys.argv[1:] if a != "--resume"]
-    return shlex.join([*arguments, "--resume"])

@@ -1,28 +1,16 @@
-"""Learning curves as numbers, and where two of them cross."""
+"""Learning curves as numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from detrlab.compare.results import Epoch, Row
 
-LEARNT = 1.0
-"""AP in points; a detector that ends below has not learnt anything."""
 
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart: the mean over the seeds, and their range.
-
-    Attributes:
-        name: the detector's.
-        x: ascending, such as epochs or minutes.
-        y: the mean over the seeds.
-        low: the lowest seed's value; equal to ``y`` with one seed.
-        high: the highest seed's.
-    """
+class Curve(NamedTuple):
+    """One line of a chart: the mean ``y`` over the seeds, with the lowest and highest of them."""
 
     name: str
     x: tuple[float, ...]
@@ -31,33 +19,8 @@ class Curve:
     high: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """Two curves whose order changes for the last time.
-
-    Attributes:
-        ahead: the detector that is ahead from there on.
-        behind: the detector that was ahead before.
-        x: where, in the curves' unit.
-    """
-
-    ahead: str
-    behind: str
-    x: float
-
-
-@dataclass(frozen=True)
-class Chart:
-    """The curves of all detectors in one quantity.
-
-    Attributes:
-        name: of its file.
-        title: above it.
-        x_label: unit of x.
-        y_label: unit of y.
-        curves: its lines.
-        log: whether the y axis is logarithmic.
-    """
+class Chart(NamedTuple):
+    """The curves of all detectors in one quantity; ``name`` is that of its file."""
 
     name: str
     title: str
@@ -93,12 +56,7 @@ def charts(rows: Sequence[Row]) -> tuple[Chart, ...]:
 
 
 def mean_curve(name: str, seeds: Sequence[Mapping[int, tuple[float, float]]]) -> Curve | None:
-    """The mean over the seeds, epoch by epoch; None where no epoch is shared by all of them.
-
-    Args:
-        name: the detector's.
-        seeds: for each seed (x, y) by epoch; points that are not finite are left out.
-    """
+    """The mean over the seeds, each (x, y) by epoch, in the epochs where all of them are finite."""
     finite = [{epoch for epoch in seed if all(map(math.isfinite, seed[epoch]))} for seed in seeds]
     shared = sorted(set.intersection(*finite)) if finite else []
     if not shared:
@@ -113,37 +71,6 @@ def mean_curve(name: str, seeds: Sequence[Mapping[int, tuple[float, float]]]) ->
     )
 
 
-def crossings(curves: Sequence[Curve]) -> tuple[Crossing, ...]:
-    """Where AP curves cross for the last time, for each pair that does.
-
-    Two detectors that both end below ``LEARNT`` have no crossing: their order is noise.
-    """
-    found = (
-        _crossing(first, second)
-        for index, first in enumerate(curves)
-        for second in curves[index + 1 :]
-        if max(first.y[-1], second.y[-1]) >= LEARNT
-    )
-    return tuple(crossing for crossing in found if crossing is not None)
-
-
-def _crossing(first: Curve, second: Curve) -> Crossing | None:
-    """The last change of sign of ``second - first`` in the range of x that both have."""
-    import numpy as np
-
-    low, high = max(first.x[0], second.x[0]), min(first.x[-1], second.x[-1])
-    x = np.array(sorted(at for at in {*first.x, *second.x} if low <= at <= high))
-    gaps = np.interp(x, second.x, second.y) - np.interp(x, first.x, first.y)
-    x, gaps = x[gaps != 0], gaps[gaps != 0]
-    changes = np.flatnonzero(np.diff(np.sign(gaps)))
-    if not len(changes):
-        return None
-    before, after = changes[-1], changes[-1] + 1
-    share = gaps[before] / (gaps[before] - gaps[after])
-    ahead, behind = (second, first) if gaps[-1] > 0 else (first, second)
-    return Crossing(ahead.name, behind.name, float(x[before] + share * (x[after] - x[before])))
-
-
 def _curves(rows: Sequence[Row], quantity: str, *, by_minutes: bool = False) -> tuple[Curve, ...]:
     found = []
     for row in rows:
@@ -153,7 +80,7 @@ def _curves(rows: Sequence[Row], quantity: str, *, by_minutes: bool = False) -> 
                 for epoch in run.epochs
                 if (value := _value(epoch, quantity)) is not None
             }
-            for run in (row.timed if by_minutes else row.runs)
+            for run in (row.runs[:1] if by_minutes else row.runs)
         ]
         found.append(mean_curve(row.name, seeds))
     return tuple(curve for curve in found if curve is not None)

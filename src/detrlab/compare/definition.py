@@ -1,26 +1,32 @@
-"""What a folder's comparison is about: recipe, budget, data, detectors and seeds."""
+"""What a folder's comparison is about: recipe, budget, data, detectors, seeds and their runs."""
 
 from __future__ import annotations
 
 import json
-import shlex
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import TYPE_CHECKING, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from detrlab import files
 from detrlab.compare.budget import BudgetField
 from detrlab.compare.entrants import Entrant, changes, in_order, recipe_differences
-from detrlab.compare.runs import OF_THE_MACHINE, Run
-from detrlab.config import Recipe, Record
+from detrlab.compare.results import RunResult
+from detrlab.config import DataConfig, Recipe, Record, TrainConfig
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS
+from detrlab.presets import PRESETS, AnyPreset
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet
 
 DEFINITION_FILE = "comparison.json"
+RUN_FILE = "run.json"
+OF_THE_MACHINE = frozenset({"data.data", "data.workers"})
+"""Settings that change no result: where the data is and how many processes read it. (The size of
+micro-batches does change it: it decides the padding, which backbone and neck see.)"""
 
 
 class Facts(TypedDict):
@@ -50,6 +56,69 @@ def facts(data: DataSet) -> Facts:
     }
 
 
+class Run(Record):
+    """One detector to be trained with one seed."""
+
+    entrant: str
+    """Its name in the comparison."""
+    seed: int
+    """Of initial values, order, augmentation and dropout."""
+    model: AnyPreset
+    train: TrainConfig
+    """How it is trained, before the budget changes the number of epochs."""
+    data: DataConfig
+    budget: BudgetField | None
+    """What it may spend; None means the epochs of ``train``."""
+    contents: str
+    """Fingerprint of the data."""
+    folder: Path = Field(exclude=True)
+    """Where its files are."""
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of everything that decides the result.
+
+        The same run on another machine has the same key. Finished runs are recognised by the key
+        of the settings in their folder, computed anew: a setting that a later version of detrlab
+        added has its default there, and a changed default gives another key.
+        """
+        settings = self.to_dict()
+        del settings["entrant"], settings["seed"]  # the seed is among those of ``train``
+        for name in OF_THE_MACHINE:
+            del settings["data"][name.removeprefix("data.")]
+        return files.digest(json.dumps(settings, sort_keys=True).encode())
+
+    def write(self) -> None:
+        """Write the settings into the run's folder, for the process that will train it."""
+        files.write_json(self.folder / RUN_FILE, self.to_dict())
+
+    @classmethod
+    def read(cls, folder: Path) -> Run | None:
+        """Read what ``write`` wrote; None where there is none that this version understands."""
+        try:
+            values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            return cls.parse({**values, "folder": folder})
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+
+    def result(self) -> RunResult | None:
+        """Its result, if it has finished."""
+        found = RunResult.load(self.folder)
+        return found and replace(found, entrant=self.entrant, seed=self.seed, key=self.key)
+
+    def placed(self, folder: Path) -> Run:
+        """The same in its folder below ``folder``: the one that holds it already, or a new one."""
+        known = (run for path in sorted(folder.glob("[!.]*")) if (run := Run.read(path)))
+        places = [run.folder for run in known if run.key == self.key]
+        new = folder / f"{slug(self.entrant)}-seed{self.seed}-{self.key[:8]}"
+        return self.model_copy(update={"folder": places[-1] if places else new})
+
+
+def slug(name: str) -> str:
+    """A folder name from an entrant's: characters that a file system may refuse become dashes."""
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", name).strip("-.") or "run"
+
+
 class Definition(Record):
     """What a comparison is about. Runs with another recipe or other data do not belong to it."""
 
@@ -73,11 +142,7 @@ class Definition(Record):
 
     @classmethod
     def read(cls, folder: Path) -> Definition | None:
-        """Read what ``write`` wrote; None where there is none.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Read what ``write`` wrote; None where there is none."""
         path = folder / DEFINITION_FILE
         if not path.is_file():
             return None
@@ -87,11 +152,7 @@ class Definition(Record):
             raise UserError(f"{path} is damaged ({error}): choose another --output") from None
 
     def joined(self, other: Definition | None, folder: Path) -> Definition:
-        """This one with the entrants, seeds and predictions that ``other`` has besides.
-
-        Args:
-            other: of a comparison in ``folder``.
-            folder: for the message.
+        """This one with the entrants, seeds and predictions of ``other``, which is in ``folder``.
 
         Raises:
             UserError: ``other`` has another recipe, budget or data.
@@ -127,14 +188,7 @@ class Definition(Record):
         )
 
     def runs(self, folder: Path) -> tuple[Run, ...]:
-        """Every run of the comparison, the first seed of all detectors first.
-
-        Args:
-            folder: of the comparison. A run that is there already keeps its folder.
-
-        Raises:
-            UserError: an entrant's settings contradict each other.
-        """
+        """Every run of the comparison in ``folder``, the first seed of all detectors first."""
         found = []
         for seed in self.seeds:
             for entrant in self.entrants:
@@ -170,19 +224,3 @@ class Definition(Record):
                 for setting in self.recipe.assumed
             ),
         ]
-
-    def command(self, folder: Path) -> str:
-        """What repeats a comparison of presets, with the recipe that is written beside it."""
-        words: list[Any] = ["detrlab", "compare", "--data", self.recipe.data.data]
-        changed = recipe_differences(self.recipe)
-        words += ["--recipe", folder / "recipe.yaml" if changed else self.recipe.name]
-        words += ["--models", *(entrant.name for entrant in self.entrants)]
-        words += ["--seeds", *self.seeds]
-        if self.budget:
-            words += ["--budget", f"{self.budget.unit}={self.budget.amount:g}"]
-        if self.predictions:
-            words += [
-                "--predictions",
-                *(f"{name}={file}" for name, file in self.predictions.items()),
-            ]
-        return shlex.join(map(str, [*words, "--output", folder]))

@@ -15,22 +15,17 @@ from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, model_config, prese
 from detrlab.recipes import RECIPES
 
 _FIXED = ("model.preset", "model.num_classes", "data.data", "train.seed")
-_PARTS = ("model", "train", "data")
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """One detector of the comparison: a preset, and what it changes in the recipe.
-
-    Attributes:
-        name: unique in the comparison; also the name of its folders.
-        preset: the row of ``presets.PRESETS`` it starts from.
-        changes: settings that differ from the recipe, such as ``{"model.num_queries": 50}``.
-    """
+    """One detector of the comparison: a preset, and what it changes in the recipe."""
 
     name: str
+    """Unique in the comparison; also the name of its folders."""
     preset: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings by their full names, such as ``{"model.num_queries": 50}``."""
 
     def configs(
         self, recipe: Recipe, num_classes: int
@@ -40,10 +35,7 @@ class Entrant:
         Raises:
             UserError: the settings contradict each other.
         """
-        own: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
-        for key, value in self.changes.items():
-            part, name = key.split(".", 1)
-            own[part][name] = value
+        own = by_part(self.changes)
         return (
             model_config(self.preset, num_classes, shared=recipe.model, **own["model"]),
             recipe.train_for(self.preset).change(**own["train"]),
@@ -51,13 +43,15 @@ class Entrant:
         )
 
 
-def named(models: Sequence[str]) -> tuple[Entrant, ...]:
+def named(models: Sequence[str | Entrant]) -> tuple[Entrant, ...]:
     """Entrants for preset names; none means the five detectors of the original experiment.
 
     Raises:
         UserError: a name is unknown or given twice.
     """
-    return _unique(Entrant(model, _known(model)) for model in models or FIVE)
+    return _unique(
+        [each if isinstance(each, Entrant) else Entrant(each, each) for each in models or FIVE]
+    )
 
 
 def ladder() -> tuple[Entrant, ...]:
@@ -87,19 +81,42 @@ def varied(model: str, variations: Iterable[str]) -> tuple[Entrant, ...]:
     axes = [_axis(text) for text in variations]
     if not axes:
         raise UserError("nothing varies: write for example --vary num_queries=50,100,300")
-    return _unique(
-        Entrant(
-            " ".join(f"{key.split('.', 1)[1]}={_word(value)}" for key, value in combination),
-            _known(model),
-            dict(combination),
-        )
-        for combination in itertools.product(*axes)
-    )
+    made = []
+    for combination in itertools.product(*axes):
+        words = [
+            f"{key.split('.', 1)[1]}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in combination
+        ]
+        made.append(Entrant(" ".join(words), model, dict(combination)))
+    return _unique(made)
 
 
-def _known(model: str) -> str:
-    preset(model)
-    return model
+def _unique(entrants: Sequence[Entrant]) -> tuple[Entrant, ...]:
+    names = [entrant.name for entrant in entrants]
+    for entrant in entrants:
+        preset(entrant.preset)
+        if names.count(entrant.name) > 1:
+            raise UserError(f"{entrant.name!r} takes part twice: name every detector once")
+    return tuple(entrants)
+
+
+def known_settings() -> tuple[str, ...]:
+    """Every setting by its full name, such as ``train.clip``."""
+    parts: dict[str, Iterable[str]] = {
+        "model": settings(),
+        "train": TrainConfig.model_fields,
+        "data": DataConfig.model_fields,
+    }
+    return tuple(f"{part}.{name}" for part, names in parts.items() for name in names)
+
+
+def by_part(changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``{"train.clip": 1}`` -> ``{"model": {}, "train": {"clip": 1}, "data": {}}``."""
+    parts: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "data": {}}
+    for key, value in changes.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = value
+    return parts
 
 
 def _axis(text: str) -> list[tuple[str, Any]]:
@@ -120,27 +137,12 @@ def _setting(name: str, values: Sequence[Any]) -> str:
     """The full name of a setting, ``part.field``."""
     if name == "queries" and all(isinstance(value, int) for value in values):
         name = "num_queries"
-    fields = {"train": TrainConfig.model_fields, "data": DataConfig.model_fields}
-    known = {f"model.{field}" for field in (*settings(), "preset", "num_classes")}
-    known |= {f"{part}.{field}" for part, names in fields.items() for field in names}
-    found = [key for key in (name, *(f"{part}.{name}" for part in _PARTS)) if key in known]
-    if not found:
-        words = [key.split(".", 1)[1] for key in sorted(known)]
-        raise UserError(f"unknown setting {name!r}{did_you_mean(name, words)}")
-    return found[0]
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _unique(entrants: Iterable[Entrant]) -> tuple[Entrant, ...]:
-    entrants = tuple(entrants)
-    names = [entrant.name for entrant in entrants]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{name!r} takes part twice: name every detector once")
-    return entrants
+    known = {*known_settings(), *_FIXED}
+    for key in (name, f"model.{name}", f"train.{name}", f"data.{name}"):
+        if key in known:
+            return key
+    words = [key.split(".", 1)[1] for key in sorted(known)]
+    raise UserError(f"unknown setting {name!r}{did_you_mean(name, words)}")
 
 
 def recipe_differences(recipe: Recipe) -> tuple[str, ...]:
@@ -176,7 +178,6 @@ def changes(
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        name = prefix + key
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat

@@ -19,17 +19,14 @@ OVERALL = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One detector, resampled.
-
-    Attributes:
-        full: (S, quantities) on all images, for each of S seeds.
-        drawn: (S, replicates, quantities) on resampled images.
-        seeds: (replicates, S) the seeds that each replicate draws.
-    """
+    """One detector, resampled."""
 
     full: Floats
+    """(S, quantities) on all images, for each of S seeds."""
     drawn: Floats
+    """(S, replicates, quantities) on resampled images."""
     seeds: NDArray[np.int64]
+    """(replicates, S) the seeds that each replicate draws."""
 
     def at(self, quantity: int) -> Sample:
         """The same for one quantity, without the last axis."""
@@ -64,13 +61,7 @@ class Sample:
 def resample(
     detectors: Mapping[str, Sequence[Matches]], replicates: int, seed: int
 ) -> dict[str, Sample]:
-    """Resample the images, the same draws for all detectors, and each detector's seeds.
-
-    Args:
-        detectors: by name, the matches of each trained model, all on the same images.
-        replicates: how many draws.
-        seed: of the draws.
-    """
+    """Resample the images, the same draws for all detectors, and each detector's seeds."""
     rng = np.random.default_rng(seed)
     resamplers = {name: [Resampler(run) for run in runs] for name, runs in detectors.items()}
     num_images = next(iter(detectors.values()))[0].num_images
@@ -127,13 +118,10 @@ def informative_images(matches: Matches) -> list[int]:
     def count(objects: NDArray[np.bool_]) -> int:
         return len(np.unique(matches.object_image[objects]))
 
-    everything = count(matches.counts[:, 0])
+    all_sizes = matches.counts[:, 0]
     by_size = [count(matches.counts[:, area]) for area in (1, 2, 3)]
-    by_class = [
-        count(matches.counts[:, 0] & (matches.object_label == k))
-        for k in range(matches.num_classes)
-    ]
-    return [everything] * 3 + by_size + by_class
+    by_class = [count(all_sizes & (matches.object_label == k)) for k in range(matches.num_classes)]
+    return [count(all_sizes)] * 3 + by_size + by_class
 
 
 def _nanmean(values: Floats) -> Floats:

@@ -33,14 +33,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The state of a training after one epoch.
-
-    Attributes:
-        epoch: counted from 1.
-        minutes: of training so far, without evaluation.
-        losses: mean over the epoch, ``loss`` being the weighted total.
-        metrics: on the validation split; empty where it was not evaluated.
-    """
+    """The state of a training after one epoch: ``minutes`` so far, mean losses, validation."""
 
     epoch: int
     minutes: FiniteFloat
@@ -52,15 +45,9 @@ class Epoch:
 class Cost:
     """What a detector costs; None where it was not measured.
 
-    Attributes:
-        parameters: of the network, trained and frozen ones.
-        trainable: the trained ones.
-        gflops: thousand million multiply-adds for one image of ``input_size``.
-        input_size: (height, width) in pixels that ``gflops`` and ``latency`` are for.
-        minutes: of training, without evaluation.
-        peak_memory: of the training process, in GiB.
-        latency: milliseconds for one image, by percentile (``p50``, ``p90``).
-        machine: the machine it was measured on.
+    ``gflops`` (thousand million multiply-adds) and ``latency`` (milliseconds by percentile,
+    ``p50`` and ``p90``) are for one image of ``input_size``, (height, width) in pixels;
+    ``minutes`` are of training without evaluation, ``peak_memory`` is in GiB.
     """
 
     parameters: int | None = None
@@ -75,18 +62,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One detector, trained once; or another tool's predictions.
+    """One detector, trained once; or another tool's predictions, which have no seed.
 
-    Attributes:
-        entrant: its name in the comparison.
-        seed: None for another tool's predictions.
-        key: fingerprint of everything that decides the result: settings and data.
-        metrics: the 12 COCO numbers and ``per_class``, of the last epoch's weights.
-        predictions: file of COCO result records, relative to the comparison's folder.
-        folder: of the run, relative to the comparison's folder.
-        epochs: the curves.
-        cost: what it took.
-        environment: versions and machine.
+    ``metrics`` are those of the last epoch's weights. Paths are relative to the comparison's
+    folder.
     """
 
     entrant: str
@@ -109,9 +88,6 @@ class RunResult:
 
         Where the files lie follows from ``folder``. What the file itself says about that is
         ignored, because it may come from somebody else and name any file of this machine.
-
-        Raises:
-            UserError: the file is damaged.
         """
         path = folder / RESULT_FILE
         if not path.is_file():
@@ -128,14 +104,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not finish.
-
-    Attributes:
-        entrant: its name in the comparison.
-        seed: of the run.
-        reason: one line; the traceback is in the run's ``log.txt``.
-        running: True when another process is training it right now.
-    """
+    """A run that did not finish; ``running`` where another process is training it right now."""
 
     entrant: str
     seed: int
@@ -145,14 +114,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Row:
-    """One entrant's row of the table: the mean over its seeds.
+    """One entrant's row of the table: the mean over its seeds, None where one has no value.
 
-    Attributes:
-        name: the entrant's.
-        runs: its results, by seed.
-        metrics: mean of each of the 12 numbers; None where a run has nothing to judge.
-        per_class: mean AP of each class.
-        cost: of the first run, with the mean training time of ``timed``.
+    ``cost`` is that of the first run: times of different machines have no mean.
     """
 
     name: str
@@ -166,11 +130,6 @@ class Row:
         """The seeds that finished; empty for another tool's predictions."""
         return tuple(run.seed for run in self.runs if run.seed is not None)
 
-    @property
-    def timed(self) -> tuple[RunResult, ...]:
-        """The runs on the first one's machine: times of different machines have no mean."""
-        return _on_one_machine(self.runs)
-
 
 def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
     """Results grouped by entrant, in the order of the comparison."""
@@ -180,18 +139,13 @@ def rows(results: Sequence[RunResult], order: Sequence[str]) -> tuple[Row, ...]:
 
 def _row(name: str, runs: tuple[RunResult, ...]) -> Row:
     each = [run.metrics["per_class"] for run in runs]
-    minutes = _mean([run.cost.minutes for run in _on_one_machine(runs)])
     return Row(
         name=name,
         runs=runs,
         metrics={key: _mean([run.metrics.get(key) for run in runs]) for key in METRICS},
         per_class={label: _mean([own.get(label) for own in each]) for label in each[0]},
-        cost=replace(runs[0].cost, minutes=minutes),
+        cost=runs[0].cost,
     )
-
-
-def _on_one_machine(runs: tuple[RunResult, ...]) -> tuple[RunResult, ...]:
-    return tuple(run for run in runs if run.cost.machine == runs[0].cost.machine)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,47 +1,44 @@
-"""Trains one run of a comparison in this process, and measures what the detector costs."""
+"""Trains one run of a comparison, and measures what the detector costs.
+
+``python -m detrlab.compare.runner FOLDER`` is the process that a comparison starts for a run. Its
+lines go to standard output, where the comparison reads them. A traceback goes to standard error,
+which is the run's log.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import itertools
 import json
 import math
 import os
+import signal
 import statistics
+import sys
 import tempfile
+import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab.benchmark import cost
+from detrlab.compare.definition import Run
 from detrlab.compare.results import METRICS, Cost, Epoch, RunResult
-from detrlab.compare.runs import Run, Say
+from detrlab.compare.runs import ERROR_PREFIX, IN_USE, STOPPED, USER_ERROR, Say
 from detrlab.config import TrainConfig
 from detrlab.errors import UserError
 from detrlab.training import loop
-from detrlab.training.folder import RunConfig, RunFolder
+from detrlab.training.folder import InUseError, RunConfig, RunFolder
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.training.engine import StepReport
 
 
-def train_run(
-    run: Run,
-    data: DataSet,
-    report: Say,
-    device: str | None = None,
-    resume: bool | None = None,
-) -> RunResult:
+def train_run(run: Run, data: DataSet, report: Say, device: str | None = None) -> RunResult:
     """Train a run in this process, or resume it, and leave its result in its folder.
-
-    Args:
-        run: what to train.
-        data: what ``run.data`` names.
-        report: takes lines of text about the progress.
-        device: where to compute; None takes a GPU if there is one.
-        resume: whether to resume; None looks whether there is something to resume. Several
-            processes that train together must decide alike, so it is given to them.
 
     Raises:
         InUseError: another process is training it.
@@ -50,19 +47,17 @@ def train_run(
     """
     from detrlab.explain.curves import CurveRecorder
 
-    main = int(os.environ.get("RANK", "0")) == 0  # of the processes that train this run together
     folder = RunFolder(run.folder)
     config = RunConfig(
         model=run.model, train=_within_budget(run, data, report, device), data=run.data
     )
-    criterion = run.model.criterion(config.train)
-    curves = CurveRecorder(run.folder, data.val, criterion) if main else None
+    curves = CurveRecorder(run.folder, data.val, run.model.criterion(config.train))
     options = loop.Options(
-        resume=folder.is_run if resume is None else resume,
+        resume=folder.is_run,
         device=device,
         say=report,
-        on_epoch=curves.on_epoch if curves else None,
-        on_batch=curves.on_batch if curves else None,
+        on_epoch=curves.on_epoch,
+        on_batch=curves.on_batch,
     )
     outcome = loop.train(config, run.folder, data, options)
     if not outcome.finished:
@@ -81,8 +76,7 @@ def train_run(
         cost=_cost(run, outcome, data, device),
         environment=recorded | fingerprints(run, data),
     )
-    if main:
-        result.save(run.folder)
+    result.save(run.folder)
     return result
 
 
@@ -98,11 +92,6 @@ def _within_budget(run: Run, data: DataSet, report: Say, device: str | None) -> 
     steps = num_batches(data.train, run.data, batch=run.train.batch, train=True)
     seconds = 0.0
     if run.budget.unit == "minutes":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                f"a budget of {run.budget} needs a measurement by one process, not by several: "
-                "give epochs or images"
-            )
         report("measuring a few training steps, to know how many epochs fit into the budget")
         seconds = steps * _seconds_per_step(run, data, device)
     epochs = run.budget.epochs(steps * min(run.train.batch, len(data.train)), seconds)
@@ -168,10 +157,9 @@ def _cost(run: Run, outcome: loop.Outcome, data: DataSet, device: str | None) ->
 
 
 def fingerprints(run: Run, data: DataSet) -> dict[str, str]:
-    """What all detectors of a comparison share, to be compared on the page.
+    """Hashes of the backbone's initial weights and of the order of images in three epochs.
 
-    Returns:
-        hashes of the backbone's initial weights and of the order of images in three epochs.
+    All detectors of a comparison share them; the page compares them.
     """
     from detrlab.checkpoints.weights import first_network
     from detrlab.data.batching import train_order
@@ -192,3 +180,47 @@ def fingerprints(run: Run, data: DataSet) -> dict[str, str]:
         for part in train_order(data.train, batch=run.train.batch, seed=run.seed, epoch=epoch):
             order.update(b"|" + part.tobytes())
     return {"initial_backbone": backbone.hexdigest(), "order": order.hexdigest()}
+
+
+def main(arguments: list[str]) -> int:
+    """Train the run whose settings are in the folder; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device")
+    options = parser.parse_args(arguments)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    try:
+        from detrlab.data import open_data
+
+        run = Run.read(options.folder)
+        if run is None:
+            raise UserError(f"{options.folder} holds no settings of a run")
+        train_run(run, open_data(run.data.data), _say, options.device)
+    except InUseError as error:
+        _say(str(error))
+        return IN_USE
+    except UserError as error:
+        _say(f"{ERROR_PREFIX}{error}")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def _say(line: str) -> None:
+    # The comparison may be gone already. What was trained must still be saved.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(" ".join(line.splitlines()) + "\n")
+        sys.stdout.flush()
+
+
+def _exit_with_parent() -> None:
+    """Save and exit when the comparison that started this process has ended, in whatever way."""
+    # Not through sys.stdin: a thread must not hold its lock when the interpreter exits.
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

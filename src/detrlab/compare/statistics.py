@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,21 +48,16 @@ class Interval:
 
 @dataclass(frozen=True)
 class Needed:
-    """What it takes to detect a true difference of ``target`` with 80 % probability.
+    """What it takes to detect a true difference of one AP with 80 % probability.
 
     Attributes:
-        target: in [0, 1].
         images: with the present seeds; None where no number of images suffices.
         seeds: of each detector, with the present images; None where 20 do not suffice, or where
             one seed gives no information about the variance between seeds.
-        both: (images, seeds) that suffice together where neither does alone; None where even 20
-            seeds vary too much.
     """
 
-    target: float
     images: int | None
     seeds: int | None
-    both: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -69,17 +65,12 @@ class Difference:
     """How much better ``second`` is than ``first``, in one quantity.
 
     Attributes:
-        first: name of the detector before.
-        second: name of the detector after.
         quantity: one of ``OVERALL``, or ``class:NAME``.
         estimate: second minus first, in [-1, 1]; None where no object can be judged.
-        low: lower end of the interval.
-        high: upper end of the interval.
         p: probability of a difference at least as large if there were none.
         p_adjusted: the same after Holm's correction for all planned comparisons.
         images: number of images judged.
         seeds: number of trained models of ``first`` and of ``second``.
-        needed: what it takes to detect a difference of one AP.
     """
 
     first: str
@@ -102,19 +93,11 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """The statistics of a comparison.
-
-    Attributes:
-        intervals: of every quantity of every detector, by name.
-        differences: of every planned pair in every quantity.
-        images: number of images judged.
-        level: of the intervals.
-    """
+    """Intervals of every quantity of every detector, and differences of every planned pair."""
 
     intervals: dict[str, dict[str, Interval]]
     differences: tuple[Difference, ...]
     images: int
-    level: float = LEVEL
 
     def of(self, quantity: str) -> list[Difference]:
         """The planned pairs in one quantity."""
@@ -132,10 +115,8 @@ def compare(
     """Intervals for every detector and for every planned pair.
 
     Args:
-        detectors: by name, the matches of each trained model (one for each seed), all on the
-            same images.
-        pairs: the planned comparisons, by name. Each further pair makes all of them stricter
-            (Holm).
+        detectors: by name, the matches of each trained model, all on the same images.
+        pairs: the planned comparisons, by name; each further pair makes all of them stricter.
         replicates: draws; 2000 resolve a p-value of about .001.
         seed: of the resampling.
         target: the difference that ``Difference.needed`` is about.
@@ -182,28 +163,23 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """The distribution of one detector's quantity, or of the difference of two.
-
-    Attributes:
-        estimate: NaN where nothing can be judged.
-        replicates: those in which something could be judged.
-        variance: of the estimate, images and seeds together.
-        freedom: degrees of freedom of that variance.
-        common: variance over images that all seeds share.
-        own: variance over images that each seed has for itself, with one seed each.
-        training: variance between trainings on unlimited images, with one seed each; None where
-            a detector has one seed only.
-        runs: the smallest number of seeds.
-    """
+    """The distribution of one detector's quantity, or of the difference of two."""
 
     estimate: float
+    """NaN where nothing can be judged."""
     replicates: Floats
+    """Those in which something could be judged."""
     variance: float
+    """Of the estimate, images and seeds together, with so many degrees of ``freedom``."""
     freedom: float
     common: float
+    """Variance over images that all seeds share."""
     own: float
+    """Variance over images that each seed has for itself, with one seed each."""
     training: float | None
+    """Variance between trainings on unlimited images; None where a detector has one seed only."""
     runs: int
+    """The smallest number of seeds."""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], signs: Sequence[int], images: int) -> Spread:
@@ -242,33 +218,30 @@ class Spread:
         )
 
     @property
-    def stretch(self) -> float:
-        """How much wider the true distribution is than that of the replicates."""
-        spread = float(self.replicates.std())
-        return math.sqrt(self.variance) / spread if spread > 0 else 1.0
-
-    @property
     def bias(self) -> float:
         """Mean of the replicates minus the estimate."""
         return float(self.replicates.mean()) - self.estimate
 
-    @property
+    @cached_property
+    def _stretch(self) -> float:
+        """How much wider the true distribution is than that of the replicates."""
+        spread = float(self.replicates.std())
+        return math.sqrt(self.variance) / spread if spread > 0 else 1.0
+
+    @cached_property
     def _distance(self) -> float:
         """Half the width of the interval in standard errors, by Student's t."""
         return float(t.ppf((1 + LEVEL) / 2, self.freedom))
 
-    @property
-    def _tail(self) -> float:
-        """The share of the replicates that lies beyond each end of the interval."""
-        return float(norm.cdf(-self._distance * self.stretch))
+    @cached_property
+    def _tail(self) -> float | None:
+        """The share of the replicates that lies beyond each end of the interval.
 
-    @property
-    def is_coarse(self) -> bool:
-        """Whether too few replicates lie beyond the ends: then Student's t gives the interval.
-
-        This happens with few seeds, of which there are only a few different draws.
+        None where these would be too few, as with few seeds, of which there are only a few
+        different draws: then Student's t gives the interval.
         """
-        return self._tail * len(self.replicates) < 5
+        tail = float(norm.cdf(-self._distance * self._stretch))
+        return tail if tail * len(self.replicates) >= 5 else None
 
     def interval(self) -> tuple[float, float]:
         """The ends of the interval: percentiles, further out for few images and few seeds.
@@ -278,7 +251,7 @@ class Spread:
         """
         if self.variance == 0:
             return self.estimate, self.estimate
-        if self.is_coarse:
+        if self._tail is None:
             half = self._distance * math.sqrt(self.variance)
             centre = self.estimate + self.bias
             return centre - half, centre + half
@@ -292,41 +265,30 @@ class Spread:
         if self.variance == 0:
             return 1.0 if self.estimate == 0 else 0.0
         distance = abs(self.estimate + self.bias) / math.sqrt(self.variance)
-        if not self.is_coarse:
+        if self._tail is not None:
             count = len(self.replicates)
             below = float((self.replicates < 0).sum() + 0.5 * (self.replicates == 0).sum())
             tail = (min(below, count - below) + 1) / (count + 2)
-            by_percentile = -float(norm.ppf(min(tail, 0.5))) / self.stretch
+            by_percentile = -float(norm.ppf(min(tail, 0.5))) / self._stretch
             rare = tail * count < 5  # too few replicates beyond 0 for a percentile
             distance = max(by_percentile, distance) if rare else by_percentile
         return min(1.0, 2 * float(t.sf(distance, self.freedom)))
 
     def needed(self, images: int, target: float = TARGET) -> Needed | None:
-        """Images and seeds at which a true difference of ``target`` is probably detected."""
+        """Images, or seeds, at which a true difference of ``target`` is probably detected."""
         if math.isnan(self.estimate) or self.variance == 0:
             return None
         allowed = (target / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
-
-        def images_for(seeds: int) -> int | None:
-            left = allowed - (self.training or 0.0) / seeds
-            by_image = (self.common + self.own / seeds) * images
-            return math.ceil(by_image / left) if left > 0 else None
-
-        alone = images_for(self.runs)
+        left = allowed - (self.training or 0.0) / self.runs
+        by_image = (self.common + self.own / self.runs) * images
+        enough = math.ceil(by_image / left) if left > 0 else None
         if self.training is None:
-            return Needed(target, alone, None, None)
+            return Needed(enough, None)
         left = allowed - self.common
         of_one = self.own + self.training
-        seeds = None if of_one > left * MOST_SEEDS else max(2, math.ceil(of_one / left))
-        fewest = images_for(MOST_SEEDS)
-        if alone is not None or seeds is not None or fewest is None:
-            return Needed(target, alone, seeds, None)
-        # The fewest seeds that need at most twice the images that 20 seeds would need.
-        ways = [(images_for(count), count) for count in range(self.runs, MOST_SEEDS + 1)]
-        both = next(
-            ((enough, count) for enough, count in ways if enough and enough <= 2 * fewest), None
-        )
-        return Needed(target, None, None, both)
+        if of_one > left * MOST_SEEDS:
+            return Needed(enough, None)
+        return Needed(enough, max(2, math.ceil(of_one / left)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -334,12 +296,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Source: Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    steps = np.arange(len(p_values), 0, -1) * np.asarray(p_values)[order]
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted.tolist()
 
 
 Key = tuple[str, str, str]
@@ -350,17 +311,12 @@ def _adjust(raw: dict[Key, float | None]) -> dict[Key, float | None]:
     families: dict[str, dict[Key, float]] = {}
     for key, p in raw.items():
         if p is not None:
-            families.setdefault(_family(key[2]), {})[key] = p
+            family = key[2].split(":")[0]
+            families.setdefault("sizes" if family in OVERALL[3:] else family, {})[key] = p
     adjusted: dict[Key, float | None] = dict.fromkeys(raw)
-    for family in families.values():
-        adjusted.update(zip(family, holm(list(family.values())), strict=True))
+    for tests in families.values():
+        adjusted.update(zip(tests, holm(list(tests.values())), strict=True))
     return adjusted
-
-
-def _family(quantity: str) -> str:
-    if quantity.startswith("class:"):
-        return "classes"
-    return "sizes" if quantity in OVERALL[3:] else quantity
 
 
 def _own_interval(spread: Spread) -> Interval:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from detrlab import files
-from detrlab.compare import curves, tables
+from detrlab.compare import tables
 from detrlab.compare.budget import Budget
-from detrlab.compare.curves import Crossing
-from detrlab.compare.definition import DEFINITION_FILE, Definition, facts
+from detrlab.compare.definition import DEFINITION_FILE, Definition, facts, slug
 from detrlab.compare.entrants import (
     Entrant,
     changes,
@@ -23,9 +22,16 @@ from detrlab.compare.entrants import (
     named,
     recipe_differences,
 )
-from detrlab.compare.launcher import launch
 from detrlab.compare.results import Failure, Row, RunResult, rows
-from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
+from detrlab.compare.runs import (
+    TRUTH_FILE,
+    Say,
+    Trainer,
+    execute,
+    gather,
+    launch,
+    refuse_links,
+)
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.sources import fingerprint
@@ -36,34 +42,24 @@ if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
 
-TRUTH_FILE = "ground_truth.json"
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison. ``report.page.write_page`` makes a page of it.
-
-    Attributes:
-        folder: where its files are.
-        definition: what was compared.
-        rows: one for each detector that has a result.
-        failures: the runs that have none.
-        verdicts: intervals and differences, in numbers and in sentences.
-        crossings: where one AP curve overtakes another for good, in epochs and in minutes.
-        command: repeats it.
-        truth: the annotated objects of the validation split.
-        data: the images; None where this machine does not have them.
-    """
+    """The result of a comparison. ``report.page.write_page`` makes a page of it."""
 
     folder: Path
     definition: Definition
     rows: tuple[Row, ...]
+    """One for each detector that has a result."""
     failures: tuple[Failure, ...]
+    """The runs that have none."""
     verdicts: Verdicts
-    crossings: dict[str, tuple[Crossing, ...]]
     command: str
+    """That made it; empty where it was called from Python."""
     truth: GroundTruth
+    """The annotated objects of the validation split."""
     data: DataSet | None
+    """None where this machine does not have the images."""
 
     @property
     def report(self) -> Path:
@@ -111,10 +107,6 @@ class Comparison:
             "verdicts": self.verdicts.to_dict(),
             "models": tables.json_rows(self.rows),
             "failures": [vars(failure) for failure in self.failures],
-            "crossings": {
-                name: [vars(crossing) for crossing in found]
-                for name, found in self.crossings.items()
-            },
             "steps": [
                 {"from": before, "to": after, "changes": list(lines)}
                 for before, after, lines in self.steps
@@ -123,7 +115,7 @@ class Comparison:
 
 
 def compare(
-    models: Sequence[str] | Sequence[Entrant] = (),
+    models: Sequence[str | Entrant] = (),
     *,
     recipe: Recipe | str = "laptop",
     data: str | Path | None = None,
@@ -132,7 +124,6 @@ def compare(
     budget: Budget | str | None = None,
     predictions: Sequence[str] = (),
     device: str | None = None,
-    processes: int = 1,
     trainer: Trainer | None = None,
     command: str = "",
     report: Say = lambda line: None,  # noqa: ARG005
@@ -152,9 +143,8 @@ def compare(
             epochs.
         predictions: other tools' COCO results to judge beside them, ``NAME=FILE``.
         device: where to compute; None takes a GPU if there is one.
-        processes: how many train one run together.
         trainer: trains a run; None starts a process for it.
-        command: repeats the comparison; worked out where it is empty.
+        command: that is being run, for the page.
         report: takes lines of text about the progress.
 
     Raises:
@@ -167,13 +157,18 @@ def compare(
     if data is not None:
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
     folder = Path(output)
-    made = tuple(each for each in models if isinstance(each, Entrant))
-    entrants = made or named([each for each in models if isinstance(each, str)])
-    given = _given(predictions)
-    for name in (entrant.name for entrant in entrants):
-        if name in given:
-            raise UserError(f"predictions {name!r} have the name of a detector: choose another")
-
+    entrants = named(models)
+    sources, given = {}, {}
+    for text in predictions:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
+        try:
+            sources[name], given[name] = file, Path(file).expanduser().read_bytes()
+        except OSError as error:
+            raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
+    for name in given.keys() & {entrant.name for entrant in entrants}:
+        raise UserError(f"predictions {name!r} have the name of a detector: choose another")
     data_set = open_data(recipe.data.data)
     for note in data_set.notes:
         report(f"note: {note}")
@@ -183,25 +178,20 @@ def compare(
         contents=fingerprint(data_set),
         entrants=entrants,
         seeds=tuple(dict.fromkeys(seeds)) or (recipe.train.seed,),
-        predictions={name: str(file) for name, file in given.items()},
+        predictions=sources,
         data=facts(data_set),
     )
     planned = asked.runs(folder)
     definition = asked.joined(Definition.read(folder), folder)
     definition.write(folder)
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
-    for name, file in given.items():
-        _keep(file, folder / _copy_of(name))
+    for name, content in given.items():
+        files.write_bytes(folder / _copy_of(name), content)
     for line in asked.lines():
         report(line)
-    done = sum(run.result() is not None for run in planned)
-    if done:
-        report(f"{done} of {len(planned)} runs have finished before")
-    trainer = trainer or (lambda run, report: launch(run, report, device, processes))
+    trainer = trainer or (lambda run, report: launch(run, report, device))
     failures = execute(planned, trainer, report)
-    return _conclude(
-        folder, definition, data_set, failures, command or asked.command(folder), report
-    )
+    return _conclude(folder, definition, data_set, failures, command, report)
 
 
 def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: Say) -> Comparison:
@@ -220,18 +210,14 @@ def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: S
     folder = Path(output)
     definition = Definition.read(folder)
     for source in map(Path, sources):
+        refuse_links(source)
         other = Definition.read(source)
         if other is None:
             raise UserError(f"{source} holds no comparison: there is no {DEFINITION_FILE}")
-        known, first = definition is not None, definition or other  # whose recipe is kept
+        first = definition or other  # whose recipe is kept
         joined = other.joined(definition, source)
         definition = joined.model_copy(update={"recipe": first.recipe, "data": first.data})
-        for name in (TRUTH_FILE, *map(_copy_of, other.predictions)):
-            if not known or not (folder / name).is_file():
-                refuse_link(source / name)
-                refuse_link((source / name).parent)
-                _keep(source / name, folder / name)
-        gather(source, folder / "runs", report)
+        gather(source, folder, report)
     if definition is None:
         raise UserError(f"{folder} holds no comparison: give the folders to collect from")
     definition.write(folder)
@@ -251,14 +237,13 @@ def _conclude(
     from detrlab.evaluation.records import GroundTruth
 
     try:
-        values = json.loads((folder / TRUTH_FILE).read_text(encoding="utf-8"))
+        values = json.loads(files.read_bytes(folder / TRUTH_FILE))
         truth = GroundTruth.from_coco(values)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
     results += [_foreign(name, truth, folder, report) for name in definition.predictions]
-    order = [*(entrant.name for entrant in definition.entrants), *definition.predictions]
-    table = rows(results, order)
+    table = rows(results, [*(each.name for each in definition.entrants), *definition.predictions])
     if not table:
         reasons = "; ".join(f"{failure.entrant}: {failure.reason}" for failure in failures)
         raise UserError(f"no detector has finished{f' ({reasons})' if reasons else ''}")
@@ -269,31 +254,12 @@ def _conclude(
         rows=table,
         failures=tuple(failures),
         verdicts=judge(table, truth, folder),
-        crossings={
-            chart.name: curves.crossings(chart.curves)
-            for chart in curves.charts(table)
-            if chart.name in ("ap-epochs", "ap-minutes")
-        },
         command=command,
         truth=truth,
         data=data,
     )
     _write(comparison)
     return comparison
-
-
-def _given(predictions: Sequence[str]) -> dict[str, Path]:
-    """The files of other tools' predictions, by name."""
-    found: dict[str, Path] = {}
-    for text in predictions:
-        name, _, file = text.partition("=")
-        path = Path(file).expanduser()
-        if not name.strip() or not file:
-            raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
-        if not path.is_file():
-            raise UserError(f"predictions {name.strip()!r}: there is no file {file}")
-        found[name.strip()] = path
-    return found
 
 
 def _copy_of(name: str) -> str:
@@ -303,35 +269,19 @@ def _copy_of(name: str) -> str:
     return f"predictions/{plain}{mark}.json"
 
 
-def _keep(source: Path, target: Path) -> None:
-    """Copy a file, unless it is the same one."""
-    if source.resolve() == target.resolve():
-        return
-    try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise UserError(f"{source} cannot be read: {error.strerror}") from None
-    files.write_bytes(target, content)
-
-
 def _foreign(name: str, truth: GroundTruth, folder: Path, report: Say) -> RunResult:
     """The result of another tool's predictions."""
     from detrlab.evaluation.coco import accumulate
     from detrlab.evaluation.foreign import load_predictions
 
     path = folder / _copy_of(name)
-    if not path.is_file():
-        raise UserError(
-            f"there is no copy of the predictions {name!r} in {folder}: give them again, "
-            f"--predictions {name}=FILE"
-        )
     loaded = load_predictions(path, truth)
     for note in loaded.notes:
         report(f"{name}: {note}")
     return RunResult(
         entrant=name,
         seed=None,
-        key=files.sha256(path),
+        key=files.digest(files.read_bytes(path)),
         metrics=accumulate(truth, loaded.detected).metrics(truth.classes).to_dict(),
         predictions=_copy_of(name),
     )
@@ -360,7 +310,7 @@ def _write(comparison: Comparison) -> None:
         f"# {comparison.definition.data['name']}, recipe {recipe.name}",
         "\n".join(f"* {sentence}" for sentence in comparison.verdicts.sentences),
         *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
-        f"```\n{comparison.command}\n```",
+        f"```\n{comparison.command}\n```" if comparison.command else "",
     ]
     latex = "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids)
     files.write_text(folder / "table.md", "\n\n".join(part for part in markdown if part) + "\n")

@@ -8,9 +8,10 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from detrlab.compare.results import METRICS, Row
+from detrlab.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -19,21 +20,16 @@ NOTHING = "–"
 """Shown where there is no number: no such objects, or not measured."""
 
 SIZES = ("small", "medium", "large")
+MANY_CLASSES = 12
+"""A table of more classes has a line for each of them instead of a column."""
 
-Values = Sequence[float | None]
-Form = Callable[[float], str]
+_Column = tuple[Callable[[Any], str], Sequence[Any]]
+"""How a value is written, and the values by row."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of words, before it is formatted.
-
-    Attributes:
-        title: one line above it.
-        headers: of the columns; the first column holds names.
-        cells: one tuple for each row.
-        best: (row, column) of the cells to emphasise.
-    """
+    """A table of words; the first column holds names, ``best`` are (row, column) to emphasise."""
 
     title: str
     headers: tuple[str, ...]
@@ -75,20 +71,13 @@ class Grid:
             for r, row in enumerate(self.cells)
         ]
 
-    def terminal(self, width: int = 80) -> RichTable:
-        """A ``rich`` table for a terminal of so many columns.
-
-        Rows and columns are exchanged where there are too many columns. Headers that are still
-        too long take several lines, so that the numbers stay whole.
-        """
+    def terminal(self) -> RichTable:
+        """A ``rich`` table. Long headers take several lines, so that the numbers stay whole."""
         from rich.box import SIMPLE_HEAD
+        from rich.cells import cell_len
         from rich.table import Table
         from rich.text import Text
 
-        room = self._room(width)
-        words = [word for header in self.headers[1:] for word in re.split(r"[\s-]", header)]
-        if room < max(map(len, words), default=0) and self.turned()._room(width) > room:
-            return self.turned().terminal(width)
         table = Table(
             title=self.title,
             title_justify="left",
@@ -98,14 +87,11 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
-            header = printable(header)
-            if c:
-                header = "\n".join(textwrap.wrap(header, max(4, room)))
+            lines = textwrap.wrap(printable(header), 12, break_long_words=False)
             table.add_column(
-                # Text, not markup: a class may be called "[red]".
-                Text(header, overflow="fold"),
+                Text("\n".join(lines), overflow="fold"),  # not markup: a class may be "[red]"
                 justify="right" if c else "left",
-                min_width=self._width(c) if c else None,
+                min_width=max((cell_len(row[c]) for row in self.cells), default=0) if c else None,
             )
         for r, row in enumerate(self.cells):
             table.add_row(
@@ -116,78 +102,54 @@ class Grid:
             )
         return table
 
-    def _room(self, width: int) -> int:
-        """How wide each column after the first may be."""
-        return (width - min(width // 2, self._width(0))) // max(1, len(self.headers) - 1) - 2
 
-    def _width(self, column: int) -> int:
-        from rich.cells import cell_len
-
-        return max((cell_len(row[column]) for row in self.cells), default=0)
-
-
-def printable(text: str) -> str:
-    """Names come from the data: a terminal must not run control sequences in them."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
-
-
-def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str] | None = None) -> Grid:
-    """One row for each detector, average precision in points (0 to 100).
-
-    Args:
-        rows: of the comparison.
-        intervals: for each name, the interval of its AP in words.
-    """
-    words = [(intervals or {}).get(row.name, NOTHING) for row in rows]
+def quality_grid(rows: Sequence[Row], intervals: Mapping[str, str]) -> Grid:
+    """AP in points (0 to 100), one row for each detector, with its interval in words."""
     names = {
         "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large",
     }  # fmt: skip
-    return _grid(
-        "Average precision in points (0 to 100); s, m, l: small, medium, large objects",
-        rows,
-        [
-            _quality("AP", [row.metrics["ap"] for row in rows]),
-            _Column("95 %", words),
-            *(_quality(each, [row.metrics[name] for row in rows]) for each, name in names.items()),
-        ],
-    )
+    columns: dict[str, _Column] = {
+        "AP": (_points, [row.metrics["ap"] for row in rows]),
+        "95 %": (str, [intervals.get(row.name) for row in rows]),
+        **{head: (_points, [row.metrics[name] for row in rows]) for head, name in names.items()},
+    }
+    title = "Average precision in points (0 to 100); s, m, l: small, medium, large objects"
+    return _grid(title, rows, columns)
 
 
 def cost_grid(rows: Sequence[Row]) -> Grid:
     """One row for each detector: what training and inference cost."""
     costs = [row.cost for row in rows]
-    return _grid(
-        "Cost",
-        rows,
-        [
-            _Column("params", _words([cost.parameters for cost in costs], _count)),
-            _Column("GFLOPs", _words([cost.gflops for cost in costs], "{:.2f}".format)),
-            _Column("ms/image", _words([cost.latency.get("p50") for cost in costs])),
-            _Column("epochs", _words([len(row.runs[0].epochs) or None for row in rows])),
-            _Column("minutes", _words([cost.minutes for cost in costs], "{:.1f}".format)),
-            _Column("GiB", _words([cost.peak_memory for cost in costs], "{:.1f}".format)),
-        ],
-    )
+    columns: dict[str, _Column] = {
+        "params": (_count, [cost.parameters for cost in costs]),
+        "GFLOPs": ("{:.2f}".format, [cost.gflops for cost in costs]),
+        "ms/image": ("{:.0f}".format, [cost.latency.get("p50") for cost in costs]),
+        "epochs": (str, [len(row.runs[0].epochs) or None for row in rows]),
+        "minutes": ("{:.1f}".format, [cost.minutes for cost in costs]),
+        "GiB": ("{:.1f}".format, [cost.peak_memory for cost in costs]),
+    }
+    return _grid("Cost", rows, columns, emphasis=False)
 
 
 def class_grid(rows: Sequence[Row]) -> Grid:
-    """AP of each class in points, one row for each detector."""
-    columns = [
-        _quality(label, [row.per_class.get(label) for row in rows]) for label in classes_of(rows)
-    ]
-    return _grid("AP of each class in points", rows, columns)
+    """AP of each class in points: one row for each detector, or for each of many classes."""
+    columns: dict[str, _Column] = {
+        label: (_points, [row.per_class.get(label) for row in rows]) for label in classes_of(rows)
+    }
+    grid = _grid("AP of each class in points", rows, columns)
+    return grid.turned() if len(columns) > MANY_CLASSES else grid
 
 
 def original_grid(rows: Sequence[Row]) -> Grid:
     """The layout of the original experiment: a row for each metric, fractions."""
-    values: dict[str, Values] = {
+    values = {
         "mAP": [row.metrics["ap"] for row in rows],
         "mAP_50": [row.metrics["ap50"] for row in rows],
         "mAP_75": [row.metrics["ap75"] for row in rows],
         **{f"mAP_{each}": [row.per_class.get(each) for row in rows] for each in classes_of(rows)},
         **{f"mAP_{size}": [row.metrics[f"ap_{size}"] for row in rows] for size in SIZES},
     }
-    columns = [_quality(name, each, "{:.4f}".format) for name, each in values.items()]
+    columns: dict[str, _Column] = {name: ("{:.4f}".format, each) for name, each in values.items()}
     title = "The original experiment's layout (fractions)"
     return _grid(title, rows, columns, corner="metric", complete=True).turned()
 
@@ -240,40 +202,34 @@ def classes_of(rows: Sequence[Row]) -> list[str]:
     return list(rows[0].per_class) if rows else []
 
 
-class _Column(NamedTuple):
-    header: str
-    words: Sequence[str]
-    best: Sequence[int] = ()
-
-
-def _quality(header: str, values: Values, form: Form | None = None) -> _Column:
-    """A column whose largest value is emphasised, unless all are equal or there is only one."""
-    known = {value for value in values if value is not None}
-    best = [row for row, value in enumerate(values) if len(known) > 1 and value == max(known)]
-    return _Column(header, _words(values, form or (lambda value: f"{100 * value:.1f}")), best)
-
-
-def _words(values: Values, form: Form = "{:.0f}".format) -> list[str]:
-    return [NOTHING if value is None else form(value) for value in values]
-
-
 def _grid(
     title: str,
     rows: Sequence[Row],
-    columns: Sequence[_Column],
+    columns: Mapping[str, _Column],
     *,
     corner: str = "model",
+    emphasis: bool = True,
     complete: bool = False,
 ) -> Grid:
-    """A table with one row for each detector; columns that hold nothing are left out."""
-    kept = [each for each in columns if complete or any(word != NOTHING for word in each.words)]
-    names = [row.name for row in rows]
-    return Grid(
-        title,
-        (corner, *(column.header for column in kept)),
-        tuple(zip(names, *(column.words for column in kept), strict=True)),
-        frozenset((row, c) for c, column in enumerate(kept, start=1) for row in column.best),
-    )
+    """A table with one row for each detector; columns that hold nothing are left out.
+
+    The largest number of a column is emphasised, unless all are equal.
+    """
+    cells: list[Sequence[str]] = [[row.name for row in rows]]
+    headers, best = [corner], set()
+    for header, (form, values) in columns.items():
+        if not complete and all(value is None for value in values):
+            continue
+        known = {value for value in values if isinstance(value, float)}
+        if emphasis and len(known) > 1:
+            best |= {(r, len(headers)) for r, value in enumerate(values) if value == max(known)}
+        headers.append(header)
+        cells.append([NOTHING if value is None else form(value) for value in values])
+    return Grid(title, tuple(headers), tuple(zip(*cells, strict=True)), frozenset(best))
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def _count(value: float) -> str:

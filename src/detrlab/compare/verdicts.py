@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """Which detector is better, in numbers and in sentences.
-
-    Attributes:
-        found: intervals and differences in numbers.
-        sentences: the verdicts on AP, the leader first.
-    """
+    """Which detector is better, in numbers and in sentences on AP, the leader first."""
 
     found: Findings
     sentences: tuple[str, ...]
@@ -38,10 +33,6 @@ class Verdicts:
             for name, quantities in self.found.intervals.items()
             if (interval := quantities["ap"]).low is not None and interval.high is not None
         }
-
-    def differences(self, quantity: str = "ap") -> list[Difference]:
-        """The planned pairs in one quantity, those with something to judge."""
-        return [each for each in self.found.of(quantity) if each.estimate is not None]
 
     def notes(self) -> list[str]:
         """What a reader must know to understand the verdicts."""
@@ -58,32 +49,15 @@ class Verdicts:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {
-            "sentences": list(self.sentences),
-            "notes": self.notes(),
-            "level": LEVEL,
-            "images": self.found.images,
-            "intervals": {
-                name: {quantity: asdict(interval) for quantity, interval in rows.items()}
-                for name, rows in self.found.intervals.items()
-            },
-            "differences": [
-                {**asdict(each), "verdict": verdict(each)} for each in self.found.differences
-            ],
-        }
+        found = asdict(self.found)
+        for values, each in zip(found["differences"], self.found.differences, strict=True):
+            values["verdict"] = verdict(each)
+        sentences = list(self.sentences)
+        return {"sentences": sentences, "notes": self.notes(), "level": LEVEL, **found}
 
 
 def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
-    """Judge a table's detectors by their predictions.
-
-    Args:
-        rows: of the table.
-        truth: the annotated objects.
-        folder: that the paths of the predictions are relative to.
-
-    Raises:
-        UserError: a file of predictions is damaged.
-    """
+    """Judge a table's detectors by their predictions, whose paths are relative to ``folder``."""
     detectors = {
         row.name: [judged(folder / run.predictions, truth)[1] for run in row.runs] for row in rows
     }
@@ -131,12 +105,15 @@ def _step_before(name: str, ours: Sequence[str]) -> str | None:
 def verdict(difference: Difference) -> str:
     """One difference in a sentence.
 
-    It says that one detector is better, or that the two are equal for practical purposes (the
-    whole interval lies within one AP of 0), or that they cannot be distinguished here, and what
-    that would take. With one seed it is about the trained models.
+    One detector is better, or the two are equal for practical purposes (the whole interval lies
+    within one AP of 0), or they cannot be distinguished here, and what that would take.
     """
     d = difference
-    what = _quantity_words(d.quantity)
+    what = d.quantity.upper()
+    if d.quantity.startswith("class:"):
+        what = f"AP on {d.quantity.removeprefix('class:')}"
+    elif d.quantity.startswith("ap_"):
+        what = f"AP on {d.quantity.removeprefix('ap_')} objects"
     if d.estimate is None or d.low is None or d.high is None or d.p_adjusted is None:
         return f"{d.second} against {d.first}: nothing to judge in {what}"
     first, second = _spoken(d.first, d.seeds[0], d), _spoken(d.second, d.seeds[1], d)
@@ -169,11 +146,9 @@ def _needed_words(needed: Needed | None, what: str) -> str:
         ways.append(f"about {_rounded(needed.images)} images")
     if needed.seeds is not None:
         ways.append(f"{needed.seeds} seeds")
-    if needed.both is not None:
-        ways.append(f"about {_rounded(needed.both[0])} images and {needed.both[1]} seeds")
-    goal = f"{100 * needed.target:.3g} {what}"
+    goal = f"{100 * TARGET:.3g} {what}"
     if not ways:
-        return f": seeds differ too much to resolve {goal}, even with {MOST_SEEDS} of each"
+        return f": neither more images nor {MOST_SEEDS} seeds of each alone would resolve {goal}"
     return f": to resolve {goal} here you need {' or '.join(ways)}"
 
 
@@ -193,13 +168,6 @@ def _leader(points: dict[str, float], found: Findings) -> list[str]:
 def _points(value: float) -> str:
     """A value in [0, 1] in points: .018 is 1.8."""
     return f"{100 * value:.1f}".replace("-0.0", "0.0")
-
-
-def _quantity_words(quantity: str) -> str:
-    if quantity.startswith("class:"):
-        return f"AP on {quantity.removeprefix('class:')}"
-    size = quantity.removeprefix("ap_")
-    return quantity.upper() if size == quantity else f"AP on {size} objects"
 
 
 def _rounded(count: int) -> str:

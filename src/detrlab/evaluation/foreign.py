@@ -21,6 +21,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from detrlab import files
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import as_ground_truth
 from detrlab.evaluation.records import Detected, GroundTruth, ImageId
@@ -102,7 +103,7 @@ def load_predictions(
 
 def _read(path: Path) -> list[_Record]:
     try:
-        return _RECORDS.validate_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        return _RECORDS.validate_json(files.read_bytes(path).removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:

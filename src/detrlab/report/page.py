@@ -35,8 +35,6 @@ ENVIRONMENT = (
     "packages", "python", "platform", "processor", "device", "processes", "deformable_attention",
 )  # fmt: skip
 """What the page shows of a run's environment."""
-MANY_CLASSES = 12
-"""A table of more classes has a line for each of them instead of a column."""
 
 
 def write_page(
@@ -116,11 +114,7 @@ def render(
         missing=_missing(comparison),
         verdicts=verdicts,
         levels=_values(rows, intervals, levels, {"ap": ""}),
-        grids=[
-            quality,
-            cost,
-            classes.turned() if len(classes.headers) > MANY_CLASSES + 1 else classes,
-        ],
+        grids=[quality, cost, classes],
         original=original,
         differences=_differences(verdicts),
         legend=[(row.name, charts.embedded(charts.key(i))) for i, row in enumerate(rows)],
