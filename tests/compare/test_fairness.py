@@ -24,15 +24,15 @@ def digest(batch):
 def seen(monkeypatch):
     """Hashes of every training batch that reaches a network, as its training gets them."""
     hashes = []
-    original = loop.batches
 
-    def recording(*arguments, **options):
-        for batch in original(*arguments, **options):
-            if options["train"]:
-                hashes.append(digest(batch))
-            yield batch
+    class Recording(loop.Loader):
+        def epoch(self, *arguments, **options):
+            for batch in super().epoch(*arguments, **options):
+                if self.train:
+                    hashes.append(digest(batch))
+                yield batch
 
-    monkeypatch.setattr(loop, "batches", recording)
+    monkeypatch.setattr(loop, "Loader", Recording)
     return hashes
 
 

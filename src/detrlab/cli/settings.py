@@ -98,8 +98,11 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
 def change_settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     """The recipe with settings such as ``train.clip`` changed, for every detector."""
     from detrlab.compare.entrants import by_part, known_settings
+    from detrlab.presets import settings
+    from detrlab.presets.saved import refuse_removed
 
     known = known_settings()
+    refuse_removed([name.removeprefix("model.") for name in changes], settings(), "--set")
     for name in changes:
         if name not in known:
             raise UserError(f"unknown setting {name!r}{did_you_mean(name, known)}")

@@ -6,7 +6,7 @@ There a model's settings were one flat record for all detectors, and the parts w
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from detrlab.errors import UserError
@@ -64,7 +64,7 @@ def _variant(name: str, values: Mapping[str, Any]) -> str:
     return f"{name}{single}{'-dc5' if dilated else ''}"
 
 
-def refuse_removed(changes: Mapping[str, Any], known: Container[str], where: str) -> None:
+def refuse_removed(changes: Iterable[str], known: Container[str], where: str) -> None:
     """Say what replaced a setting that is no longer there.
 
     Raises:
