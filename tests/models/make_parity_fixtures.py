@@ -140,20 +140,22 @@ def run_original(
 
         torchvision.models.resnet50 = resnet50
 
+    def tell_channels(base):  # those of ResNet-50 are hard-coded
+        original = base.__init__
+
+        def __init__(self, *args, **options):  # noqa: N807
+            original(self, *args, **options)
+            several = isinstance(self.num_channels, list)
+            channels = [4 * each for each in planes]
+            self.num_channels = channels[-len(self.num_channels) :] if several else channels[-1]
+
+        base.__init__ = __init__
+
     def enter(*names):
         modules = enter.original(*names)
         holders = {"main": "models.backbone", "models.dino.dino": "models.dino.backbone"}
-        for name in set(names) & set(holders):  # the channels of ResNet-50 are hard-coded
-            base = sys.modules[holders[name]].BackboneBase
-            original = base.__init__
-
-            def __init__(self, *args, **options):  # noqa: N807
-                original(self, *args, **options)
-                several = isinstance(self.num_channels, list)
-                channels = [4 * each for each in planes]
-                self.num_channels = channels[-len(self.num_channels) :] if several else channels[-1]
-
-            base.__init__ = __init__
+        for name in set(names) & set(holders):
+            tell_channels(sys.modules[holders[name]].BackboneBase)
         return modules
 
     def randomise(model, _seed):

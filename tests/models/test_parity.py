@@ -14,8 +14,8 @@ from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.config import TrainConfig
 from detrlab.evaluation.postprocess import decode
-from detrlab.ops import deformable
 from detrlab.models.queries.denoising import Noise
+from detrlab.ops import deformable
 from detrlab.presets import ORIGINALS, build_network
 from detrlab.presets.deformable import (
     DeformableDetr,
@@ -288,7 +288,7 @@ def test_stored_numbers(preset, dtype):
 
 
 def test_look_forward_twice_differs_in_gradients_only():
-    with pytest.raises(AssertionError, match="^gradient of"):
+    with pytest.raises(AssertionError, match=r"^gradient of"):
         check_all(stored("mixed-deformable-detr"), torch.float64, DOUBLE, preset="dino-4scale")
 
 
