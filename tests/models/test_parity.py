@@ -302,17 +302,18 @@ def test_stored_numbers_by_the_kernels(preset):
         check_all(stored(preset), torch.float32, single(preset, STORED))
 
 
-LIVE = [pytest.param(preset, fixtures.COUNTS, id=preset) for preset in PRESETS]
-LIVE.append(pytest.param("dino-4scale", (0, 0, 0), id="dino-4scale-without-objects"))
+LIVE = [(preset, 7, "tiny", fixtures.COUNTS) for preset in PRESETS]
+LIVE += [("detr-dc5", 1, "std", fixtures.COUNTS)]
+LIVE += [("deformable-detr-two-stage", 1, "std", fixtures.COUNTS)]
+LIVE += [("dino-4scale", 7, "tiny", (0, 0, 0))]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not fixtures.ORIGINALS.is_dir(), reason="the authors' code does not lie beside the checkout"
 )
-@pytest.mark.parametrize(("preset", "counts"), LIVE)
-@pytest.mark.parametrize(("seed", "planes"), [(7, "tiny"), (1, "std")])
-def test_live(preset, counts, seed, planes, tmp_path):
+@pytest.mark.parametrize(("preset", "seed", "planes", "counts"), LIVE)
+def test_live(preset, seed, planes, counts, tmp_path):
     path = tmp_path / "numbers.npz"
     fixtures.make(preset, path, seed, PLANES[planes], "float32", counts)
     check_all(path, torch.float32, single(preset, SINGLE), planes)
