@@ -8,7 +8,16 @@ from detrlab.config import TrainConfig
 from detrlab.losses.pairs import Counts, tally, total_counts
 from detrlab.presets.parts import focal_criterion, softmax_criterion
 from detrlab.scoring import SigmoidScoring, SoftmaxScoring
-from detrlab.structures import PROPOSALS, Denoising, Pairs, Predictions, Queries, SupervisedSet, Target, supervise
+from detrlab.structures import (
+    PROPOSALS,
+    Denoising,
+    Pairs,
+    Predictions,
+    Queries,
+    SupervisedSet,
+    Target,
+    supervise,
+)
 
 CLASSES = 3
 SOFTMAX, SIGMOID = SoftmaxScoring(), SigmoidScoring()
