@@ -43,7 +43,7 @@ demo: $(VENV)/.ready
 	$(BIN)/detrlab compare --recipe tiny --output runs/compare/demo $(DEMO_ARGS)
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(JOBS) -m "$(MARKERS)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARKERS)" $(PYTEST_ARGS)
 
 tables: $(VENV)/.ready
 	$(BIN)/python benchmarks/findings.py

@@ -1,5 +1,6 @@
-"""What all tests share: quiet threads, and the photographs beside the checkout."""
+"""What all tests share: quiet threads, generated pictures, and the photographs beside."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the photographs do not lie beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shapes_are_drawn_once():
+    """Drawing the 800 pictures of ``shapes`` takes three seconds, and many tests read them."""
+    from detrlab.data import shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "table", functools.cache(shapes.table))
+        yield
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_settings_of_earlier_versions_are_read():
     config = parse_config(old)
     assert (config.preset, config.levels) == ("deformable-detr-single-scale-dc5", 1)
     assert parse_config({**old, "refine": True}).preset == "deformable-detr-refine"
-    with pytest.raises(UserError, match="dense.*points"):
+    with pytest.raises(UserError, match=r"dense.*points"):
         parse_config({**old, "attention": "dense"})
 
 

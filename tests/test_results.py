@@ -27,14 +27,28 @@ def test_results_are_small():
     assert RUNS
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.parents[1].name}/{run.name}")
+def read(path):
+    return json.loads(lzma.decompress(path.read_bytes()))
+
+
+def each_run():
+    """The first of each comparison by default, the others (a second each) with the slow tests."""
+    seen = set()
+    for run in RUNS:
+        study = run.parents[1].name
+        marks = [pytest.mark.slow] if study in seen else []
+        seen.add(study)
+        yield pytest.param(run, marks=marks, id=f"{study}/{run.name}")
+
+
+@pytest.mark.parametrize("run", [*each_run()])
 def test_predictions_give_the_numbers(run):
     coco = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
 
-    predictions = json.loads(lzma.open(run / "predictions.json.xz").read())
+    predictions = read(run / "predictions.json.xz")
     truth = coco.COCO()
-    truth.dataset = json.loads(lzma.open(run.parents[1] / "ground_truth.json.xz").read())
+    truth.dataset = read(run.parents[1] / "ground_truth.json.xz")
     truth.dataset.setdefault("info", {})
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()

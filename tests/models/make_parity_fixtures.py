@@ -1,4 +1,4 @@
-"""The original authors' numbers for the seven presets, for test_parity.py.
+"""The original authors' numbers for the presets they can build, for test_parity.py.
 
     python tests/models/make_parity_fixtures.py [PRESET ...]     # writes tests/models/parity/*.npz
 
@@ -6,7 +6,8 @@ Making them needs the authors' code (``witness.py`` in ``../shared/originals``);
 only the repository. The originals run in double precision, so that the numbers do not depend on
 the processor. Weights and pixels follow from their names and a seed (``drawn``) and are not
 stored. Of each gradient the files hold the norm, the product with a random tensor and
-``SAMPLES`` elements; of the encoder's memory, elements of the cells that are not padding.
+``SAMPLES`` elements; of the encoder's memory, elements of the cells that are not padding. The
+noise of DINO's denoising queries is stored as the original drew it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ SIZES = ((64, 416), (56, 320), (40, 208))
 SAMPLES = 16
 MEMORY_SAMPLES = 4096
 
-_DEFORMABLE = "deformable-detr"
+_DEFORMABLE, _DINO = "deformable-detr", "dino-4scale"
+_ONCE = {"use_detached_boxes_dec_out": True}  # look forward once
 # preset: the case of witness.py, what differs from it, and the seed of the stored numbers: one at
 # which no activation lies so near to zero that single precision puts it on the other side.
 CASES = {
@@ -47,9 +49,26 @@ CASES = {
         {"num_feature_levels": 1, "dilation": True},
         3,
     ),
+    "cdn-deformable-detr": (_DINO, {**_ONCE, "embed_init_tgt": False}, 2),
+    "mixed-deformable-detr": (_DINO, _ONCE, 2),
+    _DINO: (_DINO, {}, 2),
 }
-SETS = {"aux_outputs.0": "_0", "aux_outputs.1": "_1", "final": "", "enc_outputs": "_enc"}
+SETS = {
+    "aux_outputs.0": "_0",
+    "aux_outputs.1": "_1",
+    "final": "",
+    "enc_outputs": "_enc",
+    "interm_outputs": "_interm",
+    "denoising.aux_outputs.0": "_dn_0",
+    "denoising.aux_outputs.1": "_dn_1",
+    "denoising.final": "_dn",
+}
 """The sets of predictions: name in a witness record -> suffix of the original's loss names."""
+COUNTS = (4, 1, 0)
+"""Objects of each image."""
+
+
+_EMBEDDINGS = ("query_embed.weight", "level_embed", "tgt_embed.weight", "label_enc.weight")
 
 
 def drawn(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -70,7 +89,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         noise = (1.0 if name.endswith("weight") else 0.0) + 0.3 * noise
     elif name.endswith("sampling_offsets.bias"):
         noise = 2 * noise
-    elif len(shape) > 1 and not name.endswith(("query_embed.weight", "level_embed")):
+    elif len(shape) > 1 and not name.endswith(_EMBEDDINGS):
         gain = 1.4 if len(shape) == 4 else 1.0
         if "multihead_attn" in name:
             gain = 3.0  # otherwise DETR's queries would all give nearly the same answer
@@ -101,7 +120,9 @@ def digest(name: str, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # --- running the originals ------------------------------------------------------------------
 
 
-def run_original(preset: str, seed: int, planes: tuple[int, ...], double: bool) -> dict:
+def run_original(
+    preset: str, seed: int, planes: tuple[int, ...], double: bool, counts: tuple[int, ...]
+) -> dict:
     """A witness record; patches the originals, so it needs a process of its own."""
     sys.path.insert(0, str(ORIGINALS))
     import torchvision
@@ -119,19 +140,22 @@ def run_original(preset: str, seed: int, planes: tuple[int, ...], double: bool) 
 
         torchvision.models.resnet50 = resnet50
 
+    def tell_channels(base):  # those of ResNet-50 are hard-coded
+        original = base.__init__
+
+        def __init__(self, *args, **options):  # noqa: N807
+            original(self, *args, **options)
+            several = isinstance(self.num_channels, list)
+            channels = [4 * each for each in planes]
+            self.num_channels = channels[-len(self.num_channels) :] if several else channels[-1]
+
+        base.__init__ = __init__
+
     def enter(*names):
         modules = enter.original(*names)
-        if "main" in names:  # the channels of ResNet-50 are hard-coded
-            base = sys.modules["models.backbone"].BackboneBase
-            original = base.__init__
-
-            def __init__(self, *args, **options):  # noqa: N807
-                original(self, *args, **options)
-                several = isinstance(self.num_channels, list)
-                channels = [4 * each for each in planes]
-                self.num_channels = channels[-len(self.num_channels) :] if several else channels[-1]
-
-            base.__init__ = __init__
+        holders = {"main": "models.backbone", "models.dino.dino": "models.dino.backbone"}
+        for name in set(names) & set(holders):
+            tell_channels(sys.modules[holders[name]].BackboneBase)
         return modules
 
     def randomise(model, _seed):
@@ -149,7 +173,7 @@ def run_original(preset: str, seed: int, planes: tuple[int, ...], double: bool) 
 
     witness._images = draw
     case, changes, _ = CASES[preset]
-    record = witness.run(case, seed, True, double, True, changes or None)
+    record = witness.run(case, seed, True, double, True, changes or None, counts)
     assert record["config"]["enc_output_bias_redrawn"] == 0, "take another seed"
     assert record["train"]["targets_unchanged"]
     record["image_seed"] = used.seed
@@ -177,16 +201,24 @@ def summarise(preset: str, seed: int, record: dict) -> tuple[dict, dict[str, Ten
     train, arguments = record["train"], record["config"]["tree"]
     outputs = train["outputs"]
     tensors = {"memory": _memory(record).float()}
-    sets = {"final": outputs, "enc_outputs": outputs.get("enc_outputs")}
-    sets |= {f"aux_outputs.{i}": each for i, each in enumerate(outputs["aux_outputs"])}
-    for path, suffix in SETS.items():
-        if sets[path] is not None:
-            tensors[f"logits{suffix}"] = sets[path]["pred_logits"].float()
-            tensors[f"boxes{suffix}"] = sets[path]["pred_boxes"].float()
+    denoising = outputs.get("dn_meta", {}).get("output_known_lbs_bboxes")
+    sets = {name: outputs[name] for name in ("enc_outputs", "interm_outputs") if name in outputs}
+    for prefix, each in (("", outputs), ("denoising.", denoising)):
+        if each:
+            sets[f"{prefix}final"] = each
+            sets |= {f"{prefix}aux_outputs.{i}": aux for i, aux in enumerate(each["aux_outputs"])}
+    for path, each in sets.items():
+        tensors[f"logits{SETS[path]}"] = each["pred_logits"].float()
+        tensors[f"boxes{SETS[path]}"] = each["pred_boxes"].float()
+    if denoising:
+        chosen, labels, signs, parts = (each["value"] for each in train["denoising"]["draws"])
+        tensors["noise.chosen"], tensors["noise.parts"] = chosen.float(), parts.float()
+        tensors["noise.labels"], tensors["noise.signs"] = labels.short(), signs.to(torch.int8)
     for call in train["matching"]:
+        suffix = SETS[call["output"].removesuffix("_for_matching_pre")]
         pairs = [torch.stack(each) for each in call["indices"]]
         for image, each in enumerate(pairs):
-            tensors[f"pairs{SETS[call['output']]}.{image}"] = each.short()
+            tensors[f"pairs{suffix}.{image}"] = each.short()
     for image, target in enumerate(record["targets"]):
         tensors[f"labels.{image}"] = target["labels"].short()
         tensors[f"target_boxes.{image}"] = target["boxes"].float()
@@ -203,8 +235,16 @@ def summarise(preset: str, seed: int, record: dict) -> tuple[dict, dict[str, Ten
         (name, tuple(each.shape), first_names.setdefault(each.data_ptr(), name))
         for name, each in record["state_dict"].items()
     ]
-    wanted = ("dilation", "num_feature_levels", "with_box_refine", "two_stage", "hidden_dim")
-    wanted += ("nheads", "num_queries", "enc_n_points", "dec_n_points")
+    wanted = (
+        "dilation",
+        "num_feature_levels",
+        "with_box_refine",
+        "two_stage",
+        "hidden_dim",
+        "num_classes",
+    )
+    wanted += ("nheads", "num_queries", "enc_n_points", "dec_n_points", "dn_number")
+    wanted += ("dn_label_noise_ratio", "dn_box_noise_scale", "embed_init_tgt", *_ONCE)
     values = {
         "preset": preset,
         "seed": seed,
@@ -239,10 +279,17 @@ def read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     return values, {name: torch.from_numpy(each) for name, each in arrays.items()}
 
 
-def make(preset: str, path: Path, seed: int, planes: tuple[int, ...], dtype: str) -> None:
+def make(
+    preset: str,
+    path: Path,
+    seed: int,
+    planes: tuple[int, ...],
+    dtype: str,
+    counts: tuple[int, ...] = COUNTS,
+) -> None:
     """Run one original in a process of its own: their packages' names collide."""
     command = [sys.executable, __file__, preset, "--out", str(path), "--seed", str(seed)]
-    command += ["--dtype", dtype, "--planes", *map(str, planes)]
+    command += ["--dtype", dtype, "--planes", *map(str, planes), "--counts", *map(str, counts)]
     subprocess.run(command, check=True)
 
 
@@ -254,11 +301,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.add_argument("--planes", type=int, nargs=4, default=(8, 16, 24, 32))
+    parser.add_argument("--counts", type=int, nargs=3, default=COUNTS)
     options = parser.parse_args()
     if options.out:
         (preset,) = options.presets
         planes, double = tuple(options.planes), options.dtype == "float64"
-        record = run_original(preset, options.seed, planes, double)
+        counts = tuple(options.counts)
+        record = run_original(preset, options.seed, planes, double, counts)
         write(options.out, *summarise(preset, options.seed, record))
         return
     FOLDER.mkdir(exist_ok=True)

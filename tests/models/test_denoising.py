@@ -1,4 +1,8 @@
-"""Denoising queries: what is inserted, what attends to what, and that detections stay equal."""
+"""Denoising queries: what is inserted, and how often.
+
+How noise moves boxes and what attends to what is compared with DINO's code in test_parity.py;
+that detections do not depend on them, in test_every_preset.py.
+"""
 
 import pytest
 import torch
@@ -80,33 +84,6 @@ def test_without_noise_the_objects_themselves_are_inserted(contrastive):
     torch.testing.assert_close(references.view(2, count, 4)[1, 1], torch.full((4,), 0.5))
 
 
-def test_noise_moves_corners_and_replaces_labels():
-    source, (target,) = module(label_noise=0.5, box_noise=0.4), targets_of(1)
-    noise = Noise(
-        torch.tensor([[0.1], [0.3]]),
-        torch.tensor([[4], [4]]),
-        torch.tensor([[[1.0, 1, -1, 1]], [[1, 1, 1, 1]]]),
-        torch.full((2, 1, 4), 0.5),
-    )
-    labels, boxes = source._disturb([target], noise)
-    assert labels.tolist() == [[4], target.labels.tolist()]  # 0.1 < 0.25 <= 0.3
-    x, y, w, h = target.boxes[0].tolist()
-    low_x, low_y = x - w / 2 + 0.1 * w, y - h / 2 + 0.1 * h
-    high_x, high_y = x + w / 2 - 0.1 * w, y + h / 2 + 0.1 * h
-    expected = [(low_x + high_x) / 2, (low_y + high_y) / 2, high_x - low_x, high_y - low_y]
-    assert boxes[0, 0].tolist() == pytest.approx(expected, abs=1e-6)
-
-
-def test_groups_do_not_see_one_another_and_are_not_seen():
-    source = module()
-    queries = source.insert(source(None)[0], targets_of(2, 1), quiet(4, 3))  # two groups of four
-    blocked = queries.blocked
-    for row in range(8 + REAL):
-        for column in range(8 + REAL):
-            expected = column < 8 if row >= 8 else column < 8 and row // 4 != column // 4
-            assert blocked[row, column] == expected, (row, column)
-
-
 def test_nothing_is_inserted_without_targets_or_objects():
     source = module()
     assert source(None)[0].denoising is None
@@ -115,31 +92,6 @@ def test_nothing_is_inserted_without_targets_or_objects():
     queries.content.sum().backward()
     assert source.labels.grad is not None  # several processes need a gradient everywhere
     assert not source.labels.grad.any()
-
-
-@pytest.mark.parametrize("preset", ["dn-deformable-detr", "cdn-deformable-detr", "dino-4scale"])
-def test_detections_do_not_depend_on_denoising(preset):
-    network = build_network(tiny_config(preset, CLASSES, width=64))
-    draw = torch.Generator().manual_seed(1)
-    images = ImageBatch(
-        torch.randn(2, 3, 64, 96, generator=draw), torch.zeros(2, 64, 96, dtype=torch.bool)
-    )
-    targets = targets_of(3, 1)
-    with torch.no_grad():
-        plain = network(images)
-        torch.manual_seed(5)
-        first = network(images, targets)
-        torch.manual_seed(5)
-        again = network(images, targets)
-        other = network(images, targets)
-    for ours, expected in zip(first.layers, plain.layers, strict=True):
-        torch.testing.assert_close(ours.boxes, expected.boxes, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.logits, expected.logits, rtol=1e-5, atol=1e-5)
-    sets = {each.name: each.predictions.boxes for each in first.sets}
-    same = {each.name: each.predictions.boxes for each in again.sets}
-    assert all(torch.equal(sets[name], same[name]) for name in sets)
-    differing = next(each for each in other.sets if each.name == "denoising_final")
-    assert not torch.equal(sets["denoising_final"], differing.predictions.boxes)
 
 
 def test_a_micro_batch_has_groups_of_its_own():

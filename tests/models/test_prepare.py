@@ -1,5 +1,4 @@
 import copy
-from collections import Counter
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ from torch import nn
 
 from detrlab.models.backbones.folding import FoldedConv2d, fold_frozen_norms
 from detrlab.models.prepare import prepare
-from detrlab.presets import FIVE, build_network
+from detrlab.presets import build_network
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 
@@ -83,44 +82,14 @@ def test_norms_that_do_not_follow_a_convolution_stay():
     assert torch.equal(body(torch.ones(1, 3, 8, 8))[0], before)
 
 
-@pytest.mark.parametrize("preset", FIVE)
-def test_prepared_detectors_give_the_same(preset):
-    network = build_network(tiny_config(preset)).double().train()
-    prepared = prepare(prepare(copy.deepcopy(network)))
-    assert any(isinstance(each, FoldedConv2d) for each in prepared.modules())
-    assert len(prepared.backbone._forward_pre_hooks) == 1
-    assert list(prepared.state_dict()) == list(network.state_dict())
-    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding[1, :, 100:] = True
-    images = ImageBatch(torch.randn(2, 3, 96, 128, dtype=torch.float64), padding)
-    plain, fast = network(images).final, prepared(images).final
-    torch.testing.assert_close(fast.logits, plain.logits, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(fast.boxes, plain.boxes, rtol=1e-8, atol=1e-8)
-
-
 def test_gradients_have_the_layout_of_their_parameters():
     # Fused optimisers walk parameter, gradient and state side by side through memory.
-    network = prepare(build_network(tiny_config("detr")).train())
+    network = prepare(prepare(build_network(tiny_config("detr")).train()))
+    assert len(network.backbone._forward_pre_hooks) == 1
+    assert any(isinstance(each, FoldedConv2d) for each in network.modules())
     images = ImageBatch(torch.randn(1, 3, 96, 128), torch.zeros(1, 96, 128, dtype=torch.bool))
     network(images).final.logits.sum().backward()
     trained = [each for each in network.backbone.parameters() if each.grad is not None]
     assert trained
     # Not strides: those of sides of length 1 mean nothing, and do differ.
     assert all(each.is_contiguous() and each.grad.is_contiguous() for each in trained)
-
-
-@pytest.mark.parametrize("preset", FIVE)
-def test_detect_is_the_last_layer_of_forward(preset):
-    network = build_network(tiny_config(preset)).double().eval()
-    padding = torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding[1, :, 100:] = True
-    images = ImageBatch(torch.randn(2, 3, 96, 128, dtype=torch.float64), padding)
-    runs = Counter()
-    for head in network.decoder.heads:
-        head.register_forward_hook(lambda *_: runs.update(["head"]))
-    final = network(images).final
-    assert runs.pop("head") == 3
-    found = network(images).final
-    assert runs["head"] == (3 if tiny_config(preset).refine else 1)
-    torch.testing.assert_close(found.logits, final.logits, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(found.boxes, final.boxes, rtol=1e-9, atol=1e-9)
