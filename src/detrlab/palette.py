@@ -43,8 +43,8 @@ VERDICTS = {
 COST_TERMS = {"class": "#404040", "L1": "#8f8f8f", "GIoU": "#d0d0d0"}
 """The terms of the matching cost; grey, because they stand beside ``VERDICTS``."""
 
-INK, FAINT = "#222222", "#8c8c8c"
-"""Text, and lines that only guide the eye, on a light background."""
+INK, SOFT, FAINT, RULE, PAPER = "#222222", "#5c5c5c", "#8c8c8c", "#d8d8d8", "#ffffff"
+"""Text, less important text, lines that only guide the eye, grid lines, background."""
 
 SEQUENTIAL = "plasma"
 """Matplotlib's name of the colour map for weights."""

@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scenes import judged, objects
 
+from detrlab.boxes import box_iou
 from detrlab.evaluation.analysis import (
     analyse,
-    box_overlaps,
     calibration,
     confusion,
     image_verdicts,
@@ -139,6 +140,10 @@ def test_confusion_counts_every_object_and_every_detection_once(seed):
     )
 
 
+def corners(boxes):
+    return torch.from_numpy(np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1))
+
+
 def naive_tide(truth, detected):
     """The paper's six kinds, one detection at a time."""
     matches = match(truth, detected)
@@ -146,9 +151,9 @@ def naive_tide(truth, detected):
     covered = set(matches.owner[matches.verdict[:, 0, 0] == 1, 0].tolist())
     used = set(covered)
     for d in np.flatnonzero(matches.verdict[:, 0, 0] == 0):
-        box = detected.boxes[matches.row[d]][None]
+        box = corners(detected.boxes[matches.row[d]])
         here = np.flatnonzero((truth.image == matches.image[d]) & ~truth.crowd)
-        overlaps = box_overlaps(box, truth.boxes[here])[0]
+        overlaps = box_iou(box, corners(truth.boxes[here])).numpy()
         same = truth.label[here] == matches.label[d]
         best_same = overlaps[same].max(initial=0.0)
         best_other = overlaps[~same].max(initial=0.0)

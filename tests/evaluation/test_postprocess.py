@@ -17,7 +17,9 @@ SIZES = ((480, 640), (100, 333))
 
 def naive(predictions, sizes, rows):
     """Spec in words, one image at a time: ``rows(logits)`` gives (score, label, query)."""
-    for logits, boxes, (height, width) in zip(*predictions, sizes, strict=True):
+    for logits, boxes, (height, width) in zip(
+        predictions.logits, predictions.boxes, sizes, strict=True
+    ):
         found = sorted(rows(logits.double()), reverse=True)[:100]
         yield [
             (
@@ -74,7 +76,7 @@ def test_half_precision_is_read_in_single():
     given = predictions(5)
     halves = Predictions(given.logits.bfloat16(), given.boxes.bfloat16())
     decoded = decode(halves, SigmoidScoring(), SIZES)
-    again = decode(Predictions(*(p.float() for p in halves)), SigmoidScoring(), SIZES)
+    again = decode(Predictions(*(part.float() for part in halves[:2])), SigmoidScoring(), SIZES)
     assert decoded.boxes.dtype == torch.float32
     torch.testing.assert_close(decoded, again, rtol=0, atol=0)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,7 @@ from torch import Tensor
 
 from detrlab.errors import UserError
 from detrlab.evaluation.postprocess import decode
-from detrlab.evaluation.records import (
-    Detected,
-    Floats,
-    GroundTruth,
-    ImageId,
-    best_per_class,
-)
+from detrlab.evaluation.records import Detected, Floats, GroundTruth, ImageId, best_per_class
 from detrlab.files import replacing
 from detrlab.structures import ImageBatch
 
@@ -42,20 +36,9 @@ TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
 class Metrics:
     """The 12 COCO metrics in [0, 1]; None without objects of that kind.
 
-    Attributes:
-        ap: mean over IoU .50:.05:.95 and over the classes that have objects.
-        ap50: at IoU .50.
-        ap75: at IoU .75.
-        ap_small: on objects up to 32 x 32 pixels.
-        ap_medium: on objects between.
-        ap_large: on objects from 96 x 96 pixels.
-        ar1: recall with one detection an image and class.
-        ar10: recall with ten.
-        ar100: recall with a hundred.
-        ar_small: recall with a hundred, small objects.
-        ar_medium: recall with a hundred, medium objects.
-        ar_large: recall with a hundred, large objects.
-        per_class: AP of each class by name; None for a class without objects.
+    AP is the mean over IoU .50:.05:.95 and over the classes that have objects. AR is recall with
+    at most 1, 10 or 100 detections of a class in an image. Small objects have up to 32 x 32
+    pixels, large ones at least 96 x 96. ``per_class`` is AP by name.
     """
 
     ap: float | None
@@ -74,11 +57,28 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that every json and csv uses."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class Accumulated:
+class Tide(NamedTuple):
+    """TIDE: how much AP50 would rise if each kind of error were fixed.
+
+    Attributes:
+        ap50: without any fix.
+        cost: ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
+            (duplicate), ``Bkg`` (background), ``Miss`` (missed), and all false positives
+            ``FP`` and false negatives ``FN``.
+        counts: number of errors of each of the six kinds.
+
+    Source: arXiv 2008.08115.
+    """
+
+    ap50: float
+    cost: dict[str, float]
+    counts: dict[str, int]
+
+
+class Accumulated(NamedTuple):
     """The arrays that the COCO metrics average; -1 where there are no objects.
 
     Attributes:
@@ -94,25 +94,15 @@ class Accumulated:
 
     def metrics(self, classes: Sequence[str]) -> Metrics:
         """The 12 metrics, and AP by class."""
-        precision, recall = self.precision, self.recall
-        return Metrics(
-            ap=mean_judged(precision[:, :, :, 0, 2]),
-            ap50=mean_judged(precision[0, :, :, 0, 2]),
-            ap75=mean_judged(precision[5, :, :, 0, 2]),
-            ap_small=mean_judged(precision[:, :, :, 1, 2]),
-            ap_medium=mean_judged(precision[:, :, :, 2, 2]),
-            ap_large=mean_judged(precision[:, :, :, 3, 2]),
-            ar1=mean_judged(recall[:, :, 0, 0]),
-            ar10=mean_judged(recall[:, :, 0, 1]),
-            ar100=mean_judged(recall[:, :, 0, 2]),
-            ar_small=mean_judged(recall[:, :, 1, 2]),
-            ar_medium=mean_judged(recall[:, :, 2, 2]),
-            ar_large=mean_judged(recall[:, :, 3, 2]),
-            per_class={
-                name: mean_judged(precision[:, :, index, 0, 2])
-                for index, name in enumerate(classes)
-            },
-        )
+        precision, recall = self.precision[..., 2], self.recall
+        parts = (
+            precision[..., 0], precision[0, ..., 0], precision[5, ..., 0],
+            precision[..., 1], precision[..., 2], precision[..., 3],
+            recall[..., 0, 0], recall[..., 0, 1], recall[..., 0, 2],
+            recall[..., 1, 2], recall[..., 2, 2], recall[..., 3, 2],
+        )  # fmt: skip
+        per_class = {name: mean_judged(precision[:, :, k, 0]) for k, name in enumerate(classes)}
+        return Metrics(*map(mean_judged, parts), per_class=per_class)
 
 
 class Evaluator:
@@ -152,8 +142,6 @@ class Evaluator:
         if image_id not in self.truth.image_index:
             raise UserError(f"image {image_id!r} is not in the ground truth")
         index = self.truth.image_index[image_id]
-        if index in self._parts:
-            raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
         corners = _array(boxes).astype(np.float64).reshape(-1, 4)
         score = _array(scores).astype(np.float64)
         label = _array(labels).astype(np.int64)
@@ -165,25 +153,22 @@ class Evaluator:
                 f"image {image_id!r}: {broken.sum()} of {len(broken)} detections are not finite: "
                 "the network has diverged (lower the learning rate, or train in float32)"
             )
-        self._parts[index] = best_per_class(
-            Detected(
-                image=np.full(len(score), index, dtype=np.int64),
-                label=label,
-                boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-                score=score,
-            )
-        )
+        images = np.full(len(score), index, dtype=np.int64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        self._add(index, Detected(images, label, boxes, score))
 
     def extend(self, detected: Detected) -> None:
         """Add the detections of many images, such as those of ``load_predictions``."""
-        cuts = np.flatnonzero(np.r_[True, detected.image[1:] != detected.image[:-1]])
-        bounds = np.r_[cuts, len(detected)] if len(detected) else np.zeros(1, np.int64)
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            index = int(detected.image[start])
-            if index in self._parts:
-                image_id = self.truth.image_ids[index]
-                raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
-            self._parts[index] = best_per_class(detected.select(np.arange(start, stop)))
+        images, starts = np.unique(detected.image, return_index=True)
+        rows = np.split(np.arange(len(detected)), starts[1:])
+        for index, mine in zip(images.tolist(), rows, strict=False):
+            self._add(index, detected.select(mine))
+
+    def _add(self, index: int, detected: Detected) -> None:
+        if index in self._parts:
+            image_id = self.truth.image_ids[index]
+            raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
+        self._parts[index] = best_per_class(detected)
 
     @property
     def num_images(self) -> int:
@@ -228,17 +213,12 @@ def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
     return Accumulated(result["precision"], result["recall"], result["scores"])
 
 
-def tide_errors(
-    truth: GroundTruth, detected: Detected
-) -> tuple[float, dict[str, float], dict[str, int]]:
-    """AP50, the AP50 gained by fixing each kind of error, and the number of errors by kind.
-
-    Source: arXiv 2008.08115.
-    """
+def tide_errors(truth: GroundTruth, detected: Detected) -> Tide:
+    """What each kind of error costs, and how many there are."""
     found = _hotcoco_evaluation(truth, detected).tide_errors(pos_thr=0.5, bg_thr=0.1)
     cost = {kind: float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
     counts = {kind: int(found["counts"][kind]) for kind in TIDE_KINDS[:6]}
-    return float(found["ap_base"]), cost, counts
+    return Tide(float(found["ap_base"]), cost, counts)
 
 
 def calibration_errors(truth: GroundTruth, detected: Detected, bins: int = 10) -> dict[str, Any]:
@@ -283,8 +263,7 @@ def evaluate(
 ) -> None:
     """Run a network over batches and hand its detections to ``evaluator``.
 
-    The network is put in evaluation mode and left as it was found. Precision is the caller's:
-    open an autocast context around the call.
+    The network is left in the mode it was in. The caller opens an autocast context if needed.
 
     Args:
         network: gives a ``ModelOutput`` for an ``ImageBatch``.

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from detrlab.models.encoders.transformer import cell_centers
 from detrlab.models.heads import PredictionHead
 from detrlab.models.position import box_sine_features
-from detrlab.structures import PROPOSALS, Memory, Predictions, Queries, References, SupervisedSet, Target
+from detrlab.structures import (
+    PROPOSALS,
+    Memory,
+    Predictions,
+    Queries,
+    References,
+    SupervisedSet,
+    Target,
+)
 
 BASE_SIZE = 0.05  # of a proposal on the finest level; doubled on each coarser one
 

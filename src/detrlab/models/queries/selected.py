@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from detrlab.models.heads import PredictionHead
 from detrlab.models.queries.learned import for_each_image
 from detrlab.models.queries.proposals import anchor_logits, rows
-from detrlab.structures import PROPOSALS, Memory, Predictions, Queries, References, SupervisedSet, Target
+from detrlab.structures import (
+    PROPOSALS,
+    Memory,
+    Predictions,
+    Queries,
+    References,
+    SupervisedSet,
+    Target,
+)
 
 
 class SelectedQueries(nn.Module):
