@@ -30,11 +30,9 @@ FOUND, FALSE_ALARM, MISSED, TRUTH = "#009e73", "#d55e00", "#e69f00", "#56b4e9"
 
 VERDICTS = {
     "found": "#00b48a",
-    "shared": "#f0e442",
     "taken": "#e88bbd",
     "another class": "#56b4e9",
     "unsure": "#e69f00",
-    "left out": "#ffffff",
     "badly placed": "#d55e00",
     "unseen": "#8a7dff",
 }

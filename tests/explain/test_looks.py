@@ -9,7 +9,7 @@ from scenes_explained import PRESETS, explained, make_image, make_network
 
 from detrlab.errors import UserError
 from detrlab.explain.capture import record
-from detrlab.explain.looks import cell_at, level_of, look
+from detrlab.explain.looks import cell_at, look
 from detrlab.models.attention import DeformableAttention, DenseAttention
 from detrlab.ops.deformable import use
 from detrlab.presets import build_network
@@ -139,8 +139,6 @@ def test_a_point_is_found_in_its_cell():
     assert cell_at(memory, (1.0, 1.0)) == 12 * 16 - 1
     assert cell_at(memory, (0.5, 0.25)) == 3 * 16 + 8
     assert cell_at(memory, (0.0, 0.0), level=1) == 12 * 16
-    assert level_of(memory, 12 * 16 - 1) == 0
-    assert level_of(memory, 12 * 16) == 1
 
 
 @pytest.mark.parametrize(

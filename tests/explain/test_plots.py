@@ -12,6 +12,7 @@ from scenes_explained import PRESETS, TARGET, explained
 from detrlab.errors import UserError
 from detrlab.explain import plots
 from detrlab.explain.query_use import QueryUse
+from detrlab.figures import save_figure
 
 SIZE = torch.tensor([96.0, 64.0])
 
@@ -103,7 +104,7 @@ def test_the_bars_are_the_costs():
     explanation = with_picture("deformable-detr")
     figure = plots.draw_objects(explanation, threshold=0.999)
     bars = [patch.get_width() for patch in figure.axes[1].patches]
-    best = [e.final.best for e in explanation.verdicts(0.999) if e.reason != "found"]
+    best = [e.best for e in explanation.verdicts(0.999) if e.reason != "found"]
     expected = [each[-3:] for each in sorted(best, key=lambda each: each.cost)]
     assert bars == pytest.approx(np.ravel(expected).tolist())
 
@@ -149,9 +150,9 @@ def test_class_names_are_text_not_formulas(tmp_path):
     classes = ("$\\frac$", "<b>&", "a_b^c$")
     explanation = type(explanation)(**{**vars(explanation), "classes": classes})
     for draw in (plots.draw_detections, plots.draw_objects):
-        assert plots.write(draw(explanation, 0.0), tmp_path / "a.png", dpi=30).is_file()
+        assert save_figure(draw(explanation, 0.0), tmp_path / "a.png", dpi=30).is_file()
     for draw in (plots.draw_decoder, plots.draw_paths):
-        assert plots.write(draw(explanation, [1]), tmp_path / "b.png", dpi=30).is_file()
+        assert save_figure(draw(explanation, [1]), tmp_path / "b.png", dpi=30).is_file()
 
 
 def test_query_use_is_drawn_box_by_box():

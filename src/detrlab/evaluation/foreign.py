@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import (
-    ConfigDict, FailFast, Field, FiniteFloat, TypeAdapter, ValidationError, with_config,
+    ConfigDict,
+    FailFast,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    with_config,
 )  # fmt: skip
 from typing_extensions import TypedDict
 

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detrlab.evaluation.records import (
-    Bools, Detected, Floats, GroundTruth, ImageId, Ints, protocol_rows,
+    Bools,
+    Detected,
+    Floats,
+    GroundTruth,
+    ImageId,
+    Ints,
+    protocol_rows,
 )  # fmt: skip
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

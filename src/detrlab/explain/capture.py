@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +35,7 @@ class Call(NamedTuple):
     memory: Memory
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(NamedTuple):
     """What a network did with a batch.
 
     Attributes:

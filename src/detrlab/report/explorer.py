@@ -115,7 +115,7 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     verdicts = explanation.verdicts(threshold)
     # The query with the lowest matching cost is shown even where it is not a detection.
     known = {each.query for each in found[:EXPLAINED]}
-    nearest = {verdict.final.best.query: verdict.label for verdict in verdicts}
+    nearest = {verdict.best.query: verdict.label for verdict in verdicts}
     others = []
     for query, label in list(nearest.items())[:EXPLAINED]:
         if query not in known:
@@ -124,7 +124,7 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     why = [
         {
             "b": _pixels(verdict.box, size),
-            "q": verdict.final.best.query,
+            "q": verdict.best.query,
             "words": sentence(verdict, explanation.classes, threshold),
         }
         for verdict in verdicts
@@ -138,18 +138,12 @@ def _story(
     """The query of a box; reference, box and score in each layer; where the last layer looked."""
     from detrlab.explain import Samples
 
-    found = explanation.paths
     path = []
-    for layer, references in enumerate(found.references):
-        step: dict[str, Any] = {
-            "b": _pixels(found.boxes[layer, query].tolist(), size),
-            "s": round(float(found.scores[layer, query, label]), 3),
-        }
-        if references is not None:
-            center = references.centers[query].tolist()
-            sides = [0.0, 0.0] if references.sizes is None else references.sizes[query].tolist()
-            step["r"] = _pixels([*center, *sides], size)
-        path.append(step)
+    for step in explanation.steps(query, label):
+        told: dict[str, Any] = {"b": _pixels(step.box, size), "s": round(step.score, 3)}
+        if step.reference is not None:
+            told["r"] = _pixels([*step.reference, 0.0, 0.0][:4], size)
+        path.append(told)
     look = explanation.look(query)
     if isinstance(look, Samples):
         return {"q": query, "path": path, "points": _points(look)}
