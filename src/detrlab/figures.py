@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a class may be called "$x$"
     "text.color": INK,
     "font.size": 10,
@@ -47,7 +47,7 @@ def style(**more: Any) -> AbstractContextManager[None]:
     """
     from matplotlib import rc_context, rcParamsDefault
 
-    own = {name.replace("__", "."): value for name, value in more.items()}
+    own: dict[Any, Any] = {name.replace("__", "."): value for name, value in more.items()}
     return rc_context({**rcParamsDefault, **_STYLE, "font.sans-serif": _fonts(), **own})
 
 

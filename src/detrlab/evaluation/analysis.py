@@ -114,7 +114,8 @@ class Confusion(NamedTuple):
         return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
 
 
-class Calibration(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Calibration:
     """Whether scores are calibrated: of detections with score .7, are 70 % correct?
 
     Attributes:
@@ -176,7 +177,7 @@ class Analysis:
             "confusion": self.confusion._asdict(),
             "tide": self.tide._asdict(),
             "thresholds": self.thresholds.to_dict(),
-            "calibration": self.calibration._asdict(),
+            "calibration": asdict(self.calibration),
             "images": [image._asdict() for image in self.images],
         }
         return self.metrics.to_dict() | _plain(values)

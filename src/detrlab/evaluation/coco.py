@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,7 +102,10 @@ class Accumulated(NamedTuple):
             recall[..., 1, 2], recall[..., 2, 2], recall[..., 3, 2],
         )  # fmt: skip
         per_class = {name: mean_judged(precision[:, :, k, 0]) for k, name in enumerate(classes)}
-        return Metrics(*map(mean_judged, parts), per_class=per_class)
+        names = (entry.name for entry in fields(Metrics))
+        return Metrics(
+            **dict(zip(names, map(mean_judged, parts), strict=False)), per_class=per_class
+        )
 
 
 class Evaluator:

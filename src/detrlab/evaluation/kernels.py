@@ -127,7 +127,9 @@ def weighted_average_precision(
         event_found: (E,) 1 where it found an object, else 0.
         event_extra: (E,) what the event adds to the detections that ``usual`` counts: 1 for
             a true positive that is not usual, -1 for a usual one that is not counted here.
-        object_image, object_label, counts: of each object, as in ``Matches``.
+        object_image: (G,), as in ``Matches``.
+        object_label: (G,).
+        counts: (G, A).
         weights: (W, N) float64, how often each image counts, W times.
         num_thresholds: T.
         recalls: (R,) ascending, where precision is read.

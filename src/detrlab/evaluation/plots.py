@@ -119,7 +119,7 @@ def confusion(analysis: Analysis) -> Figure:
     image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     size = 9 if count <= 12 else 7 if count <= _MOST_NUMBERED else 5
     names = [short(name) for name in result.names[:-1]]
-    turned = {"rotation": 45 if count <= 40 else 90, "ha": "right"}
+    turned: dict[str, Any] = {"rotation": 45 if count <= 40 else 90, "ha": "right"}
     axes.set_xticks(range(count), [*names, "(missed)"], fontsize=size, **turned)
     axes.set_yticks(range(count), [*names, "(background)"], fontsize=size)
     for row, column in np.ndindex(*shares.shape) if count <= _MOST_NUMBERED else ():
@@ -127,7 +127,7 @@ def confusion(analysis: Analysis) -> Figure:
             continue  # true negatives cannot be counted
         number = int(result.counts[row, column])
         colour = "white" if shares[row, column] > 0.5 else INK if number else FAINT
-        centered = {"ha": "center", "va": "center", "fontsize": size}
+        centered: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
         axes.text(column, row, str(number), color=colour, **centered)
     axes.grid(visible=False)
     axes.set(xlabel="predicted", ylabel="annotated")
@@ -165,7 +165,7 @@ def calibration(analysis: Analysis) -> Figure:
     middle = result.edges[:-1] + width / 2
     filled = result.count > 0
     upper.plot([0, 1], [0, 1], "--", color=FAINT, linewidth=1, label="perfectly calibrated")
-    bars = {"x": middle[filled], "width": width[filled] * 0.94}
+    bars: dict[str, Any] = {"x": middle[filled], "width": width[filled] * 0.94}
     upper.bar(height=result.accuracy[filled], color=DETECTORS[0], label="accuracy", **bars)
     points = result.confidence[filled], result.accuracy[filled]
     upper.plot(*points, "o-", color=INK, markersize=4, linewidth=1, label="at the mean score")

@@ -61,7 +61,7 @@ class Panel:
         from matplotlib.patches import Rectangle
 
         left, top, w, h = self.corners(box)
-        line = {
+        line: dict[str, Any] = {
             "edgecolor": colour,
             "linewidth": width,
             "linestyle": (0, (2, 2)) if dashed else "-",
@@ -87,14 +87,14 @@ class Panel:
         """A text above a box, or inside it at the upper edge of the image."""
         left, top, _, _ = self.corners(box)
         place = "bottom" if top > 0.05 * self.height else "top"
-        behind = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
+        behind: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
         x, y = max(left, 0), max(top, 0)
         self.axes.text(x, y, text, fontsize=7, color="black", va=place, clip_on=True, bbox=behind)
 
     def caption(self, text: str) -> None:
         """A text at the bottom left."""
-        behind = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
-        place = {"transform": self.axes.transAxes, "clip_on": True, "bbox": behind}
+        behind: dict[str, Any] = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
+        place: dict[str, Any] = {"transform": self.axes.transAxes, "clip_on": True, "bbox": behind}
         self.axes.text(0.02, 0.02, text, fontsize=7, color="white", **place)
 
     def title(self, text: str) -> None:
@@ -103,7 +103,7 @@ class Panel:
 
     def side(self, text: str) -> None:
         """A text left of a row of panels."""
-        place = {"ha": "right", "va": "center", "transform": self.axes.transAxes}
+        place: dict[str, Any] = {"ha": "right", "va": "center", "transform": self.axes.transAxes}
         self.axes.text(-0.03, 0.5, text, fontsize=8, rotation=90, **place)
 
     def zoom(self, boxes: Sequence[Box], *, least: float, margin: float) -> None:

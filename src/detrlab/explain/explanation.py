@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -184,7 +184,7 @@ class Explanation:
                 for each in self.detections()[:top]
             ],
             "objects": [
-                _plain(each) | {"sentence": sentence(each, self.classes, threshold)}
+                _plain(asdict(each)) | {"sentence": sentence(each, self.classes, threshold)}
                 for each in objects
             ],
         }
@@ -280,7 +280,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, DIGITS)
     if hasattr(value, "_asdict"):
-        return {name: _plain(each) for name, each in value._asdict().items()}
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value

@@ -151,13 +151,12 @@ class Proposals(NamedTuple):
 @torch.no_grad()
 def paths(recording: Recording, scoring: Scoring) -> Paths:
     """The boxes, scores and references of every decoder layer."""
+    references = [
+        each and References(each.centers[0], None if each.sizes is None else each.sizes[0])
+        for each in (call.references for call in recording.decoder)
+    ]
     return Paths(
-        references=tuple(
-            None
-            if each is None
-            else References(*(part if part is None else part[0] for part in each))
-            for each in (call.references for call in recording.decoder)
-        ),
+        references=tuple(references),
         boxes=torch.stack([layer.boxes[0] for layer in recording.layers]),
         scores=torch.stack([scoring.probabilities(layer.logits[0]) for layer in recording.layers]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ class Candidate(NamedTuple):
         return self.cost_classes + self.cost_boxes + self.cost_giou
 
 
-class Verdict(NamedTuple):
+@dataclass(frozen=True)
+class Verdict:
     """What became of one annotated object.
 
     Attributes:

@@ -376,7 +376,7 @@ def _cost_bars(
             ends[value >= 0] += value
         text = headline(verdict, explanation.classes, threshold).removeprefix("object ")
         text += f" · best query {best.query}, IoU {best.iou:.2f}, {best.score:.2f}"
-        place = {"va": "bottom", "transform": axes.get_yaxis_transform()}
+        place: dict[str, Any] = {"va": "bottom", "transform": axes.get_yaxis_transform()}
         axes.text(0, row - 0.05, text, fontsize=7.5, **place)
     axes.set_ylim(max(len(missed), 4) - 0.3, -0.6)  # the first on top; bars of one height
     axes.set_yticks([])
