@@ -32,15 +32,10 @@ FEWEST_OBJECTS = 10
 
 @dataclass(frozen=True)
 class Threshold:
-    """A score threshold with the resulting precision and recall at IoU .50.
+    """Detections with at least this score are kept; what this gives at IoU .50.
 
-    Attributes:
-        score: detections with at least this score are kept.
-        precision: None when no detection is kept.
-        recall: None without objects.
-        f1: harmonic mean of both; None without objects.
-        objects: number of annotated objects.
-        borrowed: True when the class has too few objects and takes the overall threshold.
+    Precision is None when no detection is kept, recall and F1 without annotated ``objects``.
+    ``borrowed``: the class has too few objects and takes the overall threshold.
     """
 
     score: float
@@ -76,12 +71,9 @@ class SizeRow(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Precision over recall of one class.
+    """Precision (T, 101) of one class at the recalls 0, .01, ... 1; NaN without objects.
 
-    Attributes:
-        name: of the class.
-        precision: (T, 101) at the recalls 0, .01, ... 1; NaN for a class without objects.
-        scores: (101,) the score at which each recall is reached at IoU .50; 0 if never.
+    ``scores`` (101,): where each recall is reached at IoU .50; 0 if never.
     """
 
     name: str
@@ -95,12 +87,11 @@ class Curve(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Annotated against predicted classes, at IoU .50.
+    """Annotated (rows) against predicted classes (columns), at IoU .50.
 
     Attributes:
-        counts: (K + 1, K + 1); rows are the annotated class, columns the predicted one. The
-            last row holds false positives on background, the last column missed objects. The
-            diagonal holds the true positives of the metric.
+        counts: (K + 1, K + 1). The last row holds false positives on background, the last column
+            missed objects, the diagonal the true positives of the metric.
         names: K classes and ``BACKGROUND``.
         scores: (K,) threshold of each class; detections below it were left out.
     """

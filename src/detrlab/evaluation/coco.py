@@ -7,8 +7,8 @@ So it only gets columns that ``GroundTruth`` and ``Evaluator`` have validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from detrlab.errors import UserError
 from detrlab.evaluation.postprocess import decode
-from detrlab.evaluation.records import Detected, Floats, GroundTruth, ImageId, best_per_class
-from detrlab.files import replacing
+from detrlab.evaluation.records import Detected, Floats, GroundTruth, ImageId, protocol_rows
+from detrlab.files import write_text
 from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -95,17 +95,17 @@ class Accumulated(NamedTuple):
     def metrics(self, classes: Sequence[str]) -> Metrics:
         """The 12 metrics, and AP by class."""
         precision, recall = self.precision[..., 2], self.recall
-        parts = (
-            precision[..., 0], precision[0, ..., 0], precision[5, ..., 0],
-            precision[..., 1], precision[..., 2], precision[..., 3],
-            recall[..., 0, 0], recall[..., 0, 1], recall[..., 0, 2],
-            recall[..., 1, 2], recall[..., 2, 2], recall[..., 3, 2],
-        )  # fmt: skip
+        parts = {
+            "ap": precision[..., 0], "ap50": precision[0, ..., 0], "ap75": precision[5, ..., 0],
+            "ap_small": precision[..., 1], "ap_medium": precision[..., 2],
+            "ap_large": precision[..., 3],
+            "ar1": recall[..., 0, 0], "ar10": recall[..., 0, 1], "ar100": recall[..., 0, 2],
+            "ar_small": recall[..., 1, 2], "ar_medium": recall[..., 2, 2],
+            "ar_large": recall[..., 3, 2],
+        }  # fmt: skip
         per_class = {name: mean_judged(precision[:, :, k, 0]) for k, name in enumerate(classes)}
-        names = (entry.name for entry in fields(Metrics))
-        return Metrics(
-            **dict(zip(names, map(mean_judged, parts), strict=False)), per_class=per_class
-        )
+        means = {name: mean_judged(values) for name, values in parts.items()}
+        return Metrics(**means, per_class=per_class)
 
 
 class Evaluator:
@@ -171,7 +171,7 @@ class Evaluator:
         if index in self._parts:
             image_id = self.truth.image_ids[index]
             raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
-        self._parts[index] = best_per_class(detected)
+        self._parts[index] = detected.select(np.sort(protocol_rows(detected)))
 
     @property
     def num_images(self) -> int:
@@ -191,12 +191,18 @@ class Evaluator:
 
         ``load_predictions`` reads them back exactly.
         """
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            separator = "[\n"
-            for record in self.detected().to_coco(self.truth):
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
-            file.write("\n]\n" if separator == ",\n" else "[]\n")
+        truth, found = self.truth, self.detected()
+        columns = zip(found.image, found.label, found.boxes, found.score, strict=True)
+        records = (
+            {
+                "image_id": truth.image_ids[image],
+                "category_id": truth.category_ids[label],
+                "bbox": box.tolist(),
+                "score": float(score),
+            }
+            for image, label, box, score in columns
+        )
+        write_text(path, "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
 
 
 def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth:
@@ -256,12 +262,12 @@ def _hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
     return evaluation
 
 
+@torch.no_grad()
 def evaluate(
     network: torch.nn.Module,
     scoring: Scoring,
     batches: Iterable[Batch],
     evaluator: Evaluator,
-    limit: int = 100,
     on_batch: Callable[[Batch, ModelOutput], None] | None = None,
 ) -> None:
     """Run a network over batches and hand its detections to ``evaluator``.
@@ -273,13 +279,19 @@ def evaluate(
         scoring: how its logits are read.
         batches: with ``images``, ``image_ids`` and ``original_sizes``.
         evaluator: takes the detections of the last decoder layer.
-        limit: detections an image; comparisons use 100.
         on_batch: takes each batch with the network's output.
     """
-    for batch, output in _outputs(network, batches):
-        if on_batch is not None:
-            on_batch(batch, output)
-        _add(evaluator, batch, output.final, scoring, limit)
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            output = network(ImageBatch(*(part.to(device) for part in batch.images)))
+            if on_batch is not None:
+                on_batch(batch, output)
+            _add(evaluator, batch, output.final, scoring)
+    finally:
+        network.train(was_training)
 
 
 def evaluate_layers(
@@ -287,40 +299,22 @@ def evaluate_layers(
     scoring: Scoring,
     batches: Iterable[Batch],
     ground_truth: dict[str, Any] | Table | GroundTruth,
-    limit: int = 100,
 ) -> list[Evaluator]:
-    """Evaluate every decoder layer: one evaluator for each layer, in order.
-
-    The last one equals that of ``evaluate``. The arguments are those of ``evaluate``.
-    """
+    """Evaluate every decoder layer, with the arguments of ``evaluate``: one evaluator for each."""
     truth = as_ground_truth(ground_truth)
     evaluators: list[Evaluator] = []
-    for batch, output in _outputs(network, batches):
-        evaluators = evaluators or [Evaluator(truth) for _ in output.layers]
+
+    def add(batch: Batch, output: ModelOutput) -> None:
+        evaluators.extend(Evaluator(truth) for _ in output.layers[len(evaluators) :])
         for evaluator, predictions in zip(evaluators, output.layers, strict=True):
-            _add(evaluator, batch, predictions, scoring, limit)
+            _add(evaluator, batch, predictions, scoring)
+
+    evaluate(network, scoring, batches, Evaluator(truth), add)
     return evaluators
 
 
-@torch.no_grad()
-def _outputs(
-    network: torch.nn.Module, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, ModelOutput]]:
-    """Each batch with the network's output in evaluation mode."""
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    try:
-        for batch in batches:
-            yield batch, network(ImageBatch(*(part.to(device) for part in batch.images)))
-    finally:
-        network.train(was_training)
-
-
-def _add(
-    evaluator: Evaluator, batch: Batch, predictions: Predictions, scoring: Scoring, limit: int
-) -> None:
-    decoded = decode(predictions, scoring, batch.original_sizes, limit)
+def _add(evaluator: Evaluator, batch: Batch, predictions: Predictions, scoring: Scoring) -> None:
+    decoded = decode(predictions, scoring, batch.original_sizes)
     parts = zip(decoded.boxes.cpu(), decoded.scores.cpu(), decoded.labels.cpu(), strict=True)
     for image_id, (boxes, scores, labels) in zip(batch.image_ids, parts, strict=True):
         evaluator.add(image_id, boxes, scores, labels)

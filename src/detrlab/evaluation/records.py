@@ -6,7 +6,7 @@ xywh in pixels, float64, so that metrics are exactly those of the json files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,7 +67,8 @@ class GroundTruth:
         for key in ("images", "annotations", "categories"):
             if not isinstance(coco.get(key), list):
                 raise UserError(f"the ground truth has no list {key!r}: it should be COCO json")
-        images = sorted(coco["images"], key=lambda image: sort_key(image["id"]))
+        # Numbers first, then texts: the order of the images in pycocotools.
+        images = sorted(coco["images"], key=lambda each: (isinstance(each["id"], str), each["id"]))
         image_ids = tuple(image["id"] for image in images)
         category_ids = tuple(category["id"] for category in coco["categories"])
         image_index = _index(image_ids, "image")
@@ -143,22 +144,6 @@ class Detected:
         """The rows of a mask or of indices."""
         return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
 
-    def to_coco(self, truth: GroundTruth) -> Iterator[dict[str, Any]]:
-        """COCO result records with the data set's own ids, one at a time."""
-        columns = zip(self.image, self.label, self.boxes, self.score, strict=True)
-        for image, label, box, score in columns:
-            yield {
-                "image_id": truth.image_ids[image],
-                "category_id": truth.category_ids[label],
-                "bbox": box.tolist(),
-                "score": float(score),
-            }
-
-
-def sort_key(image_id: ImageId) -> tuple[bool, ImageId]:
-    """Numbers first, then texts: the order of the images in pycocotools."""
-    return isinstance(image_id, str), image_id
-
 
 def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
     """Rows that the metrics use, sorted by image, class and descending score.
@@ -172,16 +157,6 @@ def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
     starts = np.flatnonzero(is_first)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     return order[rank < limit]
-
-
-def best_per_class(detected: Detected, limit: int = 100) -> Detected:
-    """At most ``limit`` detections of each class in each image, in the given order.
-
-    The metrics do not use the others.
-    """
-    if len(detected) <= limit:
-        return detected
-    return detected.select(np.sort(protocol_rows(detected, limit)))
 
 
 def _index(ids: Sequence[Any], what: str) -> dict[Any, int]:

@@ -24,11 +24,9 @@ from detrlab.structures import Memory, References
 
 
 class Row(NamedTuple):
-    """One row of dense attention over the memory.
+    """One row of dense attention over the memory: each head's weights (M, S) sum to 1.
 
-    Attributes:
-        weights: (M, S), each head's sum to 1.
-        maps: the same as (M, height, width) of each level.
+    ``maps`` are the same as (M, height, width) of each level.
     """
 
     weights: Tensor
@@ -92,13 +90,7 @@ def _samples(call: Call, attention: DeformableAttention, query: int) -> Samples:
 
 
 def cell_at(memory: Memory, point: tuple[float, float], level: int = 0) -> int:
-    """The index of the memory's cell that covers a point.
-
-    Args:
-        memory: of the batch.
-        point: (x, y) in [0, 1], fractions of the image.
-        level: index of the level, the finest first.
-    """
+    """The index of the memory's cell that covers a point, (x, y) in fractions of the image."""
     rows, columns = memory.level_shapes[level]
     row, column = min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
     start = sum(height * width for height, width in memory.level_shapes[:level])
@@ -113,12 +105,9 @@ def as_maps(row: Tensor, memory: Memory) -> list[Tensor]:
 
 
 class Paths(NamedTuple):
-    """What every query predicted, layer by layer. T layers, boxes in cxcywh fractions.
+    """What every query predicted in T layers: boxes (T, Q, 4), cxcywh, and scores (T, Q, K).
 
-    Attributes:
-        references: where each layer looked from, (Q, 2) centers and sizes; None without one.
-        boxes: (T, Q, 4).
-        scores: (T, Q, K) in [0, 1].
+    The references, (Q, 2) centers and sizes, say where each layer looked from; None without one.
     """
 
     references: tuple[References | None, ...]

@@ -89,7 +89,7 @@ def draw_detections(explanation: Explanation, threshold: float = 0.3) -> Figure:
     height, width = explanation.size
     scale = max(1.0, SHARP / max(height, width))
     size = round(scale * width), round(scale * height)
-    picture = explanation.picture or Image.new("RGB", (1, 1), "#505050")
+    picture = explanation.picture or Image.new("RGB", size, FAINT)
     shown = [each for each in explanation.detections() if each.score >= threshold]
     objects = [] if explanation.target is None else explanation.target.boxes.tolist()
     boxes = torch.tensor([*(each.box for each in shown), *objects]).view(-1, 4)
@@ -127,7 +127,6 @@ def draw_encoder(
     for panel, (level, point) in zip(panels, product(range(len(shapes)), points), strict=True):
         look = explanation.look_from(point, layer, level)
         drawn = _draw_look(panel, look)
-        panel.caption(_peak(look))
         rows, columns = shapes[level]
         column, row = min(int(point[0] * columns), columns - 1), min(int(point[1] * rows), rows - 1)
         center = (column + 0.5) / columns, (row + 0.5) / rows
@@ -150,8 +149,7 @@ def draw_decoder(explanation: Explanation, queries: Sequence[int]) -> Figure:
     for panel, (query, layer, _) in zip(panels, wanted, strict=True):
         scores = explanation.paths.scores[:, query]
         label = int(scores[-1].argmax())
-        peak = _peak(explanation.look(query, layer))
-        panel.caption(f"{explanation.classes[label]} {float(scores[layer, label]):.2f} {peak}")
+        panel.caption(f"{explanation.classes[label]} {float(scores[layer, label]):.2f}")
         if layer == 0:
             panel.side(f"query {query}")
         if query == queries[0]:
@@ -253,14 +251,6 @@ def _reference(panel: Panel, explanation: Explanation, query: int, layer: int) -
     return [box]
 
 
-def _peak(look: Look) -> str:
-    """How far a row of dense attention is from weighing all cells alike."""
-    if isinstance(look, Samples):
-        return ""
-    mean = look.maps[0].mean(0)
-    return f"strongest cell {float(mean.max() / mean.mean()):.1f}× the mean"
-
-
 # --- how boxes move ------------------------------------------------------------------------
 
 
@@ -286,12 +276,7 @@ def draw_paths(explanation: Explanation, queries: Sequence[int]) -> Figure:
 
 @styled
 def draw_proposals(explanation: Explanation, count: int = 30) -> Figure:
-    """The first stage: where cells say "object", and its best boxes before and after.
-
-    Args:
-        explanation: of a two-stage detector.
-        count: so many proposals are drawn, the best.
-    """
+    """The first stage: where cells say "object", and its best boxes before and after."""
     seen = explanation.proposals
     assert seen is not None
     figure, panels = grid(explanation, 4, panel=0.85 * PANEL)
@@ -329,13 +314,7 @@ def _finest(maps: Sequence[torch.Tensor]) -> np.ndarray:
 
 @styled
 def draw_objects(explanation: Explanation, threshold: float = 0.3, most: int = 12) -> Figure:
-    """Every annotated object by what became of it; costs of the missed ones in their terms.
-
-    Args:
-        explanation: of an image with annotated objects.
-        threshold: score from which a detection counts.
-        most: so many missed objects are explained, by rising cost.
-    """
+    """Every annotated object by what became of it; costs of ``most`` missed ones in their terms."""
     verdicts = explanation.verdicts(threshold)
     missed = [each for each in verdicts if each.reason != "found"]
     told = sorted(missed, key=lambda each: each.best.cost)[:most]
@@ -395,11 +374,7 @@ def draw_query_use(use: QueryUse, queries: Sequence[int] | None = None) -> Figur
     """Every box that a query predicted over a data set, one panel a query (DETR, figure 7).
 
     A point is the center of a box, in fractions of its image; its colour tells small boxes,
-    wide ones and tall ones apart.
-
-    Args:
-        use: what the queries predicted.
-        queries: to draw; the 20 with the highest mean scores if not given.
+    wide ones and tall ones apart. By default the 20 queries with the highest mean scores.
     """
     if queries is None:
         queries = use.scores.mean(0).argsort(descending=True)[:20].tolist()
