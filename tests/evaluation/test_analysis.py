@@ -104,14 +104,9 @@ def test_thresholds_exist_where_nothing_is_right_or_nothing_is_there():
 
 
 def test_confusion_in_a_scene_that_can_be_counted_by_hand():
+    objects = [(0, 0, HERE), (0, 1, THERE), (1, 0, HERE), (1, 0, THERE)]
     truth, detected = build(
-        [
-            (0, 0, HERE),
-            (0, 1, THERE),
-            (1, 0, HERE),
-            (1, 0, THERE),
-            (2, 0, [500, 0, 90, 90], "crowd"),
-        ],
+        [*objects, (2, 0, [500, 0, 90, 90], "crowd")],
         [
             (0, 0, HERE, 0.9),  # found
             (0, 1, HERE, 0.95),  # the object is found by its own class: a false alarm
@@ -125,7 +120,6 @@ def test_confusion_in_a_scene_that_can_be_counted_by_hand():
     )
     result = confusion(truth, detected, match(truth, detected), np.full(2, 0.5))
     assert result.counts.tolist() == [[1, 0, 2], [1, 0, 0], [2, 1, 0]]
-
     assert result.shares()[0].tolist() == [1 / 3, 0, 2 / 3]
 
 
@@ -237,13 +231,7 @@ def test_calibration_error_equals_the_textbooks(seed):
 def test_the_hardest_image_comes_first():
     truth, detected = build(
         [(0, 0, HERE), (1, 0, HERE), (1, 1, THERE), (2, 0, HERE), (3, 0, HERE, "crowd")],
-        [
-            (0, 0, HERE, 0.9),
-            (1, 0, HERE, 0.9),
-            (2, 0, THERE, 0.9),
-            (3, 0, HERE, 0.9),
-            (4, 1, THERE, 0.2),
-        ],
+        [*((i, 0, HERE, 0.9) for i in (0, 1, 3)), (2, 0, THERE, 0.9), (4, 1, THERE, 0.2)],
         num_images=5,
     )
     matches = match(truth, detected)

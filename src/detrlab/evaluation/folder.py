@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from detrlab.evaluation.coco import Evaluator
 
 _COLOURS = {"found": FOUND, "missed": MISSED, "false": FALSE_ALARM}
-_TILE, _LINE = (420, 420), 22  # of the hard images, and the height of a line of text; pixels
+_TILE, _LINE = (420, 360), 22  # of the hard images, and the height of a line of text; pixels
 
 
 def write_analysis(

@@ -175,6 +175,7 @@ def calibration(analysis: Analysis) -> Figure:
     lower.bar(height=result.count[filled], color=FAINT, **bars)
     lower.set_yscale("log")
     # matplotlib labels a log axis with formulas, which this style turns off.
+    lower.tick_params(which="minor", labelleft=False)
     lower.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     lower.set(xlabel="score", ylabel="detections", xlim=(0, 1))
     upper.set(ylabel="accuracy at IoU .50", xlim=(0, 1), ylim=(0, 1.02))
@@ -183,8 +184,7 @@ def calibration(analysis: Analysis) -> Figure:
     if gap is None:
         upper.set_title("No detection reaches the threshold")
     else:
-        words = f"mean score minus accuracy {100 * gap:+.0f} points"
-        upper.set_title(f"Above the threshold: {words}")
+        upper.set_title(f"Above the threshold, scores are {100 * gap:+.0f} points off")
     return figure
 
 
