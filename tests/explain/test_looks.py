@@ -44,23 +44,14 @@ def test_a_dense_row_is_torchs_own_and_gives_the_attentions_result(preset):
     recording, given = answers(network)
     for call in (*recording.encoder, *recording.decoder):
         attention, tokens = call.attention, call.memory.tokens
+        keys = (tokens + call.memory.position).transpose(0, 1)
         _, expected = F.multi_head_attention_forward(
-            call.query.transpose(0, 1),
-            (tokens + call.memory.position).transpose(0, 1),
-            tokens.transpose(0, 1),
-            tokens.shape[-1],
-            attention.num_heads,
-            attention.in_proj_weight,
-            attention.in_proj_bias,
-            None,
-            None,
-            False,
-            0.0,
-            attention.out_proj.weight,
-            attention.out_proj.bias,
-            training=False,
-            average_attn_weights=False,
-        )
+            call.query.transpose(0, 1), keys, tokens.transpose(0, 1),
+            tokens.shape[-1], attention.num_heads,
+            attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.0,
+            attention.out_proj.weight, attention.out_proj.bias,
+            training=False, average_attn_weights=False,
+        )  # fmt: skip
         value_weight, value_bias = (
             part.chunk(3)[2] for part in (attention.in_proj_weight, attention.in_proj_bias)
         )

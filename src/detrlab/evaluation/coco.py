@@ -61,14 +61,11 @@ class Metrics:
 
 
 class Tide(NamedTuple):
-    """TIDE: how much AP50 would rise if each kind of error were fixed.
+    """TIDE: ``cost`` is how much AP50 would rise if each kind of error were fixed.
 
-    Attributes:
-        ap50: without any fix.
-        cost: ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
-            (duplicate), ``Bkg`` (background), ``Miss`` (missed), and all false positives
-            ``FP`` and false negatives ``FN``.
-        counts: number of errors of each of the six kinds.
+    The kinds are ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
+    (duplicate), ``Bkg`` (background), ``Miss`` (missed), and for the cost all false positives
+    ``FP`` and false negatives ``FN``.
 
     Source: arXiv 2008.08115.
     """
@@ -81,11 +78,8 @@ class Tide(NamedTuple):
 class Accumulated(NamedTuple):
     """The arrays that the COCO metrics average; -1 where there are no objects.
 
-    Attributes:
-        precision: (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at most 1,
-            10, 100 detections.
-        recall: (T, K, A, 3), the highest recall reached.
-        scores: (T, R, K, A, 3), the score at which each recall is reached.
+    Precision and scores are (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at
+    most 1, 10, 100 detections; the highest recall is (T, K, A, 3).
     """
 
     precision: Floats
@@ -112,9 +106,6 @@ class Evaluator:
     """Collects the detections of one detector, image by image, and computes the metrics.
 
     At most 100 detections of each class are kept per image: the metrics use no more.
-
-    Args:
-        ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
 
     Raises:
         UserError: the ground truth is not usable; the message names the annotation.

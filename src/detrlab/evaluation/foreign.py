@@ -47,12 +47,7 @@ _SHAPE = '{"image_id": 7, "category_id": 1, "bbox": [x, y, width, height], "scor
 
 
 class Foreign(NamedTuple):
-    """Another tool's detections, ready to be judged.
-
-    Attributes:
-        detected: the detections; pass them to ``Evaluator.extend`` or ``analyse``.
-        notes: what the user should know about how the file was read.
-    """
+    """Another tool's detections, for ``Evaluator.extend``, and notes on how they were read."""
 
     detected: Detected
     notes: tuple[str, ...]
@@ -164,8 +159,6 @@ def _label_indices(
         "from-0": {k: k for k in positions},
         "from-1": {k + 1: k for k in positions},
     }
-    if categories not in readings:
-        raise UserError(f"categories {categories!r} is unknown: use {', '.join(readings)}")
     known = readings[categories]
     unknown = sorted(ids - known.keys())
     if not unknown:

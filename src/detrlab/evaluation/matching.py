@@ -1,8 +1,7 @@
 """Match detections to objects at every IoU threshold and object size.
 
-hotcoco computes the metrics. The table here keeps the result for every detection, so that
-thresholds and resampling over images need no second matching. AP computed from the table equals
-hotcoco's (tested).
+The table keeps the result for every detection, so that thresholds and resampling over images need
+no second matching. AP computed from the table equals hotcoco's (tested).
 """
 
 from __future__ import annotations
@@ -141,11 +140,7 @@ def _groups(kept: Detected, truth: GroundTruth, objects: Ints) -> tuple[Ints, In
 
 
 class Resampler:
-    """AP under many weightings of the same images, with one matching and one sort.
-
-    Args:
-        matches: of one detector.
-    """
+    """AP of one detector under many weightings of the same images, with one matching."""
 
     def __init__(self, matches: Matches) -> None:
         self._matches = matches
@@ -167,14 +162,7 @@ class Resampler:
         self._bounds = np.searchsorted(slot, np.arange(slots + 1))
 
     def average_precision(self, weights: Floats) -> Floats:
-        """AP of every class, size and IoU threshold.
-
-        Args:
-            weights: (W, N) the weight of each image in each of W weightings.
-
-        Returns:
-            (W, K, A, T); NaN where no object counts.
-        """
+        """AP (W, K, A, T) under weights (W, N) of the images; NaN where no object counts."""
         from detrlab.evaluation.kernels import weighted_average_precision
 
         matches = self._matches

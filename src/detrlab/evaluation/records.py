@@ -24,10 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The annotations, one row per object.
-
-    Unlike ``Table`` it needs no image files, so that finished comparisons can be evaluated from
-    their ``ground_truth.json``.
+    """The annotations, one row per object; unlike ``Table`` it needs no image files.
 
     Attributes:
         image_ids: the data set's id of every image, sorted, including images without objects.

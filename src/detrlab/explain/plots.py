@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from detrlab.boxes import box_iou, cxcywh_to_xyxy
+from detrlab.boxes import cxcywh_to_xyxy
 from detrlab.drawing import draw_boxes
 from detrlab.explain.canvas import PANEL, Box, Panel, grid, set_title
-from detrlab.explain.explanation import Explanation, Found
+from detrlab.explain.explanation import Explanation
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
 from detrlab.explain.query_use import QueryUse, explained_share
@@ -32,8 +32,6 @@ LEVEL_SIZES = (8, 18, 40, 84, 150, 230)
 BOX_COLOUR = VERDICTS["found"]
 SMALL_AREA = 0.02
 """Share of the image below which a box is drawn as small."""
-SAME_PLACE = 0.3
-"""IoU from which two detections count as one place."""
 SHARP = 1000
 """Least long side, in pixels, of a picture that detections are drawn on."""
 
@@ -47,11 +45,11 @@ def draw_all(
     threshold: float = 0.3,
 ) -> dict[str, Figure]:
     """Every figure of one image, by name; arguments as in ``Explanation.save``."""
-    best = _apart(explanation.detections(), 3)
-    queries = [each.query for each in best] if queries is None else queries
+    best = {each.query: each.box for each in explanation.detections(limit=30)}
+    queries = list(best)[:3] if queries is None else queries
     if points is None:
         # A box may reach over the edge of the image, and its center too.
-        points = [(min(max(x, 0), 1), min(max(y, 0), 1)) for x, y, *_ in (b.box for b in best)]
+        points = [(min(max(x, 0), 1), min(max(y, 0), 1)) for x, y, *_ in list(best.values())[:3]]
     figures = {
         "detections": draw_detections(explanation, threshold),
         "decoder": draw_decoder(explanation, queries),
@@ -66,19 +64,6 @@ def draw_all(
     if explanation.target is not None and len(explanation.target.labels):
         figures["objects"] = draw_objects(explanation, threshold)
     return figures
-
-
-def _apart(found: Sequence[Found], count: int) -> list[Found]:
-    """The best detections that lie apart, one for each place."""
-    chosen: list[Found] = []
-    for each in found:
-        box = cxcywh_to_xyxy(torch.tensor(each.box))
-        others = torch.tensor([other.box for other in chosen]).view(-1, 4)
-        if not (box_iou(box[None], cxcywh_to_xyxy(others)) > SAME_PLACE).any():
-            chosen.append(each)
-        if len(chosen) == count:
-            break
-    return chosen
 
 
 @styled
@@ -239,16 +224,13 @@ def _legend(figure: Figure, points: Any, explanation: Explanation) -> None:
 
 def _reference(panel: Panel, explanation: Explanation, query: int, layer: int) -> list[Box]:
     """Draw where the layer looked from: a white cross, or a white dashed box. Returns it."""
-    references = explanation.paths.references[layer]
-    if references is None:
+    reference = explanation.steps(query, 0)[layer].reference
+    if reference is None:
         return []
-    center = references.centers[query].tolist()
-    panel.cross(center)
-    if references.sizes is None:
-        return [[*center, 0, 0]]
-    box = [*center, *references.sizes[query].tolist()]
-    panel.box(box, "white", dashed=True, width=1)
-    return [box]
+    panel.cross(reference)
+    if len(reference) == 4:
+        panel.box(reference, "white", dashed=True, width=1)
+    return [[*reference, 0, 0][:4]]
 
 
 # --- how boxes move ------------------------------------------------------------------------

@@ -43,16 +43,12 @@ MANY_ROWS = 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, in points.
+    """A value with its interval, in points, of a detector or a difference.
 
     Attributes:
         row: the heading that it stands below, such as a class.
-        name: of the detector or the difference.
         series: position of the detector in the comparison: its colour and marker; None for a
             difference.
-        value: the estimate.
-        low: lower end of the interval.
-        high: upper end of the interval.
         seeds: values of the single seeds, drawn as small dots.
         clear: whether a difference is statistically clear; None for a value of one detector.
     """
@@ -116,11 +112,7 @@ def curves(chart: Chart, series: dict[str, int]) -> str:
 def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -> str:
     """Values with their intervals, one below the other, and their numbers on the right.
 
-    Args:
-        name: of the chart.
-        title: above it.
-        unit: of the values.
-        estimates: at least one; those of one row stand next to each other.
+    There is at least one estimate; those of one row stand next to each other.
     """
     differences = estimates[0].clear is not None
     sizes = {row: sum(e.row == row for e in estimates) for row in [e.row for e in estimates]}
@@ -128,11 +120,7 @@ def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -
     height = sum(1.2 if many else size + 1.3 for size in sizes.values())
     with _canvas(name, title, height=0.8 + 0.175 * height) as canvas:
         axes, y, row = canvas.axes, 0.0, None
-        beside: dict[str, Any] = {
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "color": INK,
-        }
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
         for estimate in estimates:
             words = [f"{estimate.name}: {estimate}"]
             index, style = estimate.series, _style(estimate.series, estimate.clear)

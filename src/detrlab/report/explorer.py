@@ -32,14 +32,7 @@ MAPPED = 400
 def exploration(
     views: Sequence[View], shown: Sequence[Exhibit], truth: GroundTruth, table: Table
 ) -> dict[str, Any]:
-    """Everything the browser shows, ready for JSON. Boxes are xywh in pixels.
-
-    Args:
-        views: of each detector.
-        shown: the images, as the page shows them without a script.
-        truth: the annotations.
-        table: the validation split, for the pixels.
-    """
+    """Everything the browser shows of some images, ready for JSON. Boxes are xywh in pixels."""
     models = []
     images: list[dict[str, Any]] = [
         {
@@ -102,11 +95,8 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     height, width = picture.shape[-2:]
     size = width, height
     explanation = detector.explain(picture, table.targets(at))
-    found = [
-        each
-        for rank, each in enumerate(explanation.detections())
-        if each.score >= LEAST_SCORE or rank == 0
-    ]
+    detections = explanation.detections()
+    found = [each for each in detections if each.score >= LEAST_SCORE] or detections[:1]
     boxes = [
         {"b": _pixels(each.box, size), "l": each.label, "s": round(each.score, 3)} for each in found
     ]

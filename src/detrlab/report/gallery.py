@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detrlab.compare.verdicts import judged
-from detrlab.evaluation.analysis import outcomes, suggest_thresholds
+from detrlab.evaluation.analysis import Outcome, outcomes, suggest_thresholds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,37 +23,26 @@ if TYPE_CHECKING:
     from detrlab.evaluation.matching import Matches
     from detrlab.evaluation.records import Detected, GroundTruth
 
-Box = tuple[str, list[float], str]
 LONG_SIDE = 480
 """Pixels of the long side of an embedded picture."""
 
 
 class Panel(NamedTuple):
-    """One detector's boxes on one picture.
+    """One detector's boxes on one picture, xywh in pixels of the original image.
 
-    Attributes:
-        name: the detector's.
-        summary: counts in words.
-        boxes: (kind, xywh in pixels of the original image, class and score); the kinds are
-            ``truth``, ``found``, ``false`` and ``missed``.
+    The kinds of boxes are ``truth``, ``found``, ``false`` and ``missed``.
     """
 
     name: str
     summary: str
-    boxes: list[Box]
+    boxes: list[Outcome]
 
 
 class Exhibit(NamedTuple):
-    """One picture with the boxes of all detectors.
+    """One picture with the annotated boxes and those of all detectors.
 
-    Attributes:
-        image: its position in the ground truth.
-        position: its position in the validation split.
-        name: of the file.
-        width: of the original image in pixels.
-        height: of the original image in pixels.
-        source: the picture as a data URL.
-        panels: the annotated boxes, then one panel for each detector.
+    ``image`` is its position in the ground truth, ``position`` that in the validation split;
+    ``source`` is the picture as a data URL.
     """
 
     image: int
@@ -97,14 +86,7 @@ def choose(truth: GroundTruth, count: int) -> list[int]:
 def exhibits(
     views: Sequence[View], truth: GroundTruth, table: Table, chosen: Sequence[int]
 ) -> list[Exhibit]:
-    """Some validation images with the boxes of every detector.
-
-    Args:
-        views: of each detector.
-        truth: the annotations.
-        table: the validation split, for the pixels.
-        chosen: positions of the images in ``truth``.
-    """
+    """The images at the ``chosen`` positions of ``truth`` with the boxes of every detector."""
     positions = {table.image_id(i): i for i in range(len(table))}
     shown = []
     for index in chosen:
@@ -113,7 +95,7 @@ def exhibits(
         objects = np.flatnonzero(truth.image == index).tolist()
         count = f"{len(objects)} object{'s' * (len(objects) != 1)}"
         boxes = [
-            ("truth", truth.boxes[g].round(1).tolist(), truth.classes[truth.label[g]])
+            Outcome("truth", truth.boxes[g].round(1).tolist(), truth.classes[truth.label[g]])
             for g in objects
         ]
         annotated = Panel("annotated", count, boxes)
@@ -140,4 +122,4 @@ def _panel(truth: GroundTruth, index: int, view: View) -> Panel:
     boxes = outcomes(truth, view.detected, view.matches, view.thresholds, index)
     kinds = [kind for kind, _, _ in boxes]
     summary = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("found", "missed", "false"))
-    return Panel(view.name, summary, [*boxes])
+    return Panel(view.name, summary, boxes)
