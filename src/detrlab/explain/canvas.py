@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detrlab.explain.explanation import Explanation
 from detrlab.figures import new_figure
 from detrlab.palette import SEQUENTIAL
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL import Image
+
+    from detrlab.explain.explanation import Explanation
 
 PANEL = 3.2
 """Width of one panel in inches."""

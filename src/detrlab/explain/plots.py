@@ -16,7 +16,6 @@ import torch
 from detrlab.boxes import cxcywh_to_xyxy
 from detrlab.drawing import draw_boxes
 from detrlab.explain.canvas import PANEL, Box, Panel, grid, set_title
-from detrlab.explain.explanation import Explanation
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
 from detrlab.explain.query_use import QueryUse, explained_share
@@ -26,6 +25,8 @@ from detrlab.palette import COST_TERMS, FAINT, SEQUENTIAL, SIZES, VERDICTS, colo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from detrlab.explain.explanation import Explanation
 
 LEVEL_SIZES = (8, 18, 40, 84, 150, 230)
 """Of a sampling point, by level: area in points²."""
