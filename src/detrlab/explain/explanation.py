@@ -123,21 +123,12 @@ class Explanation:
         ]
 
     def look(self, query: int, layer: int = -1) -> Look:
-        """Where an object query looks in the cross-attention of one decoder layer.
-
-        Raises:
-            UserError: there is no such query or layer.
-        """
+        """Where an object query looks in the cross-attention of one decoder layer."""
         _require(query, self.recording.layers[-1].boxes.shape[1], "query", "queries")
         return look(_call(self.recording.decoder, layer, "decoder"), query)
 
     def look_from(self, point: tuple[float, float], layer: int = -1, level: int = 0) -> Look:
-        """Where the memory's cell at a point looks in one encoder layer.
-
-        Args:
-            point: (x, y) as fractions of the image.
-            layer: of the encoder.
-            level: of the cell, the finest first.
+        """Where the memory's cell at a point looks in one encoder layer; level 0 is the finest.
 
         Raises:
             UserError: the point lies outside, or there is no such layer or level.
@@ -152,11 +143,7 @@ class Explanation:
         return look(call, cell_at(call.memory, point, level))
 
     def verdicts(self, threshold: float = 0.3) -> list[Verdict]:
-        """What became of every annotated object, and why.
-
-        Raises:
-            UserError: the annotated objects are not known.
-        """
+        """What became of every annotated object, and why."""
         if self.target is None:
             raise UserError("no annotated objects to compare with: explain the image with target=")
         return explain_objects(

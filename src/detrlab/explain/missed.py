@@ -77,14 +77,9 @@ def explain_objects(
     matcher: HungarianMatcher,
     threshold: float = 0.3,
 ) -> list[Verdict]:
-    """What became of every annotated object of one image.
+    """What became of every annotated object of one image, with its predictions by layer.
 
-    Args:
-        layers: predictions of each decoder layer, for a batch of one image.
-        target: its objects, on the same device.
-        scoring: how the logits are read.
-        matcher: of the training.
-        threshold: score from which a detection counts.
+    The target is on the device of the predictions; detections count from ``threshold``.
     """
     if len(target.labels) == 0:
         return []
@@ -120,13 +115,7 @@ def explain_objects(
 
 
 def matching_costs(predictions: Predictions, target: Target, matcher: HungarianMatcher) -> Tensor:
-    """The terms whose sum the matching minimises: (Q, N, 3) for classes, L1, GIoU, weighted.
-
-    Args:
-        predictions: (1, Q, K') logits and (1, Q, 4) boxes.
-        target: N objects.
-        matcher: of the training, with costs named class, box and giou.
-    """
+    """The terms whose sum the matching minimises: (Q, N, 3) for classes, L1, GIoU, weighted."""
     logits, boxes = predictions.logits.float(), predictions.boxes.float()
     labels, wanted = target.labels[None], target.boxes[None].float()
     terms = {
@@ -155,15 +144,10 @@ class _Layer:
 
 
 def find_objects(iou: Tensor, labels: Sequence[int], wanted: Sequence[int]) -> dict[int, int]:
-    """Which detection finds which object, as in the COCO protocol at IoU ``OVERLAP``.
+    """Object -> detection that finds it, as in the COCO protocol at IoU ``OVERLAP``.
 
-    Args:
-        iou: (k, N), detections by falling score.
-        labels: class of each detection.
-        wanted: class of each object.
-
-    Returns:
-        Object -> detection; each detection finds at most one object.
+    Detections (rows of ``iou``, with ``labels``) come by falling score, and find at most one
+    object each (columns, with classes ``wanted``).
     """
     finders: dict[int, int] = {}
     for detection, (row, label) in enumerate(zip(iou.tolist(), labels, strict=True)):
