@@ -102,7 +102,7 @@ def of_photo(explanation: Explanation, target: Target, cut: float) -> list[tuple
     smallest, largest = order[0], order[-1]
     x, y = target.boxes[smallest, :2].tolist()
     verdicts = explanation.verdicts(cut)
-    queries = [verdicts[index].final.best.query for index in (smallest, largest)]
+    queries = [verdicts[index].best.query for index in (smallest, largest)]
     queries = list(dict.fromkeys(queries))
     figures = [
         ("detections", plots.draw_detections(explanation, cut)),

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "palette": set(),
     "files": {"errors"},
+    "figures": {"files", "palette"},
     "scoring": {"structures"},
     "config": {"errors"},
     "recipes": {"config", "errors"},
@@ -33,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": NETWORK,
     "presets": NETWORK | {"models", "losses", "config"},
     "data": {"structures", "boxes", "errors", "files", "config", "palette", "drawing", "download"},
-    "evaluation": NETWORK | {"data", "files", "config", "detections", "palette", "drawing"},
+    "evaluation": NETWORK
+    | {"data", "files", "config", "detections", "palette", "drawing", "figures"},
     "checkpoints": NETWORK | {"config", "presets", "models", "files", "download"},
 }
 EVERYTHING = ("training", "images", "api", "explain", "compare", "benchmark", "report", "cli")

@@ -30,11 +30,9 @@ FOUND, FALSE_ALARM, MISSED, TRUTH = "#009e73", "#d55e00", "#e69f00", "#56b4e9"
 
 VERDICTS = {
     "found": "#00b48a",
-    "shared": "#f0e442",
     "taken": "#e88bbd",
     "another class": "#56b4e9",
     "unsure": "#e69f00",
-    "left out": "#ffffff",
     "badly placed": "#d55e00",
     "unseen": "#8a7dff",
 }
@@ -43,8 +41,24 @@ VERDICTS = {
 COST_TERMS = {"class": "#404040", "L1": "#8f8f8f", "GIoU": "#d0d0d0"}
 """The terms of the matching cost; grey, because they stand beside ``VERDICTS``."""
 
-INK, FAINT = "#222222", "#8c8c8c"
-"""Text, and lines that only guide the eye, on a light background."""
+INK, SOFT, FAINT, RULE, PAPER = "#222222", "#5c5c5c", "#8c8c8c", "#d8d8d8", "#ffffff"
+"""Text, less important text, lines that only guide the eye, grid lines, background."""
+
+PAGE = {
+    "paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "card": "#f6f6f4", "edge": "#8a8a86",
+    "mark": "#fff3c4", "accent": DETECTORS[0], "focus": DETECTORS[1],
+    "found": FOUND, "false": FALSE_ALARM, "missed": MISSED, "truth": TRUTH,
+    **{f"s{index}": colour for index, colour in enumerate(DETECTORS)},
+}  # fmt: skip
+"""The CSS variables of a page, by name, on a light screen and on paper."""
+
+PAGE_ON_DARK = {
+    "paper": "#16181b", "ink": "#ececec", "soft": "#a5a9ae", "rule": "#3a3f45", "card": "#1f2226",
+    "edge": "#767b82", "mark": "#4a4014",
+    "accent": DETECTORS_ON_DARK[0], "focus": DETECTORS_ON_DARK[1],
+    **{f"s{index}": colour for index, colour in enumerate(DETECTORS_ON_DARK)},
+}  # fmt: skip
+"""The variables that differ on a dark screen."""
 
 SEQUENTIAL = "plasma"
 """Matplotlib's name of the colour map for weights."""
@@ -77,6 +91,11 @@ def colour_of(index: int) -> Colour:
     lightness = 0.45 + 0.2 * (index % 2)
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def css(colours: dict[str, str]) -> str:
+    """CSS declarations of variables."""
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
 
 def to_hex(colour: Colour) -> str:

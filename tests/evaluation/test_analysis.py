@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scenes import judged, objects
 
+from detrlab.boxes import box_iou
 from detrlab.evaluation.analysis import (
     analyse,
-    box_overlaps,
     calibration,
     confusion,
     image_verdicts,
@@ -103,14 +104,9 @@ def test_thresholds_exist_where_nothing_is_right_or_nothing_is_there():
 
 
 def test_confusion_in_a_scene_that_can_be_counted_by_hand():
+    objects = [(0, 0, HERE), (0, 1, THERE), (1, 0, HERE), (1, 0, THERE)]
     truth, detected = build(
-        [
-            (0, 0, HERE),
-            (0, 1, THERE),
-            (1, 0, HERE),
-            (1, 0, THERE),
-            (2, 0, [500, 0, 90, 90], "crowd"),
-        ],
+        [*objects, (2, 0, [500, 0, 90, 90], "crowd")],
         [
             (0, 0, HERE, 0.9),  # found
             (0, 1, HERE, 0.95),  # the object is found by its own class: a false alarm
@@ -124,7 +120,6 @@ def test_confusion_in_a_scene_that_can_be_counted_by_hand():
     )
     result = confusion(truth, detected, match(truth, detected), np.full(2, 0.5))
     assert result.counts.tolist() == [[1, 0, 2], [1, 0, 0], [2, 1, 0]]
-
     assert result.shares()[0].tolist() == [1 / 3, 0, 2 / 3]
 
 
@@ -139,6 +134,10 @@ def test_confusion_counts_every_object_and_every_detection_once(seed):
     )
 
 
+def corners(boxes):
+    return torch.from_numpy(np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1))
+
+
 def naive_tide(truth, detected):
     """The paper's six kinds, one detection at a time."""
     matches = match(truth, detected)
@@ -146,9 +145,9 @@ def naive_tide(truth, detected):
     covered = set(matches.owner[matches.verdict[:, 0, 0] == 1, 0].tolist())
     used = set(covered)
     for d in np.flatnonzero(matches.verdict[:, 0, 0] == 0):
-        box = detected.boxes[matches.row[d]][None]
+        box = corners(detected.boxes[matches.row[d]])
         here = np.flatnonzero((truth.image == matches.image[d]) & ~truth.crowd)
-        overlaps = box_overlaps(box, truth.boxes[here])[0]
+        overlaps = box_iou(box, corners(truth.boxes[here])).numpy()
         same = truth.label[here] == matches.label[d]
         best_same = overlaps[same].max(initial=0.0)
         best_other = overlaps[~same].max(initial=0.0)
@@ -232,13 +231,7 @@ def test_calibration_error_equals_the_textbooks(seed):
 def test_the_hardest_image_comes_first():
     truth, detected = build(
         [(0, 0, HERE), (1, 0, HERE), (1, 1, THERE), (2, 0, HERE), (3, 0, HERE, "crowd")],
-        [
-            (0, 0, HERE, 0.9),
-            (1, 0, HERE, 0.9),
-            (2, 0, THERE, 0.9),
-            (3, 0, HERE, 0.9),
-            (4, 1, THERE, 0.2),
-        ],
+        [*((i, 0, HERE, 0.9) for i in (0, 1, 3)), (2, 0, THERE, 0.9), (4, 1, THERE, 0.2)],
         num_images=5,
     )
     matches = match(truth, detected)

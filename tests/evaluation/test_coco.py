@@ -9,7 +9,7 @@ from scenes import NUMBERS, fill, perfect, pycocotools_metrics, scene
 
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, evaluate, evaluate_layers, gather
-from detrlab.evaluation.records import Detected, GroundTruth, best_per_class
+from detrlab.evaluation.records import Detected, GroundTruth, protocol_rows
 from detrlab.scoring import SigmoidScoring
 from detrlab.structures import ImageBatch, ModelOutput, Predictions
 
@@ -31,12 +31,7 @@ SCENES = {
     "more classes than objects": {"num_classes": 40, "num_images": 4},
     "sloppy": {"jitter": 0.3, "found": 0.5},
     "beyond 100 detections": {"num_images": 3, "num_classes": 1, "false_alarms": 150},
-    "beyond 100, ties": {
-        "num_images": 3,
-        "num_classes": 2,
-        "false_alarms": 250,
-        "decimals": 1,
-    },
+    "beyond 100, ties": {"num_images": 3, "num_classes": 2, "false_alarms": 250, "decimals": 1},
     "misses everything": {"found": 0.0},
     "one image": {"num_images": 1},
     "overlaps exactly on the thresholds": {"on_grid": True, "jitter": 0.15},
@@ -53,14 +48,20 @@ def test_metrics_equal_pycocotools(name, seed):
     assert_equal(metrics, pycocotools_metrics(truth, results))
 
 
-def test_only_small_objects_leave_other_sizes_unjudged():
+def test_sizes_and_classes_without_objects_are_unjudged():
     truth, results = scene(0)
-    for annotation in truth["annotations"]:
-        annotation["area"] = 100.0
+    small = [{**each, "area": 100.0} for each in truth["annotations"]]
+    crowds = [{**each, "iscrowd": int(each["category_id"] == 3)} for each in small]
+    for annotations in (small, crowds):
+        truth["annotations"] = annotations
+        metrics = fill(Evaluator(truth), results).metrics()
+        assert metrics.ap_large is None
+        assert metrics.ar_medium is None
+        assert (metrics.per_class["class 0"] is None) == (annotations is crowds)
+        assert_equal(metrics, pycocotools_metrics(truth, results))
+    truth["annotations"] = []
     metrics = fill(Evaluator(truth), results).metrics()
-    assert metrics.ap_large is None
-    assert metrics.ar_medium is None
-    assert_equal(metrics, pycocotools_metrics(truth, results))
+    assert {metrics.to_dict()[name] for name in NUMBERS} == {None}
 
 
 def test_a_class_without_objects_is_none_and_left_out_of_the_mean():
@@ -71,28 +72,6 @@ def test_a_class_without_objects_is_none_and_left_out_of_the_mean():
     assert metrics.per_class["class 1"] is None
     assert metrics.ap == pytest.approx(np.mean(judged))
     json.dumps(metrics.to_dict(), allow_nan=False)
-
-
-def test_a_class_with_crowds_only_is_unjudged():
-    truth, results = scene(2, num_classes=2)
-    for annotation in truth["annotations"]:
-        annotation["iscrowd"] = int(annotation["category_id"] == 3)
-    metrics = fill(Evaluator(truth), results).metrics()
-    assert metrics.per_class["class 0"] is None
-    assert_equal(metrics, pycocotools_metrics(truth, results))
-
-
-def test_without_detections_everything_is_zero():
-    truth, _ = scene(0)
-    metrics = Evaluator(truth).metrics()
-    assert metrics.ap == metrics.ar100 == 0.0
-
-
-def test_without_objects_everything_is_none():
-    truth, results = scene(0)
-    truth["annotations"] = []
-    metrics = fill(Evaluator(truth), results).metrics()
-    assert {metrics.to_dict()[name] for name in NUMBERS} == {None}
 
 
 def test_the_order_of_the_images_changes_nothing():
@@ -138,11 +117,10 @@ def test_saved_predictions_give_the_same_metrics_to_the_last_bit(tmp_path):
     expected = pycocotools_metrics(truth, again)
     assert evaluator.metrics().ap == pytest.approx(expected["ap"], abs=1e-12)
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
-
-
-def test_no_predictions_are_an_empty_list(tmp_path):
-    Evaluator(scene(0)[0]).save_predictions(tmp_path / "predictions.json")
+    nothing = Evaluator(truth)
+    nothing.save_predictions(tmp_path / "predictions.json")
     assert json.loads((tmp_path / "predictions.json").read_text()) == []
+    assert nothing.metrics().ap == nothing.metrics().ar100 == 0.0
 
 
 def test_at_most_a_hundred_detections_a_class_are_kept():
@@ -154,20 +132,20 @@ def test_at_most_a_hundred_detections_a_class_are_kept():
     assert len(results) > len(kept)
 
 
-def test_best_per_class_keeps_order_and_the_earlier_of_equals():
+def test_equal_scores_keep_the_earlier_and_their_order():
     detected = Detected(
         image=np.zeros(5, np.int64),
         label=np.array([1, 0, 1, 1, 0]),
         boxes=np.arange(20.0).reshape(5, 4),
         score=np.array([0.5, 0.2, 0.5, 0.9, 0.2]),
     )
-    kept = best_per_class(detected, limit=1)
-    assert kept.boxes[:, 0].tolist() == [4.0, 12.0]
+    assert sorted(protocol_rows(detected, limit=1)) == [1, 3]
 
 
 def test_mistakes_are_named():
     truth, results = scene(0)
     evaluator = fill(Evaluator(truth), results)
+    gather(evaluator)  # a single process: nothing changes
     empty = np.zeros((0, 4)), np.zeros(0), np.zeros(0)
     with pytest.raises(UserError, match="image 9999 is not in"):
         evaluator.add(9999, *empty)
@@ -225,6 +203,12 @@ class Oracle(torch.nn.Module):
         return ModelOutput((prediction, prediction), None)
 
 
+def batch_of(number, image_id):
+    pixels = torch.full((1, 3, 4, 4), float(number))
+    images = ImageBatch(pixels, torch.zeros(1, 4, 4, dtype=torch.bool))
+    return ToyBatch(images, (image_id,), ((480, 640),))
+
+
 def test_a_network_that_knows_the_answer_reaches_one():
     truth, _ = scene(9, crowd_share=0.0, num_classes=3)
     ground_truth = GroundTruth.from_coco(truth)
@@ -238,9 +222,7 @@ def test_a_network_that_knows_the_answer_reaches_one():
             boxes[query] = cxcywh / torch.tensor([640, 480, 640, 480])
             logits[query, ground_truth.label[row]] = 5.0
         answers[i] = (logits, boxes)
-        pixels = torch.full((1, 3, 4, 4), float(i))
-        batch = ImageBatch(pixels, torch.zeros(1, 4, 4, dtype=torch.bool))
-        batches.append(ToyBatch(batch, (image_id,), ((480, 640),)))
+        batches.append(batch_of(i, image_id))
     network = Oracle(answers).train()
     evaluator = Evaluator(ground_truth)
     evaluate(network, SigmoidScoring(), batches, evaluator)
@@ -264,28 +246,13 @@ def test_every_decoder_layer_is_judged_by_itself():
             return ModelOutput(tuple(layer(images).final for layer in self.layers), None)
 
     ids = Evaluator(truth).truth.image_ids
-    batches = [
-        ToyBatch(
-            ImageBatch(torch.full((1, 3, 4, 4), float(i)), torch.zeros(1, 4, 4, dtype=torch.bool)),
-            (image_id,),
-            ((480, 640),),
-        )
-        for i, image_id in enumerate(ids)
-    ]
+    batches = [batch_of(i, image_id) for i, image_id in enumerate(ids)]
     both = evaluate_layers(Two(), SigmoidScoring(), batches, truth)
     assert torch.is_grad_enabled()
     for layer, evaluator in zip(layers, both, strict=True):
         alone = Evaluator(truth)
         evaluate(layer, SigmoidScoring(), batches, alone)
         assert evaluator.metrics() == alone.metrics()
-
-
-def test_without_other_processes_gathering_changes_nothing():
-    truth, results = scene(0)
-    evaluator = fill(Evaluator(truth), results)
-    before = evaluator.metrics()
-    gather(evaluator)
-    assert evaluator.metrics() == before
 
 
 def share_of_rank(rank, store, out):

@@ -94,10 +94,10 @@ def test_boxes_that_are_not_xywh_pixels_are_refused(write, box, message):
     load_predictions(path, truth, trust=True)
 
 
-@pytest.mark.parametrize("options", [{"found": 0.1}, {"jitter": 0.5}, {"confused": 0.9}])
-def test_bad_detections_are_accepted(write, options):
-    truth, results = scene(0, num_images=20, **options)
-    assert len(load_predictions(write(results), truth).detected) == len(results)
+def test_bad_detections_are_accepted(write):
+    for options in ({"found": 0.1}, {"jitter": 0.5}, {"confused": 0.9}):
+        truth, results = scene(0, num_images=20, **options)
+        assert len(load_predictions(write(results), truth).detected) == len(results)
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,9 @@ def test_decoding_follows_the_originals_in_words(scoring, num_logits, rows, coun
             torch.testing.assert_close(decoded.boxes[image, k], torch.stack(box))
 
 
-def test_few_candidates_are_no_error():
+def test_few_candidates_are_no_error_and_boxes_over_the_edge_stay():
     decoded = decode(predictions(2, queries=3), SigmoidScoring(), SIZES)
     assert decoded.scores.shape == (2, 6)
-
-
-def test_boxes_over_the_edge_stay():
     boxes = torch.tensor([[[0.0, 0.5, 0.4, 1.2]]])
     decoded = decode(Predictions(torch.zeros(1, 1, 1), boxes), SigmoidScoring(), SIZES[:1])
     torch.testing.assert_close(decoded.boxes[0, 0], torch.tensor([-128.0, -48.0, 128.0, 528.0]))

@@ -63,14 +63,13 @@ def test_matchings_are_the_matchers(tmp_path, table):
 
 def test_a_two_stage_query_is_known_by_its_cell(table):
     network, _ = network_of()
+    batch = parts_of(table)[0]
     with torch.no_grad():
-        batch = parts_of(table)[0]
         output = network(batch.images, batch.targets)
     names = query_names(output)
     assert all(len(set(row)) == len(row) for row in names.tolist())
     objectness = output.proposals.logits[..., 0]
-    count = names.shape[1]
-    assert torch.equal(objectness.gather(1, names), objectness.topk(count, dim=1).values)
+    assert torch.equal(objectness.gather(1, names), objectness.topk(names.shape[1], dim=1).values)
 
 
 def test_instability_counts_changed_queries():

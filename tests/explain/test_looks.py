@@ -9,7 +9,7 @@ from scenes_explained import PRESETS, explained, make_image, make_network
 
 from detrlab.errors import UserError
 from detrlab.explain.capture import record
-from detrlab.explain.looks import cell_at, level_of, look
+from detrlab.explain.looks import cell_at, look
 from detrlab.models.attention import DeformableAttention, DenseAttention
 from detrlab.ops.deformable import use
 from detrlab.presets import build_network
@@ -44,23 +44,14 @@ def test_a_dense_row_is_torchs_own_and_gives_the_attentions_result(preset):
     recording, given = answers(network)
     for call in (*recording.encoder, *recording.decoder):
         attention, tokens = call.attention, call.memory.tokens
+        keys = (tokens + call.memory.position).transpose(0, 1)
         _, expected = F.multi_head_attention_forward(
-            call.query.transpose(0, 1),
-            (tokens + call.memory.position).transpose(0, 1),
-            tokens.transpose(0, 1),
-            tokens.shape[-1],
-            attention.num_heads,
-            attention.in_proj_weight,
-            attention.in_proj_bias,
-            None,
-            None,
-            False,
-            0.0,
-            attention.out_proj.weight,
-            attention.out_proj.bias,
-            training=False,
-            average_attn_weights=False,
-        )
+            call.query.transpose(0, 1), keys, tokens.transpose(0, 1),
+            tokens.shape[-1], attention.num_heads,
+            attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.0,
+            attention.out_proj.weight, attention.out_proj.bias,
+            training=False, average_attn_weights=False,
+        )  # fmt: skip
         value_weight, value_bias = (
             part.chunk(3)[2] for part in (attention.in_proj_weight, attention.in_proj_bias)
         )
@@ -139,8 +130,6 @@ def test_a_point_is_found_in_its_cell():
     assert cell_at(memory, (1.0, 1.0)) == 12 * 16 - 1
     assert cell_at(memory, (0.5, 0.25)) == 3 * 16 + 8
     assert cell_at(memory, (0.0, 0.0), level=1) == 12 * 16
-    assert level_of(memory, 12 * 16 - 1) == 0
-    assert level_of(memory, 12 * 16) == 1
 
 
 @pytest.mark.parametrize(

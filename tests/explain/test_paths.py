@@ -6,7 +6,7 @@ from scenes_explained import PRESETS, explained, make_image, make_network
 
 from detrlab.boxes import inverse_sigmoid
 from detrlab.explain.capture import record
-from detrlab.explain.paths import paths
+from detrlab.explain.looks import paths
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,6 +1,7 @@
 """What is drawn is what was computed."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scenes_explained import PRESETS, TARGET, explained
 from detrlab.errors import UserError
 from detrlab.explain import plots
 from detrlab.explain.query_use import QueryUse
+from detrlab.figures import save_figure
 
 SIZE = torch.tensor([96.0, 64.0])
 
@@ -42,20 +44,16 @@ def in_pixels(box):
 def test_sampling_points_are_drawn_where_they_were_computed(preset):
     explanation = with_picture(preset)
     figure = plots.draw_decoder(explanation, [3, 9])
-    for row, query in enumerate([3, 9]):
-        for layer in range(3):
-            (points,) = scatters(figure.axes[3 * row + layer])
-            look = explanation.look(query, layer)
-            drawn = np.column_stack([points.get_offsets(), points.get_array()])
-            expected = look.locations.reshape(-1, 2) * SIZE
-            computed = np.column_stack([expected, look.weights.reshape(-1)])
-            np.testing.assert_allclose(
-                drawn[np.lexsort(drawn.T)], computed[np.lexsort(computed.T)], rtol=1e-5
-            )
-
-
-def test_the_size_of_a_point_shows_its_level():
-    explanation = with_picture("deformable-detr")
+    for axes, (query, layer) in zip(figure.axes, product([3, 9], range(3)), strict=False):
+        (points,) = scatters(axes)
+        look = explanation.look(query, layer)
+        drawn = np.column_stack([points.get_offsets(), points.get_array()])
+        expected = look.locations.reshape(-1, 2) * SIZE
+        computed = np.column_stack([expected, look.weights.reshape(-1)])
+        np.testing.assert_allclose(
+            drawn[np.lexsort(drawn.T)], computed[np.lexsort(computed.T)], rtol=1e-5
+        )
+    # The size of a point shows its level.
     (points,) = scatters(plots.draw_heads(explanation, 3, layer=1).axes[2])
     for level, locations in enumerate(explanation.look(3, 1).locations[2]):
         for xy in locations * SIZE:
@@ -103,7 +101,7 @@ def test_the_bars_are_the_costs():
     explanation = with_picture("deformable-detr")
     figure = plots.draw_objects(explanation, threshold=0.999)
     bars = [patch.get_width() for patch in figure.axes[1].patches]
-    best = [e.final.best for e in explanation.verdicts(0.999) if e.reason != "found"]
+    best = [e.best for e in explanation.verdicts(0.999) if e.reason != "found"]
     expected = [each[-3:] for each in sorted(best, key=lambda each: each.cost)]
     assert bars == pytest.approx(np.ravel(expected).tolist())
 
@@ -148,10 +146,9 @@ def test_class_names_are_text_not_formulas(tmp_path):
     explanation = with_picture("deformable-detr")
     classes = ("$\\frac$", "<b>&", "a_b^c$")
     explanation = type(explanation)(**{**vars(explanation), "classes": classes})
-    for draw in (plots.draw_detections, plots.draw_objects):
-        assert plots.write(draw(explanation, 0.0), tmp_path / "a.png", dpi=30).is_file()
-    for draw in (plots.draw_decoder, plots.draw_paths):
-        assert plots.write(draw(explanation, [1]), tmp_path / "b.png", dpi=30).is_file()
+    figures = plots.draw_all(explanation, queries=[1], points=[(0.5, 0.5)], threshold=0.0)
+    for figure in figures.values():
+        assert save_figure(figure, tmp_path / "a.png", dpi=30).is_file()
 
 
 def test_query_use_is_drawn_box_by_box():

@@ -49,13 +49,10 @@ def test_a_logarithmic_axis_shows_ratios_as_distances():
     assert {"1", "2", "5", "10"} <= {text.text for text in chart.iter("text")}
 
 
-def test_a_long_curve_has_no_markers_and_no_values():
+def test_long_curves_have_no_markers_and_seeds_have_a_band():
     chart = drawn(curve("a", range(MANY_POINTS + 1)))
     assert not marks(chart)
     assert [title.text for title in chart.iter("title")] == ["a"]
-
-
-def test_several_seeds_have_a_band_that_belongs_to_the_detector():
     chart = drawn(curve("a", [1, 2], [0, 1], [2, 3]))
     assert [g.get("data-series") for g in chart.iter("g") if g.get("data-series")] == ["0", "0"]
 

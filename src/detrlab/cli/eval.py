@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from detrlab.data import Table
     from detrlab.evaluation.coco import Evaluator
 
-SPLITS = ("val", "train", "test", "all")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -31,7 +29,7 @@ class Options:
     """How category_id in --predictions is meant: as ids, or as positions counted from 0 or 1."""
     trust: bool = False
     """Judge --predictions as they stand, even if they look like another convention."""
-    split: str = "val"
+    split: Literal["val", "train", "test", "all"] = "val"
     """Which part of the data: val, train, test, or all of data that has no splits."""
     imgsz: int | None = None
     """Another image size than the checkpoint was trained with."""
@@ -51,14 +49,12 @@ def run(options: Options) -> int:
     """Evaluate; returns the exit code."""
     from detrlab import files
     from detrlab.cli.common import fresh_folder, open_detector, print_metrics, say
-    from detrlab.data import open_data, open_whole
-    from detrlab.evaluation.coco import Evaluator
+    from detrlab.data import batches, open_data, open_whole
+    from detrlab.evaluation.coco import Evaluator, evaluate_layers
     from detrlab.evaluation.folder import write_analysis
 
     if (options.model is None) == (options.predictions is None):
         raise UserError("give either --model CHECKPOINT or --predictions FILE")
-    if options.split not in SPLITS:
-        raise UserError(f"--split {options.split}: known: {', '.join(SPLITS)}")
     data = open_whole(options.data) if options.split == "all" else open_data(options.data)
     for note in data.notes:
         say(note)
@@ -75,7 +71,9 @@ def run(options: Options) -> int:
         assert options.model is not None
         detector = open_detector(options.model, options.device, options.imgsz)
         table = _in_words_of(detector, table, options)
-        layers = _infer(detector, options, table)
+        config, workers = detector.preprocessing, options.workers
+        stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=workers)
+        layers = evaluate_layers(detector.network, detector.scoring, stream, table)
         evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
     folder = fresh_folder(options.output)
@@ -118,13 +116,3 @@ def _in_words_of(detector: Detector, table: Table, options: Options) -> Table:
             f"{options.model} knows the classes {', '.join(detector.classes)}; the data has "
             f"{', '.join(table.classes)}: evaluate on data with the checkpoint's classes"
         ) from None
-
-
-def _infer(detector: Detector, options: Options, table: Table) -> list[Evaluator]:
-    """The detections of every decoder layer; the last are the detector's."""
-    from detrlab.data import batches
-    from detrlab.evaluation.coco import evaluate_layers
-
-    config = detector.preprocessing
-    stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=options.workers)
-    return evaluate_layers(detector.network, detector.scoring, stream, table)

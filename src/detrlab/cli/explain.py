@@ -52,6 +52,7 @@ def run(options: Options) -> int:
     from detrlab.explain import plots
     from detrlab.explain.missed import sentence
     from detrlab.explain.query_use import query_use
+    from detrlab.figures import save_figure
 
     points = [read_point(text) for text in options.point]
     if options.statistics and options.data is None:
@@ -72,7 +73,7 @@ def run(options: Options) -> int:
     )
     if options.statistics and data is not None:
         figure = plots.draw_query_use(query_use(detector, data.val))
-        files.insert(-1, plots.write(figure, folder / f"queries.{options.format}"))
+        files.insert(-1, save_figure(figure, folder / f"queries.{options.format}"))
     count = sum(each.score >= threshold for each in explanation.detections())
     print(f"{count} detections of at least {threshold:.3g}")
     for verdict in [] if target is None else explanation.verdicts(threshold):

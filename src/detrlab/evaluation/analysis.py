@@ -1,47 +1,68 @@
-"""Detailed analysis: AP by size, curves, confusion, TIDE, calibration, results by image."""
+"""Detailed analysis: AP by size, curves, thresholds, confusion, TIDE, calibration, each image."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detrlab.evaluation.coco import (
     Accumulated,
     Metrics,
+    Tide,
     accumulate,
     as_ground_truth,
     calibration_errors,
     mean_judged,
     tide_errors,
 )
-from detrlab.evaluation.matching import (
-    AREAS,
-    FALSE,
-    FOUND,
-    HALF,
-    IGNORED,
-    IOU_THRESHOLDS,
-    Matches,
-    match,
-)
+from detrlab.evaluation.matching import AREAS, FALSE, FOUND, HALF, IGNORED, Matches, match
 from detrlab.evaluation.records import Bools, Detected, Floats, GroundTruth, ImageId, Ints
-from detrlab.evaluation.thresholds import (
-    Thresholds,
-    object_fates,
-    suggest_thresholds,
-)
 
 if TYPE_CHECKING:
     from detrlab.data.table import Table
 
 BACKGROUND = "background"
 """Name of the last row and column of a confusion matrix: no object, or no detection."""
+FEWEST_OBJECTS = 10
+"""A class with fewer annotated objects takes the overall threshold instead of its own."""
 
 
 @dataclass(frozen=True)
-class SizeRow:
+class Threshold:
+    """Detections with at least this score are kept; what this gives at IoU .50.
+
+    Precision is None when no detection is kept, recall and F1 without annotated ``objects``.
+    ``borrowed``: the class has too few objects and takes the overall threshold.
+    """
+
+    score: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    objects: int
+    borrowed: bool = False
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The thresholds with the best F1 on the evaluated images, overall and by class."""
+
+    overall: Threshold
+    per_class: dict[str, Threshold]
+
+    def scores(self, classes: tuple[str, ...]) -> Floats:
+        """(K,) the threshold of each class."""
+        return np.array([self.per_class[name].score for name in classes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as checkpoints store them."""
+        return asdict(self)
+
+
+class SizeRow(NamedTuple):
     """AP and number of annotated objects of one class by object size; None without objects."""
 
     name: str
@@ -49,14 +70,10 @@ class SizeRow:
     objects: dict[str, int]
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Precision over recall of one class.
+class Curve(NamedTuple):
+    """Precision (T, 101) of one class at the recalls 0, .01, ... 1; NaN without objects.
 
-    Attributes:
-        name: of the class.
-        precision: (T, 101) at the recalls 0, .01, ... 1; NaN for a class without objects.
-        scores: (101,) the score at which each recall is reached at IoU .50; 0 if never.
+    ``scores`` (101,): where each recall is reached at IoU .50; 0 if never.
     """
 
     name: str
@@ -69,14 +86,12 @@ class Curve:
         return self.precision.mean(axis=1)
 
 
-@dataclass(frozen=True, eq=False)
-class Confusion:
-    """Annotated against predicted classes, at IoU .50.
+class Confusion(NamedTuple):
+    """Annotated (rows) against predicted classes (columns), at IoU .50.
 
     Attributes:
-        counts: (K + 1, K + 1); rows are the annotated class, columns the predicted one. The
-            last row holds false positives on background, the last column missed objects. The
-            diagonal holds the true positives of the metric.
+        counts: (K + 1, K + 1). The last row holds false positives on background, the last column
+            missed objects, the diagonal the true positives of the metric.
         names: K classes and ``BACKGROUND``.
         scores: (K,) threshold of each class; detections below it were left out.
     """
@@ -87,27 +102,7 @@ class Confusion:
 
     def shares(self) -> Floats:
         """Each row divided by its sum."""
-        totals = self.counts.sum(axis=1, keepdims=True)
-        return self.counts / np.maximum(totals, 1)
-
-
-@dataclass(frozen=True)
-class Tide:
-    """TIDE: how much AP50 would rise if each kind of error were fixed.
-
-    Attributes:
-        ap50: without any fix.
-        cost: ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
-            (duplicate), ``Bkg`` (background), ``Miss`` (missed), and all false positives
-            ``FP`` and false negatives ``FN``.
-        counts: number of errors of each kind.
-
-    Source: arXiv 2008.08115.
-    """
-
-    ap50: float
-    cost: dict[str, float]
-    counts: dict[str, int]
+        return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +115,6 @@ class Calibration:
         confidence: (n,) their mean score; NaN in an empty bin.
         accuracy: (n,) share of true positives at IoU .50; NaN in an empty bin.
         error: expected calibration error (ECE): mean gap between the two, weighted by count.
-        per_class: ECE of each class; None without detections.
         overconfidence: mean score minus accuracy above the suggested thresholds; None without
             such detections.
     """
@@ -130,22 +124,11 @@ class Calibration:
     confidence: Floats
     accuracy: Floats
     error: float
-    per_class: dict[str, float | None]
     overconfidence: float | None
 
 
-@dataclass(frozen=True)
-class ImageVerdict:
-    """The result on one image at the suggested thresholds and IoU .50.
-
-    Attributes:
-        image_id: the data set's id.
-        file_name: "" where unknown.
-        found: number of objects found.
-        missed: number of objects missed.
-        false_alarms: number of false positives.
-        f1: 1 without mistakes.
-    """
+class ImageVerdict(NamedTuple):
+    """Objects found and missed, and false positives, at the suggested thresholds and IoU .50."""
 
     image_id: ImageId
     file_name: str
@@ -153,11 +136,7 @@ class ImageVerdict:
     missed: int
     false_alarms: int
     f1: float
-
-    @property
-    def mistakes(self) -> int:
-        """Missed objects and false positives."""
-        return self.missed + self.false_alarms
+    mistakes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,24 +154,24 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a json file; None where a number is not defined."""
-        return {
-            **self.metrics.to_dict(),
+        values = {
             "per_class_by_size": {row.name: row.ap for row in self.sizes},
             "objects_by_size": {row.name: row.objects for row in self.sizes},
             "curves": {
                 curve.name: {
-                    "precision_50": _plain(curve.precision[HALF]),
-                    "precision_mean": _plain(curve.precision.mean(axis=0)),
-                    "scores_50": _plain(curve.scores),
+                    "precision_50": curve.precision[HALF],
+                    "precision_mean": curve.precision.mean(axis=0),
+                    "scores_50": curve.scores,
                 }
                 for curve in self.curves
             },
-            "confusion": _plain(self.confusion),
-            "tide": _plain(self.tide),
-            "thresholds": _plain(self.thresholds),
-            "calibration": _plain(self.calibration),
-            "images": [{**asdict(image), "mistakes": image.mistakes} for image in self.images],
+            "confusion": self.confusion._asdict(),
+            "tide": self.tide._asdict(),
+            "thresholds": self.thresholds.to_dict(),
+            "calibration": asdict(self.calibration),
+            "images": [image._asdict() for image in self.images],
         }
+        return self.metrics.to_dict() | _plain(values)
 
 
 def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detected) -> Analysis:
@@ -211,7 +190,7 @@ def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detect
         sizes=per_size(accumulated, matches),
         curves=curves(accumulated, truth.classes),
         confusion=confusion(truth, detected, matches, thresholds.scores(truth.classes)),
-        tide=Tide(*tide_errors(truth, detected)),
+        tide=tide_errors(truth, detected),
         thresholds=thresholds,
         calibration=calibration(truth, detected, matches, thresholds),
         images=image_verdicts(truth, matches, thresholds),
@@ -221,17 +200,14 @@ def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detect
 def per_size(accumulated: Accumulated, matches: Matches) -> list[SizeRow]:
     """AP of every class on all, small, medium and large objects."""
     precision = accumulated.precision[..., 2]  # (T, R, K, A)
-    return [
-        SizeRow(
-            name=name,
-            ap={area: mean_judged(precision[:, :, k, a]) for a, area in enumerate(AREAS)},
-            objects={
-                area: int(matches.counts[matches.object_label == k, a].sum())
-                for a, area in enumerate(AREAS)
-            },
+    rows = []
+    for k, name in enumerate(matches.classes):
+        objects = matches.counts[matches.object_label == k].sum(axis=0).tolist()
+        ap = [mean_judged(precision[:, :, k, a]) for a in range(len(AREAS))]
+        rows.append(
+            SizeRow(name, dict(zip(AREAS, ap, strict=True)), dict(zip(AREAS, objects, strict=True)))
         )
-        for k, name in enumerate(matches.classes)
-    ]
+    return rows
 
 
 def curves(accumulated: Accumulated, classes: tuple[str, ...]) -> list[Curve]:
@@ -242,33 +218,121 @@ def curves(accumulated: Accumulated, classes: tuple[str, ...]) -> list[Curve]:
     return [Curve(name, precision[:, :, k], scores[:, k]) for k, name in enumerate(classes)]
 
 
-def calibration(
-    truth: GroundTruth, detected: Detected, matches: Matches, thresholds: Thresholds
-) -> Calibration:
-    """Compare scores with the accuracy of the detections at IoU .50.
+def suggest_thresholds(matches: Matches, fewest_objects: int = FEWEST_OBJECTS) -> Thresholds:
+    """The thresholds with the best F1 at IoU .50, overall and by class.
 
-    Scores are clipped to [0, 1] first.
+    A threshold lies half-way between the last detection kept and the first one dropped, so that
+    rounding cannot change the result. A class with fewer than ``fewest_objects`` annotated
+    objects takes the overall threshold: its own would depend on a few detections. Without any
+    true positive the threshold is .5.
     """
-    found = calibration_errors(truth, detected)
-    bins = found["bins"]
-    count = np.array([each["count"] for each in bins], dtype=np.int64)
-    confidence = np.array([each["avg_confidence"] for each in bins])
-    accuracy = np.array([each["avg_accuracy"] for each in bins])
-    verdict = matches.verdict_50
-    above = matches.score >= thresholds.scores(matches.classes)[matches.label]
-    above &= verdict != IGNORED
-    gap = None
-    if above.any():
-        gap = float(matches.score[above].mean() - (verdict[above] == FOUND).mean())
-    return Calibration(
-        edges=np.array([0.0, *(each["bin_upper"] for each in bins)]),
-        count=count,
-        confidence=np.where(count > 0, confidence, np.nan),
-        accuracy=np.where(count > 0, accuracy, np.nan),
-        error=float(found["ece"]),
-        per_class={name: found["per_category"].get(name) for name in truth.classes},
-        overconfidence=gap,
+    overall = _best_f1(matches, np.ones(len(matches.score), bool), int(matches.counts[:, 0].sum()))
+    per_class = {}
+    for k, name in enumerate(matches.classes):
+        mine = matches.label == k
+        objects = int((matches.counts[:, 0] & (matches.object_label == k)).sum())
+        if objects >= fewest_objects:
+            per_class[name] = _best_f1(matches, mine, objects)
+        else:
+            borrowed = _at_score(*_judged(matches, mine), objects, overall.score)
+            per_class[name] = replace(borrowed, borrowed=True)
+    return Thresholds(overall, per_class)
+
+
+def _best_f1(matches: Matches, mine: Bools, objects: int) -> Threshold:
+    score, right = _judged(matches, mine)
+    # A threshold cannot separate equal scores.
+    possible = np.append(score[1:] < score[:-1], True)[: len(score)]
+    kept = np.arange(1, len(score) + 1)
+    f1 = np.where(possible, 2 * np.cumsum(right) / (kept + objects), -1.0)
+    if not objects or f1.max(initial=0.0) <= 0:
+        return Threshold(0.5, None, 0.0 if objects else None, 0.0 if objects else None, objects)
+    best = int(np.argmax(f1))
+    below = score[best + 1] if best + 1 < len(score) else 0.0
+    return _at_score(score, right, objects, float((score[best] + below) / 2))
+
+
+def _at_score(score: Floats, right: Bools, objects: int, threshold: float) -> Threshold:
+    kept = int((score >= threshold).sum())
+    found = int(right[:kept].sum())
+    return Threshold(
+        score=threshold,
+        precision=found / kept if kept else None,
+        recall=found / objects if objects else None,
+        f1=2 * found / (kept + objects) if objects else None,
+        objects=objects,
     )
+
+
+def _judged(matches: Matches, mine: Bools) -> tuple[Floats, Bools]:
+    """Scores in descending order, and True where a detection is a true positive."""
+    rows = np.flatnonzero(mine & (matches.verdict_50 != IGNORED))
+    rows = rows[np.argsort(-matches.score[rows], kind="stable")]
+    return matches.score[rows], matches.verdict_50[rows] == FOUND
+
+
+def object_fates(matches: Matches, thresholds: Thresholds) -> tuple[Bools, NDArray[np.int8]]:
+    """Found objects, and true and false positives, at the suggested thresholds and IoU .50.
+
+    Returns:
+        (G,) True where an object was found; (D,) ``FOUND`` or ``FALSE`` for detections at or
+        above their class's threshold, ``IGNORED`` for the others.
+    """
+    loud = matches.score >= thresholds.scores(matches.classes)[matches.label]
+    fate = np.where(loud, matches.verdict_50, IGNORED).astype(np.int8)
+    found = np.zeros(len(matches.object_label), dtype=bool)
+    found[matches.owner[fate == FOUND, HALF]] = True
+    return found, fate
+
+
+class Outcome(NamedTuple):
+    """A box of one image: kind (``missed``, ``false`` or ``found``), xywh in pixels, caption."""
+
+    kind: str
+    box: list[float]
+    label: str
+
+
+def outcomes(
+    truth: GroundTruth, detected: Detected, matches: Matches, thresholds: Thresholds, image: int
+) -> list[Outcome]:
+    """Missed objects, then false and true positives, of the image at one index."""
+    found, fate = object_fates(matches, thresholds)
+    missed = np.flatnonzero((truth.image == image) & matches.counts[:, 0] & ~found)
+    rows = [
+        Outcome("missed", truth.boxes[g].round(1).tolist(), truth.classes[truth.label[g]])
+        for g in missed
+    ]
+    for verdict, kind in ((FALSE, "false"), (FOUND, "found")):
+        for d in np.flatnonzero((matches.image == image) & (fate == verdict)):
+            label = f"{truth.classes[matches.label[d]]} {matches.score[d]:.2f}"
+            rows.append(Outcome(kind, detected.boxes[matches.row[d]].round(1).tolist(), label))
+    return rows
+
+
+def image_verdicts(
+    truth: GroundTruth, matches: Matches, thresholds: Thresholds
+) -> list[ImageVerdict]:
+    """Every image by ascending F1; with equal F1, the one with more mistakes comes first."""
+    covered, fate = object_fates(matches, thresholds)
+    left = matches.counts[:, 0] & ~covered
+    found, false, missed = (
+        np.bincount(images, minlength=matches.num_images)
+        for images in (
+            matches.image[fate == FOUND],
+            matches.image[fate == FALSE],
+            matches.object_image[left],
+        )
+    )
+    everything = 2 * found + missed + false
+    f1 = np.where(everything > 0, 2 * found / np.maximum(everything, 1), 1.0)
+    columns = (found, missed, false, f1, missed + false)
+    return [
+        ImageVerdict(
+            truth.image_ids[i], truth.file_names[i], *(column[i].item() for column in columns)
+        )
+        for i in np.lexsort((-(missed + false), f1)).tolist()
+    ]
 
 
 def confusion(
@@ -277,8 +341,8 @@ def confusion(
     """Annotated against predicted classes of the detections above their class's threshold.
 
     Detections are first matched to objects of their own class, as in the metric. The remaining
-    ones are then matched, in order of score, to the remaining object with the highest IoU, if it
-    is at least .50. Crowd regions neither count nor cause false positives.
+    ones are then matched to the remaining objects as if all had one class. Crowd regions neither
+    count nor cause false positives.
 
     Differs from hotcoco's confusion matrix, which matches all classes together, so that its
     diagonal is not the number of true positives.
@@ -290,79 +354,63 @@ def confusion(
     np.add.at(counts, (matches.label[right], matches.label[right]), 1)
     free = matches.counts[:, 0].copy()
     free[matches.owner[right, HALF]] = False
+    objects = np.flatnonzero(free)
     wrong = np.flatnonzero(loud & (matches.verdict_50 == FALSE))
-    wrong = wrong[np.lexsort((-matches.score[wrong], matches.image[wrong]))]
-    taken_for = _match_across_classes(
-        truth, detected.boxes[matches.row[wrong]], matches.image[wrong], free
+    again = match(
+        replace(
+            truth,
+            classes=("",),
+            image=truth.image[objects],
+            label=np.zeros_like(objects),
+            boxes=truth.boxes[objects],
+            area=truth.area[objects],
+            crowd=truth.crowd[objects],
+        ),
+        Detected(
+            image=matches.image[wrong],
+            label=np.zeros_like(wrong),
+            boxes=detected.boxes[matches.row[wrong]],
+            score=matches.score[wrong],
+        ),
+        limit=len(wrong),
     )
-    # Index -1 (no object) reads the extra last entry: background.
-    seen = np.append(truth.label, num_classes)[taken_for]
-    np.add.at(counts, (seen, matches.label[wrong]), 1)
-    free[taken_for[taken_for >= 0]] = False
-    counts[:num_classes, num_classes] = np.bincount(truth.label[free], minlength=num_classes)
+    # An owner of -1 reads the extra last entry: background.
+    taken_for = np.append(truth.label[objects], num_classes)[again.owner[:, HALF]]
+    np.add.at(counts, (taken_for, matches.label[wrong[again.row]]), 1)
+    counts[:num_classes, -1] = np.bincount(truth.label, matches.counts[:, 0], num_classes)
+    counts[:num_classes, -1] -= counts[:num_classes, :-1].sum(axis=1)
     return Confusion(counts, (*truth.classes, BACKGROUND), scores)
 
 
-def image_verdicts(
-    truth: GroundTruth, matches: Matches, thresholds: Thresholds
-) -> list[ImageVerdict]:
-    """Every image by ascending F1; with equal F1, the one with more mistakes comes first."""
-    covered, fate = object_fates(matches, thresholds)
-    images = matches.num_images
-    found = np.bincount(matches.image[fate == FOUND], minlength=images)
-    false = np.bincount(matches.image[fate == FALSE], minlength=images)
-    left = matches.counts[:, 0] & ~covered
-    missed = np.bincount(matches.object_image[left], minlength=images)
-    everything = 2 * found + missed + false
-    f1 = np.where(everything > 0, 2 * found / np.maximum(everything, 1), 1.0)
-    order = np.lexsort((-(missed + false), f1))
-    return [
-        ImageVerdict(
-            image_id=truth.image_ids[i],
-            file_name=truth.file_names[i],
-            found=int(found[i]),
-            missed=int(missed[i]),
-            false_alarms=int(false[i]),
-            f1=float(f1[i]),
-        )
-        for i in order.tolist()
-    ]
-
-
-def _match_across_classes(truth: GroundTruth, boxes: Floats, image: Ints, free: Bools) -> Ints:
-    """Row of the object each detection matches, or -1; detections sorted by image and score."""
-    taken_for = np.full(len(boxes), -1, dtype=np.int64)
-    rows = np.flatnonzero(free)
-    rows = rows[np.argsort(truth.image[rows], kind="stable")]
-    owners = truth.image[rows]
-    for i in np.intersect1d(image, owners).tolist():
-        first, last = np.searchsorted(image, [i, i + 1]).tolist()
-        start, stop = np.searchsorted(owners, [i, i + 1]).tolist()
-        objects = rows[start:stop]
-        overlaps = box_overlaps(boxes[first:last], truth.boxes[objects])
-        for d in range(last - first):
-            best = int(np.argmax(overlaps[d]))
-            if overlaps[d, best] >= IOU_THRESHOLDS[HALF]:
-                taken_for[first + d] = objects[best]
-                overlaps[:, best] = 0.0
-    return taken_for
-
-
-def box_overlaps(a: Floats, b: Floats) -> Floats:
-    """(M, 4) and (N, 4) xywh boxes -> (M, N) IoU; 0 where both are empty."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
-    shared = np.clip(high - low, 0.0, None).prod(axis=-1)
-    union = a[:, 2:].prod(axis=-1)[:, None] + b[:, 2:].prod(axis=-1)[None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+def calibration(
+    truth: GroundTruth, detected: Detected, matches: Matches, thresholds: Thresholds
+) -> Calibration:
+    """Compare scores, clipped to [0, 1], with the accuracy of the detections at IoU .50."""
+    found = calibration_errors(truth, detected)
+    bins = found["bins"]
+    count, confidence, accuracy, upper = (
+        np.array([each[key] for each in bins])
+        for key in ("count", "avg_confidence", "avg_accuracy", "bin_upper")
+    )
+    _, fate = object_fates(matches, thresholds)
+    above = fate != IGNORED
+    gap = None
+    if above.any():
+        gap = float(matches.score[above].mean() - (fate[above] == FOUND).mean())
+    return Calibration(
+        edges=np.append(0.0, upper),
+        count=count,
+        confidence=np.where(count > 0, confidence, np.nan),
+        accuracy=np.where(count > 0, accuracy, np.nan),
+        error=float(found["ece"]),
+        overconfidence=gap,
+    )
 
 
 def _plain(value: Any) -> Any:
     """Plain values for json; None for NaN."""
-    if is_dataclass(value):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -7,10 +7,10 @@ So it only gets columns that ``GroundTruth`` and ``Evaluator`` have validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +18,8 @@ from torch import Tensor
 
 from detrlab.errors import UserError
 from detrlab.evaluation.postprocess import decode
-from detrlab.evaluation.records import (
-    Detected,
-    Floats,
-    GroundTruth,
-    ImageId,
-    best_per_class,
-)
-from detrlab.files import replacing
+from detrlab.evaluation.records import Detected, Floats, GroundTruth, ImageId, protocol_rows
+from detrlab.files import write_text
 from detrlab.structures import ImageBatch
 
 if TYPE_CHECKING:
@@ -42,20 +36,9 @@ TIDE_KINDS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
 class Metrics:
     """The 12 COCO metrics in [0, 1]; None without objects of that kind.
 
-    Attributes:
-        ap: mean over IoU .50:.05:.95 and over the classes that have objects.
-        ap50: at IoU .50.
-        ap75: at IoU .75.
-        ap_small: on objects up to 32 x 32 pixels.
-        ap_medium: on objects between.
-        ap_large: on objects from 96 x 96 pixels.
-        ar1: recall with one detection an image and class.
-        ar10: recall with ten.
-        ar100: recall with a hundred.
-        ar_small: recall with a hundred, small objects.
-        ar_medium: recall with a hundred, medium objects.
-        ar_large: recall with a hundred, large objects.
-        per_class: AP of each class by name; None for a class without objects.
+    AP is the mean over IoU .50:.05:.95 and over the classes that have objects. AR is recall with
+    at most 1, 10 or 100 detections of a class in an image. Small objects have up to 32 x 32
+    pixels, large ones at least 96 x 96. ``per_class`` is AP by name.
     """
 
     ap: float | None
@@ -74,18 +57,29 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values under the names that every json and csv uses."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class Accumulated:
+class Tide(NamedTuple):
+    """TIDE: ``cost`` is how much AP50 would rise if each kind of error were fixed.
+
+    The kinds are ``Cls`` (wrong class), ``Loc`` (right class, IoU .1 to .5), ``Both``, ``Dupe``
+    (duplicate), ``Bkg`` (background), ``Miss`` (missed), and for the cost all false positives
+    ``FP`` and false negatives ``FN``.
+
+    Source: arXiv 2008.08115.
+    """
+
+    ap50: float
+    cost: dict[str, float]
+    counts: dict[str, int]
+
+
+class Accumulated(NamedTuple):
     """The arrays that the COCO metrics average; -1 where there are no objects.
 
-    Attributes:
-        precision: (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at most 1,
-            10, 100 detections.
-        recall: (T, K, A, 3), the highest recall reached.
-        scores: (T, R, K, A, 3), the score at which each recall is reached.
+    Precision and scores are (T, R, K, A, 3) over IoU thresholds, recalls, classes, areas and at
+    most 1, 10, 100 detections; the highest recall is (T, K, A, 3).
     """
 
     precision: Floats
@@ -94,34 +88,24 @@ class Accumulated:
 
     def metrics(self, classes: Sequence[str]) -> Metrics:
         """The 12 metrics, and AP by class."""
-        precision, recall = self.precision, self.recall
-        return Metrics(
-            ap=mean_judged(precision[:, :, :, 0, 2]),
-            ap50=mean_judged(precision[0, :, :, 0, 2]),
-            ap75=mean_judged(precision[5, :, :, 0, 2]),
-            ap_small=mean_judged(precision[:, :, :, 1, 2]),
-            ap_medium=mean_judged(precision[:, :, :, 2, 2]),
-            ap_large=mean_judged(precision[:, :, :, 3, 2]),
-            ar1=mean_judged(recall[:, :, 0, 0]),
-            ar10=mean_judged(recall[:, :, 0, 1]),
-            ar100=mean_judged(recall[:, :, 0, 2]),
-            ar_small=mean_judged(recall[:, :, 1, 2]),
-            ar_medium=mean_judged(recall[:, :, 2, 2]),
-            ar_large=mean_judged(recall[:, :, 3, 2]),
-            per_class={
-                name: mean_judged(precision[:, :, index, 0, 2])
-                for index, name in enumerate(classes)
-            },
-        )
+        precision, recall = self.precision[..., 2], self.recall
+        parts = {
+            "ap": precision[..., 0], "ap50": precision[0, ..., 0], "ap75": precision[5, ..., 0],
+            "ap_small": precision[..., 1], "ap_medium": precision[..., 2],
+            "ap_large": precision[..., 3],
+            "ar1": recall[..., 0, 0], "ar10": recall[..., 0, 1], "ar100": recall[..., 0, 2],
+            "ar_small": recall[..., 1, 2], "ar_medium": recall[..., 2, 2],
+            "ar_large": recall[..., 3, 2],
+        }  # fmt: skip
+        per_class = {name: mean_judged(precision[:, :, k, 0]) for k, name in enumerate(classes)}
+        means = {name: mean_judged(values) for name, values in parts.items()}
+        return Metrics(**means, per_class=per_class)
 
 
 class Evaluator:
     """Collects the detections of one detector, image by image, and computes the metrics.
 
     At most 100 detections of each class are kept per image: the metrics use no more.
-
-    Args:
-        ground_truth: a COCO dict, a ``Table`` or a ``GroundTruth``.
 
     Raises:
         UserError: the ground truth is not usable; the message names the annotation.
@@ -152,8 +136,6 @@ class Evaluator:
         if image_id not in self.truth.image_index:
             raise UserError(f"image {image_id!r} is not in the ground truth")
         index = self.truth.image_index[image_id]
-        if index in self._parts:
-            raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
         corners = _array(boxes).astype(np.float64).reshape(-1, 4)
         score = _array(scores).astype(np.float64)
         label = _array(labels).astype(np.int64)
@@ -165,25 +147,22 @@ class Evaluator:
                 f"image {image_id!r}: {broken.sum()} of {len(broken)} detections are not finite: "
                 "the network has diverged (lower the learning rate, or train in float32)"
             )
-        self._parts[index] = best_per_class(
-            Detected(
-                image=np.full(len(score), index, dtype=np.int64),
-                label=label,
-                boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-                score=score,
-            )
-        )
+        images = np.full(len(score), index, dtype=np.int64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        self._add(index, Detected(images, label, boxes, score))
 
     def extend(self, detected: Detected) -> None:
         """Add the detections of many images, such as those of ``load_predictions``."""
-        cuts = np.flatnonzero(np.r_[True, detected.image[1:] != detected.image[:-1]])
-        bounds = np.r_[cuts, len(detected)] if len(detected) else np.zeros(1, np.int64)
-        for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            index = int(detected.image[start])
-            if index in self._parts:
-                image_id = self.truth.image_ids[index]
-                raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
-            self._parts[index] = best_per_class(detected.select(np.arange(start, stop)))
+        images, starts = np.unique(detected.image, return_index=True)
+        rows = np.split(np.arange(len(detected)), starts[1:])
+        for index, mine in zip(images.tolist(), rows, strict=False):
+            self._add(index, detected.select(mine))
+
+    def _add(self, index: int, detected: Detected) -> None:
+        if index in self._parts:
+            image_id = self.truth.image_ids[index]
+            raise UserError(f"image {image_id!r} was evaluated twice: add every image once")
+        self._parts[index] = detected.select(np.sort(protocol_rows(detected)))
 
     @property
     def num_images(self) -> int:
@@ -203,12 +182,18 @@ class Evaluator:
 
         ``load_predictions`` reads them back exactly.
         """
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            separator = "[\n"
-            for record in self.detected().to_coco(self.truth):
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
-            file.write("\n]\n" if separator == ",\n" else "[]\n")
+        truth, found = self.truth, self.detected()
+        columns = zip(found.image, found.label, found.boxes, found.score, strict=True)
+        records = (
+            {
+                "image_id": truth.image_ids[image],
+                "category_id": truth.category_ids[label],
+                "bbox": box.tolist(),
+                "score": float(score),
+            }
+            for image, label, box, score in columns
+        )
+        write_text(path, "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
 
 
 def as_ground_truth(source: dict[str, Any] | Table | GroundTruth) -> GroundTruth:
@@ -228,17 +213,12 @@ def accumulate(truth: GroundTruth, detected: Detected) -> Accumulated:
     return Accumulated(result["precision"], result["recall"], result["scores"])
 
 
-def tide_errors(
-    truth: GroundTruth, detected: Detected
-) -> tuple[float, dict[str, float], dict[str, int]]:
-    """AP50, the AP50 gained by fixing each kind of error, and the number of errors by kind.
-
-    Source: arXiv 2008.08115.
-    """
+def tide_errors(truth: GroundTruth, detected: Detected) -> Tide:
+    """What each kind of error costs, and how many there are."""
     found = _hotcoco_evaluation(truth, detected).tide_errors(pos_thr=0.5, bg_thr=0.1)
     cost = {kind: float(found["delta_ap"][kind]) for kind in TIDE_KINDS}
     counts = {kind: int(found["counts"][kind]) for kind in TIDE_KINDS[:6]}
-    return float(found["ap_base"]), cost, counts
+    return Tide(float(found["ap_base"]), cost, counts)
 
 
 def calibration_errors(truth: GroundTruth, detected: Detected, bins: int = 10) -> dict[str, Any]:
@@ -273,31 +253,36 @@ def _hotcoco_evaluation(truth: GroundTruth, detected: Detected) -> Any:
     return evaluation
 
 
+@torch.no_grad()
 def evaluate(
     network: torch.nn.Module,
     scoring: Scoring,
     batches: Iterable[Batch],
     evaluator: Evaluator,
-    limit: int = 100,
     on_batch: Callable[[Batch, ModelOutput], None] | None = None,
 ) -> None:
     """Run a network over batches and hand its detections to ``evaluator``.
 
-    The network is put in evaluation mode and left as it was found. Precision is the caller's:
-    open an autocast context around the call.
+    The network is left in the mode it was in. The caller opens an autocast context if needed.
 
     Args:
         network: gives a ``ModelOutput`` for an ``ImageBatch``.
         scoring: how its logits are read.
         batches: with ``images``, ``image_ids`` and ``original_sizes``.
         evaluator: takes the detections of the last decoder layer.
-        limit: detections an image; comparisons use 100.
         on_batch: takes each batch with the network's output.
     """
-    for batch, output in _outputs(network, batches):
-        if on_batch is not None:
-            on_batch(batch, output)
-        _add(evaluator, batch, output.final, scoring, limit)
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in batches:
+            output = network(ImageBatch(*(part.to(device) for part in batch.images)))
+            if on_batch is not None:
+                on_batch(batch, output)
+            _add(evaluator, batch, output.final, scoring)
+    finally:
+        network.train(was_training)
 
 
 def evaluate_layers(
@@ -305,40 +290,22 @@ def evaluate_layers(
     scoring: Scoring,
     batches: Iterable[Batch],
     ground_truth: dict[str, Any] | Table | GroundTruth,
-    limit: int = 100,
 ) -> list[Evaluator]:
-    """Evaluate every decoder layer: one evaluator for each layer, in order.
-
-    The last one equals that of ``evaluate``. The arguments are those of ``evaluate``.
-    """
+    """Evaluate every decoder layer, with the arguments of ``evaluate``: one evaluator for each."""
     truth = as_ground_truth(ground_truth)
     evaluators: list[Evaluator] = []
-    for batch, output in _outputs(network, batches):
-        evaluators = evaluators or [Evaluator(truth) for _ in output.layers]
+
+    def add(batch: Batch, output: ModelOutput) -> None:
+        evaluators.extend(Evaluator(truth) for _ in output.layers[len(evaluators) :])
         for evaluator, predictions in zip(evaluators, output.layers, strict=True):
-            _add(evaluator, batch, predictions, scoring, limit)
+            _add(evaluator, batch, predictions, scoring)
+
+    evaluate(network, scoring, batches, Evaluator(truth), add)
     return evaluators
 
 
-@torch.no_grad()
-def _outputs(
-    network: torch.nn.Module, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, ModelOutput]]:
-    """Each batch with the network's output in evaluation mode."""
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    try:
-        for batch in batches:
-            yield batch, network(ImageBatch(*(part.to(device) for part in batch.images)))
-    finally:
-        network.train(was_training)
-
-
-def _add(
-    evaluator: Evaluator, batch: Batch, predictions: Predictions, scoring: Scoring, limit: int
-) -> None:
-    decoded = decode(predictions, scoring, batch.original_sizes, limit)
+def _add(evaluator: Evaluator, batch: Batch, predictions: Predictions, scoring: Scoring) -> None:
+    decoded = decode(predictions, scoring, batch.original_sizes)
     parts = zip(decoded.boxes.cpu(), decoded.scores.cpu(), decoded.labels.cpu(), strict=True)
     for image_id, (boxes, scores, labels) in zip(batch.image_ids, parts, strict=True):
         evaluator.add(image_id, boxes, scores, labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     with_config,
-)
+)  # fmt: skip
 from typing_extensions import TypedDict
 
 from detrlab import files
@@ -48,12 +48,7 @@ _SHAPE = '{"image_id": 7, "category_id": 1, "bbox": [x, y, width, height], "scor
 
 
 class Foreign(NamedTuple):
-    """Another tool's detections, ready to be judged.
-
-    Attributes:
-        detected: the detections; pass them to ``Evaluator.extend`` or ``analyse``.
-        notes: what the user should know about how the file was read.
-    """
+    """Another tool's detections, for ``Evaluator.extend``, and notes on how they were read."""
 
     detected: Detected
     notes: tuple[str, ...]
@@ -86,16 +81,13 @@ def load_predictions(
     images, note = _image_indices(dict.fromkeys(image_ids), truth, path)
     category_ids = [record["category_id"] for record in records]
     labels = _label_indices(set(category_ids), truth, categories, path)
-    detected = Detected.join(
-        [
-            Detected(
-                image=np.array([images[each] for each in image_ids], dtype=np.int64),
-                label=np.array([labels[each] for each in category_ids], dtype=np.int64),
-                boxes=np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4),
-                score=np.array([record["score"] for record in records], dtype=np.float64),
-            )
-        ]
+    detected = Detected(
+        image=np.array([images[each] for each in image_ids], dtype=np.int64),
+        label=np.array([labels[each] for each in category_ids], dtype=np.int64),
+        boxes=np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4),
+        score=np.array([record["score"] for record in records], dtype=np.float64),
     )
+    detected = detected.select(np.argsort(detected.image, kind="stable"))
     if not trust:
         _check_boxes(detected, truth, path)
     return Foreign(detected, (*note, *_notes(detected, truth)))
@@ -125,9 +117,16 @@ def _image_indices(
     ids: dict[ImageId, None], truth: GroundTruth, path: str | Path
 ) -> tuple[dict[ImageId, int], tuple[str, ...]]:
     """Index of each image id, read as an id or, failing that, as a file name."""
-    for what, index, key in _readings(truth):
-        found = {identity: index.get(key(identity)) for identity in ids}
-        indices = {identity: i for identity, i in found.items() if i is not None}
+    for what, names, key in (
+        ("", truth.image_ids, _same),
+        ("text", truth.image_ids, str),
+        ("file names", truth.file_names, str),
+        ("file names without folder and extension", truth.file_names, _stem),
+    ):
+        keys = [key(name) for name in names]
+        counts = Counter(keys)
+        index = {each: i for i, each in enumerate(keys) if counts[each] == 1}
+        indices = {each: index[key(each)] for each in ids if key(each) in index}
         if len(indices) == len(ids):
             return indices, (f"image ids were read as {what}",) if what else ()
     unknown = [identity for identity in ids if identity not in truth.image_index]
@@ -140,40 +139,14 @@ def _image_indices(
     )
 
 
-_Key = Callable[[Any], Hashable]
+def _same(image_id: Any) -> Hashable:
+    return image_id
 
 
-def _readings(truth: GroundTruth) -> Iterator[tuple[str, dict[Any, int], _Key]]:
-    """Ways to read an image id: what it is, index by key, and the key of an id."""
-
-    def unique(key: _Key, names: tuple[Any, ...]) -> dict[Any, int]:
-        keys = [key(name) for name in names]
-        counts = Counter(keys)
-        return {each: i for i, each in enumerate(keys) if counts[each] == 1}
-
-    yield "", truth.image_index, lambda identity: identity
-    yield "text", unique(str, truth.image_ids), str
-    readings: tuple[tuple[str, _Key], ...] = (
-        ("file names", str),
-        ("file names", _base),
-        ("file names without their extension", _stem),
-        ("the numbers in the file names", _number),
-    )
-    for what, key in readings:
-        yield what, unique(key, truth.file_names), key
-
-
-def _base(name: Any) -> str:
-    return PurePosixPath(str(name).replace("\\", "/")).name
-
-
-def _stem(name: Any) -> str:
-    path = PurePosixPath(_base(name))
-    return path.stem if path.suffix[1:].isalpha() else path.name
-
-
-def _number(name: Any) -> Hashable:
-    stem = _stem(name)
+def _stem(name: Any) -> Hashable:
+    """The stem of a file name; YOLO tools write it as a number where it is one."""
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    stem = path.stem if path.suffix[1:].isalpha() else path.name
     return int(stem) if stem.isdecimal() and len(stem) < 20 else stem
 
 
@@ -187,8 +160,6 @@ def _label_indices(
         "from-0": {k: k for k in positions},
         "from-1": {k + 1: k for k in positions},
     }
-    if categories not in readings:
-        raise UserError(f"categories {categories!r} is unknown: use {', '.join(readings)}")
     known = readings[categories]
     unknown = sorted(ids - known.keys())
     if not unknown:

@@ -27,20 +27,11 @@ def match_groups(
     ignored: Any,
     thresholds: Any,
 ) -> Any:
-    """Greedy matching within each (image, class).
+    """Greedy matching within each (image, class): verdicts (D, A, T), matched objects (D, T).
 
-    Args:
-        groups: (P, 2) first and last detection of each group, sorted by score.
-        object_groups: (P, 2) first and last object of each group.
-        boxes: (D, 4) xywh of the detections.
-        outside: (D, A) True where a detection is outside the size range.
-        object_boxes: (G, 4) xywh of the objects.
-        crowd: (G,) True for crowds, which many detections may match.
-        ignored: (G, A) True where an object does not count.
-        thresholds: (T,) IoU.
-
-    Returns:
-        (D, A, T) int8 verdicts and (D, T) the matched object or -1.
+    ``groups`` and ``object_groups`` (P, 2) hold the first and last detection, sorted by score,
+    and object of each. ``outside`` (D, A) and ``ignored`` (G, A) are True where the size is
+    outside of the range, or the object is a crowd, which many detections may match.
     """
     num_areas, num_thresholds = outside.shape[1], len(thresholds)
     verdict = np.zeros((len(boxes), num_areas, num_thresholds), np.int8)
@@ -136,9 +127,9 @@ def weighted_average_precision(
         event_found: (E,) 1 where it found an object, else 0.
         event_extra: (E,) what the event adds to the detections that ``usual`` counts: 1 for
             a true positive that is not usual, -1 for a usual one that is not counted here.
-        object_image: (G,) image of each object.
-        object_label: (G,) class of each object.
-        counts: (G, A) True where the object is to be found.
+        object_image: (G,), as in ``Matches``.
+        object_label: (G,).
+        counts: (G, A).
         weights: (W, N) float64, how often each image counts, W times.
         num_thresholds: T.
         recalls: (R,) ascending, where precision is read.

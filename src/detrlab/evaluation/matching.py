@@ -1,8 +1,7 @@
 """Match detections to objects at every IoU threshold and object size.
 
-hotcoco computes the metrics. The table here keeps the result for every detection, so that
-thresholds and resampling over images need no second matching. AP computed from the table equals
-hotcoco's (tested).
+The table keeps the result for every detection, so that thresholds and resampling over images need
+no second matching. AP computed from the table equals hotcoco's (tested).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from detrlab.evaluation.records import (
     ImageId,
     Ints,
     protocol_rows,
-)
+)  # fmt: skip
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """T of them."""
@@ -42,16 +41,13 @@ class Matches:
     """Every detection with its verdicts, sorted by class, then by descending score.
 
     Attributes:
-        classes: name of every class.
-        image_ids: the data set's id of every image.
-        image: (D,) index of the image.
-        label: (D,) class index, ascending.
+        classes, image_ids: of the ground truth.
+        image, label: (D,) indices.
         score: (D,), descending within a class.
         row: (D,) row in the ``Detected`` table that was matched.
         verdict: (D, A, T) int8: ``FOUND``, ``FALSE`` or ``IGNORED``.
         owner: (D, T) row of the annotated object that was matched, whatever its size, or -1.
-        object_image: (G,) image of each annotated object.
-        object_label: (G,) class of each annotated object.
+        object_image, object_label: (G,) indices of each annotated object.
         counts: (G, A) True where the object counts: it has that size and is no crowd.
     """
 
@@ -82,21 +78,16 @@ class Matches:
         """K."""
         return len(self.classes)
 
-    @property
-    def class_bounds(self) -> Ints:
-        """(K + 1,) row of each class's first detection."""
-        return np.searchsorted(self.label, np.arange(self.num_classes + 1))
 
-
-def match(truth: GroundTruth, detected: Detected) -> Matches:
+def match(truth: GroundTruth, detected: Detected, limit: int = 100) -> Matches:
     """Match detections to objects as the COCO protocol does.
 
-    Within an image and class, detections are matched in order of score, each to the unmatched
-    object with the highest IoU; objects that count come before those that do not.
+    Within an image and class, at most ``limit`` detections are matched in order of score, each to
+    the unmatched object with the highest IoU; objects that count come before those that do not.
 
     Source: cocoapi, cocoeval.py, ``evaluateImg``.
     """
-    rows = protocol_rows(detected)
+    rows = protocol_rows(detected, limit)
     kept = detected.select(rows)
     objects = np.lexsort((truth.label, truth.image))
     ignored = truth.crowd[:, None] | _outside(truth.area)
@@ -137,24 +128,19 @@ def _outside(area: Floats) -> Bools:
 
 def _groups(kept: Detected, truth: GroundTruth, objects: Ints) -> tuple[Ints, Ints]:
     """(P, 2) first and last row of each (image, class) with detections, and of its objects."""
-    num_classes = max(1, truth.num_classes)
-    keys = kept.image * num_classes + kept.label
-    object_keys = (truth.image * num_classes + truth.label)[objects]
+    keys = kept.image * truth.num_classes + kept.label
+    object_keys = (truth.image * truth.num_classes + truth.label)[objects]
     present = np.unique(keys)
-    return (
-        np.stack([np.searchsorted(keys, present, side) for side in ("left", "right")], axis=1),
-        np.stack(
-            [np.searchsorted(object_keys, present, side) for side in ("left", "right")], axis=1
-        ),
+    first, last, start, stop = (
+        np.searchsorted(rows, present, side)
+        for rows in (keys, object_keys)
+        for side in ("left", "right")
     )
+    return np.stack([first, last], axis=1), np.stack([start, stop], axis=1)
 
 
 class Resampler:
-    """AP under many weightings of the same images, with one matching and one sort.
-
-    Args:
-        matches: of one detector.
-    """
+    """AP of one detector under many weightings of the same images, with one matching."""
 
     def __init__(self, matches: Matches) -> None:
         self._matches = matches
@@ -176,27 +162,21 @@ class Resampler:
         self._bounds = np.searchsorted(slot, np.arange(slots + 1))
 
     def average_precision(self, weights: Floats) -> Floats:
-        """AP of every class, size and IoU threshold.
-
-        Args:
-            weights: (W, N) the weight of each image in each of W weightings.
-
-        Returns:
-            (W, K, A, T); NaN where no object counts.
-        """
+        """AP (W, K, A, T) under weights (W, N) of the images; NaN where no object counts."""
         from detrlab.evaluation.kernels import weighted_average_precision
 
+        matches = self._matches
         table = weighted_average_precision(
-            self._matches.class_bounds,
-            self._matches.image,
+            np.searchsorted(matches.label, np.arange(matches.num_classes + 1)),
+            matches.image,
             self._usual,
             self._bounds,
             self._row,
             self._found,
             self._extra,
-            self._matches.object_image,
-            self._matches.object_label,
-            self._matches.counts,
+            matches.object_image,
+            matches.object_label,
+            matches.counts,
             np.ascontiguousarray(weights, dtype=np.float64),
             len(IOU_THRESHOLDS),
             RECALLS,

@@ -65,20 +65,8 @@ def detections(
     size: tuple[int, int],
     image_id: int | str | None = None,
 ) -> Detections:
-    """The public record for image ``index`` of the batch, on the CPU.
-
-    Args:
-        decoded: of the whole batch.
-        index: of the image in the batch.
-        classes: name of every class, by class index.
-        category_ids: the data set's id of every class, by class index.
-        size: (height, width) of the original image.
-        image_id: the data set's id of the image, if it has one.
-    """
-    boxes, scores, labels = (
-        part[index].detach().to("cpu", non_blocking=False)
-        for part in (decoded.boxes, decoded.scores, decoded.labels)
-    )
+    """The public record for image ``index`` of the batch, on the CPU; see ``Detections``."""
+    boxes, scores, labels, _ = (part[index].detach().cpu() for part in decoded)
     return Detections(
         boxes=boxes.to(torch.float32),
         scores=scores.to(torch.float32),

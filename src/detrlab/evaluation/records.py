@@ -6,8 +6,7 @@ xywh in pixels, float64, so that metrics are exactly those of the json files.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,10 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The annotations, one row per object.
-
-    Unlike ``Table`` it needs no image files, so that finished comparisons can be evaluated from
-    their ``ground_truth.json``.
+    """The annotations, one row per object; unlike ``Table`` it needs no image files.
 
     Attributes:
         image_ids: the data set's id of every image, sorted, including images without objects.
@@ -68,13 +64,15 @@ class GroundTruth:
         for key in ("images", "annotations", "categories"):
             if not isinstance(coco.get(key), list):
                 raise UserError(f"the ground truth has no list {key!r}: it should be COCO json")
-        images = sorted(coco["images"], key=lambda image: sort_key(image["id"]))
+        # Numbers first, then texts: the order of the images in pycocotools.
+        images = sorted(coco["images"], key=lambda each: (isinstance(each["id"], str), each["id"]))
         image_ids = tuple(image["id"] for image in images)
         category_ids = tuple(category["id"] for category in coco["categories"])
         image_index = _index(image_ids, "image")
         label_index = _index(category_ids, "category")
         rows = coco["annotations"]
         boxes = _boxes(rows)
+        area = np.array([row.get("area") for row in rows], dtype=np.float64)  # NaN for None
         return cls(
             image_ids=image_ids,
             classes=tuple(str(category["name"]) for category in coco["categories"]),
@@ -82,7 +80,7 @@ class GroundTruth:
             image=_look_up(rows, "image_id", image_index),
             label=_look_up(rows, "category_id", label_index),
             boxes=boxes,
-            area=_areas(rows, boxes),
+            area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
             crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
             sizes=np.array(
                 [(image.get("height") or 0, image.get("width") or 0) for image in images],
@@ -134,37 +132,14 @@ class Detected:
     @classmethod
     def join(cls, parts: Iterable[Detected]) -> Detected:
         """One table from many, sorted by image; the order within an image is kept."""
-        parts = list(parts)
-        if not parts:
-            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
-        image = np.concatenate([part.image for part in parts])
-        order = np.argsort(image, kind="stable")
-        return cls(
-            image=image[order],
-            label=np.concatenate([part.label for part in parts])[order],
-            boxes=np.concatenate([part.boxes for part in parts])[order],
-            score=np.concatenate([part.score for part in parts])[order],
-        )
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0)
+        columns = [nothing, *((p.image, p.label, p.boxes, p.score) for p in parts)]
+        joined = cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        return joined.select(np.argsort(joined.image, kind="stable"))
 
     def select(self, keep: NDArray[Any]) -> Detected:
         """The rows of a mask or of indices."""
         return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
-
-    def to_coco(self, truth: GroundTruth) -> Iterator[dict[str, Any]]:
-        """COCO result records with the data set's own ids, one at a time."""
-        columns = zip(self.image, self.label, self.boxes, self.score, strict=True)
-        for image, label, box, score in columns:
-            yield {
-                "image_id": truth.image_ids[image],
-                "category_id": truth.category_ids[label],
-                "bbox": box.tolist(),
-                "score": float(score),
-            }
-
-
-def sort_key(image_id: ImageId) -> tuple[bool, ImageId]:
-    """Numbers first, then texts: the order of the images in pycocotools."""
-    return isinstance(image_id, str), image_id
 
 
 def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
@@ -179,16 +154,6 @@ def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
     starts = np.flatnonzero(is_first)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     return order[rank < limit]
-
-
-def best_per_class(detected: Detected, limit: int = 100) -> Detected:
-    """At most ``limit`` detections of each class in each image, in the given order.
-
-    The metrics do not use the others.
-    """
-    if len(detected) <= limit:
-        return detected
-    return detected.select(np.sort(protocol_rows(detected, limit)))
 
 
 def _index(ids: Sequence[Any], what: str) -> dict[Any, int]:
@@ -211,34 +176,16 @@ def _look_up(rows: list[dict[str, Any]], key: str, index: dict[Any, int]) -> Int
 
 
 def _boxes(rows: list[dict[str, Any]]) -> Floats:
+    """(G, 4) boxes; the first broken one is named."""
     try:
-        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-        if len(boxes) == len(rows) and np.isfinite(boxes).all():
-            return boxes
+        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(len(rows), 4)
     except (KeyError, TypeError, ValueError):
-        pass
-    row = next(row for row in rows if not _is_box(row.get("bbox")))
+        boxes = np.full((1, 4), np.nan)
+    if np.isfinite(boxes).all():
+        return boxes
+    if len(rows) > 1:
+        return np.concatenate([_boxes([row]) for row in rows])
     raise UserError(
-        f"annotation {row.get('id')!r} has bbox {row.get('bbox')!r}: it should be four finite "
-        "numbers [x, y, width, height]"
-    )
-
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(isinstance(side, int | float) and math.isfinite(side) for side in box)
-    )
-
-
-def _areas(rows: list[dict[str, Any]], boxes: Floats) -> Floats:
-    """The annotated area; the area of the box where none is given."""
-    box_areas = boxes[:, 2] * boxes[:, 3]
-    return np.array(
-        [
-            box if row.get("area") is None else row["area"]
-            for row, box in zip(rows, box_areas, strict=True)
-        ],
-        dtype=np.float64,
+        f"annotation {rows[0].get('id')!r} has bbox {rows[0].get('bbox')!r}: it should be four "
+        "finite numbers [x, y, width, height]"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +22,8 @@ from detrlab.structures import ImageBatch, Memory, Predictions, Queries, Referen
 class Call(NamedTuple):
     """One attention over the memory: the module and its inputs.
 
-    Attributes:
-        attention: the module.
-        query: (B, N, D), position included; N is S in the encoder, Q in the decoder.
-        references: where each query looks from; None in dense attention.
-        memory: what is attended to.
+    ``query`` is (B, N, D), position included; N is S in the encoder, Q in the decoder. The
+    references are None in dense attention.
     """
 
     attention: DenseAttention | DeformableAttention
@@ -36,8 +32,7 @@ class Call(NamedTuple):
     memory: Memory
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(NamedTuple):
     """What a network did with a batch.
 
     Attributes:
@@ -59,19 +54,16 @@ class Recording:
 
 
 def record(network: Network, images: ImageBatch) -> Recording:
-    """Run a network in evaluation mode and keep the inputs of its attentions.
+    """Run a network in evaluation mode and keep the inputs of its attentions, without gradients.
 
     Every ``DenseAttention`` and ``DeformableAttention`` is found by its class, wherever it is
-    in the encoder and the decoder; calls are kept in the order of the forward pass.
+    in the encoder and the decoder; calls are kept in the order of the forward pass. They hold
+    about two (B, S, D) tensors for each encoder layer.
 
     Args:
         network: any detector; the training modes and hooks of its modules are as they were when
             this returns or raises.
         images: B images on the network's device.
-
-    Returns:
-        A recording without gradients. It refers to tensors of the forward pass: about two
-        (B, S, D) tensors for each encoder layer.
     """
     attentions = _attentions(network.encoder), _attentions(network.decoder)
     listened = [network.queries, *attentions[0], *attentions[1]]

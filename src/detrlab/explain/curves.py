@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from detrlab import files
@@ -28,13 +28,10 @@ Matchings = dict[str, list[list[int]]]
 
 @dataclass(frozen=True)
 class EpochCurves:
-    """What was recorded after one epoch.
+    """What was recorded after one epoch, counted from 1, for each decoder layer.
 
-    Attributes:
-        epoch: counted from 1.
-        layer_ap: AP of each decoder layer, the first first; None where nothing can be judged.
-        unstable: for each decoder layer the share of objects whose query is not the one of the
-            epoch before; empty after the first.
+    ``layer_ap`` is None where nothing can be judged. ``unstable`` is the share of objects whose
+    query is not the one of the epoch before; empty after the first epoch.
     """
 
     epoch: int
@@ -44,12 +41,7 @@ class EpochCurves:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was recorded of one run.
-
-    Attributes:
-        epochs: in order.
-        matchings: after the last of them, to compare the next with.
-    """
+    """What was recorded of one run; the matchings are those of the last epoch."""
 
     epochs: tuple[EpochCurves, ...] = ()
     matchings: Matchings = field(default_factory=dict, repr=False)
@@ -66,30 +58,18 @@ class Curves:
             UserError: the file is damaged.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            epochs = [
-                EpochCurves(each["epoch"], tuple(each["layer_ap"]), tuple(each["unstable"]))
-                for each in values["epochs"]
-            ]
-            return cls(tuple(epochs), values["matchings"])
+            return TypeAdapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} cannot be read: {error}; delete it to start again") from None
-
-
-class _Seen(NamedTuple):
-    """One evaluated image: detections (boxes, scores, labels) and queries, layer by layer."""
-
-    detections: list[tuple[Tensor, Tensor, Tensor]]
-    queries: list[list[int]]
+        except (OSError, ValidationError) as error:
+            reason = str(error) if isinstance(error, OSError) else error.errors()[0]["msg"]
+            raise UserError(f"{path} cannot be read: {reason}; delete it to start again") from None
 
 
 class CurveRecorder:
     """Records a run's curves from the evaluation that the run makes after each epoch anyway.
 
-    Several processes that train together evaluate different images; the recorder judges those
-    of its own process.
+    In distributed training it judges the images of its own process.
 
     Args:
         folder: of the run; the curves are kept there as ``curves.json``, also over a resume.
@@ -106,7 +86,9 @@ class CurveRecorder:
         self.criterion = criterion
         step = max(1, math.ceil(len(table) / images))
         self._positions = {table.image_id(i): i for i in range(0, len(table), step)}
-        self._seen: dict[int | str, _Seen] = {}
+        # By image id, for each layer: detections (boxes, scores, labels) and matched queries.
+        self._detections: dict[int | str, list[tuple[Tensor, ...]]] = {}
+        self._queries: Matchings = {}
 
     def on_batch(self, batch: Batch, output: ModelOutput) -> None:
         """Take one evaluated batch."""
@@ -121,23 +103,21 @@ class CurveRecorder:
         device = layers[0].boxes.device
         targets = [Target(*(part.to(device) for part in batch.targets[i])) for i in chosen]
         matched = self.criterion.matcher(layers, targets).sets
-        names = query_names(output)[chosen].tolist()
+        names = query_names(output)[chosen]
         for place, i in enumerate(chosen):
-            queries = []
+            rows = []
             for images in matched:
-                row = [-1] * len(targets[place].labels)
-                for query, index in zip(*(part.tolist() for part in images[place]), strict=True):
-                    row[index] = names[place][query]
-                queries.append(row)
-            found = [
-                (each.boxes[place].cpu(), each.scores[place].cpu(), each.labels[place].cpu())
-                for each in decoded
+                row = torch.full((len(targets[place].labels),), -1)
+                row[images[place].objects.cpu()] = names[place][images[place].queries.cpu()]
+                rows.append(row.tolist())
+            self._queries[str(batch.image_ids[i])] = rows
+            self._detections[batch.image_ids[i]] = [
+                tuple(part[place].cpu() for part in each[:3]) for each in decoded
             ]
-            self._seen[batch.image_ids[i]] = _Seen(found, queries)
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Write the curves of the epoch that ``row`` is about."""
-        if not self._seen:
+        if not self._queries:
             return
         try:
             known = Curves.load(self.path)
@@ -145,20 +125,20 @@ class CurveRecorder:
             known = Curves()  # a damaged record must not stop a training
         # A resumed run may repeat an epoch.
         earlier = tuple(each for each in known.epochs if each.epoch < row["epoch"])
-        matchings = {str(image_id): each.queries for image_id, each in self._seen.items()}
-        unstable = instability(known.matchings, matchings) if earlier else ()
+        unstable = instability(known.matchings, self._queries) if earlier else ()
         epoch = EpochCurves(row["epoch"], self._layer_ap(), unstable)
-        Curves((*earlier, epoch), matchings).save(self.path)
-        self._seen.clear()
+        Curves((*earlier, epoch), self._queries).save(self.path)
+        self._queries, self._detections = {}, {}
 
     def _layer_ap(self) -> tuple[float | None, ...]:
         from detrlab.evaluation.coco import Evaluator, as_ground_truth
 
-        truth = as_ground_truth(self.table.select([self._positions[each] for each in self._seen]))
+        table = self.table.select([self._positions[each] for each in self._detections])
+        truth = as_ground_truth(table)
         layers = []
-        for rows in zip(*(each.detections for each in self._seen.values()), strict=True):
+        for rows in zip(*self._detections.values(), strict=True):
             evaluator = Evaluator(truth)
-            for image_id, detections in zip(self._seen, rows, strict=True):
+            for image_id, detections in zip(self._detections, rows, strict=True):
                 evaluator.add(image_id, *detections)
             layers.append(evaluator.metrics().ap)
         return tuple(layers)

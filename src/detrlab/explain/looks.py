@@ -1,9 +1,8 @@
-"""Where one query looks: a row of dense attention, or the samples of deformable attention.
+"""Where queries look, how their boxes move from layer to layer, and where they come from.
 
-Both are computed from the recorded inputs of the attention, one query at a time. The whole
-(M, N, S) matrix is never built: for DETR-DC5 at 640 pixels it would hold 8 x 1,600 x 1,600
-numbers in each encoder layer. Samples use the reference form of the operator, so they do not
-depend on the backend of the forward pass.
+Attention is computed from its recorded inputs, one query at a time. The whole (M, N, S) matrix is
+never built: for DETR-DC5 at 640 pixels it would hold 8 x 1,600 x 1,600 numbers in each encoder
+layer. Samples use the reference form of the operator, whatever the backend of the forward pass.
 
 The recorded batch is one image without padding.
 """
@@ -16,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detrlab.explain.capture import Call
+from detrlab.explain.capture import Call, Recording
 from detrlab.models.attention import DeformableAttention
+from detrlab.models.queries.proposals import anchor_logits
 from detrlab.ops.reference import sampling_locations
+from detrlab.scoring import Scoring
 from detrlab.structures import Memory, References
 
 
 class Row(NamedTuple):
-    """One row of dense attention over the memory.
+    """One row of dense attention over the memory: each head's weights (M, S) sum to 1.
 
-    Attributes:
-        weights: (M, S), each head's sum to 1.
-        maps: the same as (M, height, width) of each level.
+    ``maps`` are the same as (M, height, width) of each level.
     """
 
     weights: Tensor
@@ -91,31 +90,89 @@ def _samples(call: Call, attention: DeformableAttention, query: int) -> Samples:
 
 
 def cell_at(memory: Memory, point: tuple[float, float], level: int = 0) -> int:
-    """The index of the memory's cell that covers a point.
-
-    Args:
-        memory: of the batch.
-        point: (x, y) in [0, 1], fractions of the image.
-        level: index of the level, the finest first.
-    """
+    """The index of the memory's cell that covers a point, (x, y) in fractions of the image."""
     rows, columns = memory.level_shapes[level]
     row, column = min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
     start = sum(height * width for height, width in memory.level_shapes[:level])
     return start + row * columns + column
 
 
-def level_of(memory: Memory, cell: int) -> int:
-    """The level that a cell of the memory lies on."""
-    for level, (height, width) in enumerate(memory.level_shapes):
-        if cell < height * width:
-            return level
-        cell -= height * width
-    raise IndexError(f"the memory ends {cell + 1} cells earlier")
-
-
 def as_maps(row: Tensor, memory: Memory) -> list[Tensor]:
     """Values of all cells as one map for each level: (..., S) -> (..., h, w)."""
-    parts = row.split([height * width for height, width in memory.level_shapes], dim=-1)
-    return [
-        part.unflatten(-1, shape) for part, shape in zip(parts, memory.level_shapes, strict=True)
+    shapes = memory.level_shapes
+    parts = row.split([height * width for height, width in shapes], dim=-1)
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+class Paths(NamedTuple):
+    """What every query predicted in T layers: boxes (T, Q, 4), cxcywh, and scores (T, Q, K).
+
+    The references, (Q, 2) centers and sizes, say where each layer looked from; None without one.
+    """
+
+    references: tuple[References | None, ...]
+    boxes: Tensor
+    scores: Tensor
+
+
+class Proposals(NamedTuple):
+    """The first stage of a two-stage detector: what each query was before the decoder.
+
+    Attributes:
+        cells: (Q,) the memory's cell that each query comes from.
+        levels: (Q,) the level of that cell.
+        anchors: (Q, 4) cxcywh, the box each cell started from; NaN where the cell has none and
+            was chosen only because there were too few others.
+        boxes: (Q, 4) cxcywh, the first stage's prediction: the decoder's first references.
+        objectness: (Q,) in [0, 1], best first.
+        of_all_cells: (S,) objectness of every cell of the memory; None if only the chosen cells
+            are predicted.
+    """
+
+    cells: Tensor
+    levels: Tensor
+    anchors: Tensor
+    boxes: Tensor
+    objectness: Tensor
+    of_all_cells: Tensor | None
+
+
+@torch.no_grad()
+def paths(recording: Recording, scoring: Scoring) -> Paths:
+    """The boxes, scores and references of every decoder layer."""
+    references = [
+        each and References(each.centers[0], None if each.sizes is None else each.sizes[0])
+        for each in (call.references for call in recording.decoder)
     ]
+    return Paths(
+        references=tuple(references),
+        boxes=torch.stack([layer.boxes[0] for layer in recording.layers]),
+        scores=torch.stack([scoring.probabilities(layer.logits[0]) for layer in recording.layers]),
+    )
+
+
+@torch.no_grad()
+def proposals(recording: Recording) -> Proposals | None:
+    """Where the queries of a two-stage detector come from; None for the others.
+
+    Source: arXiv 2010.04159, section 4.2 and appendix A.4.
+    """
+    stage = recording.first_stage
+    if stage is None or recording.queries.cells is None:
+        return None
+    cells = recording.queries.cells[0]
+    # Two-stage Deformable DETR trains every cell and reads logit 0; DINO trains the chosen cells
+    # with real classes.
+    of_all = len(stage.boxes[0]) == len(recording.memory.tokens[0])
+    objectness = stage.logits[0, :, 0] if of_all else stage.logits[0].amax(-1)
+    logits, usable = anchor_logits(recording.memory)
+    anchors = logits[0].sigmoid().masked_fill(~usable[0, :, None], float("nan"))
+    ends = torch.tensor([height * width for height, width in recording.memory.level_shapes])
+    return Proposals(
+        cells=cells,
+        levels=torch.bucketize(cells.cpu(), ends.cumsum(0), right=True),
+        anchors=anchors[cells],
+        boxes=stage.boxes[0, cells] if of_all else stage.boxes[0],
+        objectness=(objectness[cells] if of_all else objectness).sigmoid(),
+        of_all_cells=objectness.sigmoid() if of_all else None,
+    )

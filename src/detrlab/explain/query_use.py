@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 class QueryUse(NamedTuple):
     """What each query predicted for each of N images.
 
-    Attributes:
-        boxes: (N, Q, 4) cxcywh fractions of the unpadded image.
-        scores: (N, Q), the highest over the classes.
+    Boxes (N, Q, 4) are cxcywh fractions of the unpadded image; scores (N, Q) are the highest over
+    the classes.
     """
 
     boxes: Tensor

@@ -18,21 +18,19 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from detrlab.figures import new_figure, short, style
+from detrlab.palette import DETECTORS, INK, PAGE, PAPER, RULE, SOFT
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from detrlab.compare.curves import Chart
 
-DETECTORS = (
-    "#0072b2", "#d55e00", "#009e73", "#8a2be2", "#663311", "#1f1f1f", "#cc3d8f", "#8c8c8c",
-)  # fmt: skip
-DETECTORS_ON_DARK = (
-    "#4db2ec", "#ff8a4a", "#2fcf9f", "#9d7dff", "#f7e34a", "#f2f2f2", "#ff7fc4", "#9a9a9a",
-)  # fmt: skip
-INK, SOFT, RULE, PAPER = "#1b1b1b", "#5c5c5c", "#d8d8d8", "#ffffff"
-_VARIABLES = {colour: f"var(--s{index})" for index, colour in enumerate(DETECTORS)} | {
-    INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", PAPER: "var(--paper)",
-}  # fmt: skip
+_VARIABLES = {
+    colour: f"var(--{name})"
+    for name, colour in PAGE.items()
+    if colour in (*DETECTORS, INK, SOFT, RULE, PAPER)
+}
 """The page's CSS variable for each colour of a chart."""
 
 _DASHES = ("solid", "dashed", "dashdot", "dotted")
@@ -45,16 +43,12 @@ MANY_ROWS = 12
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, in points.
+    """A value with its interval, in points, of a detector or a difference.
 
     Attributes:
         row: the heading that it stands below, such as a class.
-        name: of the detector or the difference.
         series: position of the detector in the comparison: its colour and marker; None for a
             difference.
-        value: the estimate.
-        low: lower end of the interval.
-        high: upper end of the interval.
         seeds: values of the single seeds, drawn as small dots.
         clear: whether a difference is statistically clear; None for a value of one detector.
     """
@@ -92,7 +86,7 @@ def curves(chart: Chart, series: dict[str, int]) -> str:
             if len(words) > MANY_POINTS:
                 words, style = [curve.name], style | {"marker": None}
             axes.plot(
-                curve.x, curve.y, label=_one_line(curve.name, 40), linestyle=_DASHES[index % 4],
+                curve.x, curve.y, label=short(curve.name, 40), linestyle=_DASHES[index % 4],
                 markersize=3.5, gid=canvas.mark(index, words), **style,
             )  # fmt: skip
             if curve.low != curve.high:
@@ -118,11 +112,7 @@ def curves(chart: Chart, series: dict[str, int]) -> str:
 def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -> str:
     """Values with their intervals, one below the other, and their numbers on the right.
 
-    Args:
-        name: of the chart.
-        title: above it.
-        unit: of the values.
-        estimates: at least one; those of one row stand next to each other.
+    There is at least one estimate; those of one row stand next to each other.
     """
     differences = estimates[0].clear is not None
     sizes = {row: sum(e.row == row for e in estimates) for row in [e.row for e in estimates]}
@@ -130,20 +120,16 @@ def intervals(name: str, title: str, unit: str, estimates: Sequence[Estimate]) -
     height = sum(1.2 if many else size + 1.3 for size in sizes.values())
     with _canvas(name, title, height=0.8 + 0.175 * height) as canvas:
         axes, y, row = canvas.axes, 0.0, None
-        beside: dict[str, Any] = {
-            "transform": axes.get_yaxis_transform(),
-            "va": "center",
-            "color": INK,
-        }
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
         for estimate in estimates:
             words = [f"{estimate.name}: {estimate}"]
             index, style = estimate.series, _style(estimate.series, estimate.clear)
             if many and estimate.row != row:
                 y += 1.2
-                axes.text(-0.02, y, _one_line(estimate.row, 24), ha="right", **beside)
+                axes.text(-0.02, y, short(estimate.row, 24), ha="right", **beside)
             elif estimate.row != row:
                 y += 1.3
-                axes.text(0, y - 1, _one_line(estimate.row, 64), **beside)
+                axes.text(0, y - 1, short(estimate.row, 64), **beside)
             row = estimate.row
             if not many:
                 axes.plot([estimate.low, estimate.high], [y, y], color=style["markeredgecolor"],
@@ -196,12 +182,6 @@ def _style(series: int | None, filled: bool | None = None) -> dict[str, Any]:
     }
 
 
-def _one_line(text: str, length: int) -> str:
-    """A name from the data as one line that an XML file can hold."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 @dataclass
 class _Canvas:
     """The axes of a chart, the detector and the words of each mark, and in the end the SVG."""
@@ -224,26 +204,18 @@ def _canvas(name: str, title: str, *, width: float = 4.8, height: float = 3.0) -
     The same content gives the same bytes. Sizes are in inches: the page scales a chart to its
     column, and a small chart keeps its text large.
     """
-    from matplotlib import rc_context, rcParamsDefault
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "axes.edgecolor": SOFT, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
-        "axes.titlecolor": INK, "axes.titlelocation": "left", "axes.titleweight": "bold",
-        "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "axes.axisbelow": True, "axes.facecolor": "none", "grid.color": RULE,
-        "grid.linewidth": 0.6, "font.size": 8.8, "font.sans-serif": ["DejaVu Sans"],
-        "legend.fontsize": 8, "lines.linewidth": 1.6, "lines.markersize": 5, "text.color": INK,
-        "text.parse_math": False, "xtick.major.size": 0, "ytick.major.size": 0,
-        "figure.facecolor": PAPER, "svg.fonttype": "none", "svg.hashsalt": name,
-    }  # fmt: skip
-    with rc_context({**rcParamsDefault, **style}), warnings.catch_warnings():
+    chart_style = style(
+        axes__edgecolor=SOFT, axes__labelcolor=SOFT, xtick__color=SOFT, ytick__color=SOFT,
+        axes__titlesize=10, axes__facecolor="none", font__size=8.8,
         # DejaVu may lack letters of a name. It only measures them; the reader's fonts draw them.
+        legend__fontsize=8, lines__markersize=5, xtick__major__size=0, ytick__major__size=0,
+        figure__facecolor=PAPER, svg__hashsalt=name, **{"font.sans-serif": ["DejaVu Sans"]},
+    )  # fmt: skip
+    with chart_style, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        # Not pyplot, which keeps global state and looks for a display.
-        figure = Figure(figsize=(width, height), layout="constrained")
-        canvas = _Canvas(figure.add_subplot())
-        canvas.axes.set_title(title)
+        figure, (axes,) = new_figure(width, height)
+        canvas = _Canvas(axes)
+        axes.set_title(title)
         yield canvas
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -273,7 +245,7 @@ def _tidied(svg: str, title: str, marks: dict[str, tuple[int | None, Sequence[st
             places = points if len(points) == len(words) else [element] * (len(words) == 1)
             for place, text in zip(places, words, strict=False):
                 told = ElementTree.Element("title")
-                told.text = _one_line(text, 200)
+                told.text = short(text, 200)
                 place.insert(0, told)
     root.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "class": "chart"}
     root.attrib |= {"role": "img", "aria-label": title} if title else {"aria-hidden": "true"}

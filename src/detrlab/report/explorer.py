@@ -32,14 +32,7 @@ MAPPED = 400
 def exploration(
     views: Sequence[View], shown: Sequence[Exhibit], truth: GroundTruth, table: Table
 ) -> dict[str, Any]:
-    """Everything the browser shows, ready for JSON. Boxes are xywh in pixels.
-
-    Args:
-        views: of each detector.
-        shown: the images, as the page shows them without a script.
-        truth: the annotations.
-        table: the validation split, for the pixels.
-    """
+    """Everything the browser shows of some images, ready for JSON. Boxes are xywh in pixels."""
     models = []
     images: list[dict[str, Any]] = [
         {
@@ -102,11 +95,8 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     height, width = picture.shape[-2:]
     size = width, height
     explanation = detector.explain(picture, table.targets(at))
-    found = [
-        each
-        for rank, each in enumerate(explanation.detections())
-        if each.score >= LEAST_SCORE or rank == 0
-    ]
+    detections = explanation.detections()
+    found = [each for each in detections if each.score >= LEAST_SCORE] or detections[:1]
     boxes = [
         {"b": _pixels(each.box, size), "l": each.label, "s": round(each.score, 3)} for each in found
     ]
@@ -115,7 +105,7 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     verdicts = explanation.verdicts(threshold)
     # The query with the lowest matching cost is shown even where it is not a detection.
     known = {each.query for each in found[:EXPLAINED]}
-    nearest = {verdict.final.best.query: verdict.label for verdict in verdicts}
+    nearest = {verdict.best.query: verdict.label for verdict in verdicts}
     others = []
     for query, label in list(nearest.items())[:EXPLAINED]:
         if query not in known:
@@ -124,7 +114,7 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     why = [
         {
             "b": _pixels(verdict.box, size),
-            "q": verdict.final.best.query,
+            "q": verdict.best.query,
             "words": sentence(verdict, explanation.classes, threshold),
         }
         for verdict in verdicts
@@ -138,18 +128,12 @@ def _story(
     """The query of a box; reference, box and score in each layer; where the last layer looked."""
     from detrlab.explain import Samples
 
-    found = explanation.paths
     path = []
-    for layer, references in enumerate(found.references):
-        step: dict[str, Any] = {
-            "b": _pixels(found.boxes[layer, query].tolist(), size),
-            "s": round(float(found.scores[layer, query, label]), 3),
-        }
-        if references is not None:
-            center = references.centers[query].tolist()
-            sides = [0.0, 0.0] if references.sizes is None else references.sizes[query].tolist()
-            step["r"] = _pixels([*center, *sides], size)
-        path.append(step)
+    for step in explanation.steps(query, label):
+        told: dict[str, Any] = {"b": _pixels(step.box, size), "s": round(step.score, 3)}
+        if step.reference is not None:
+            told["r"] = _pixels([*step.reference, 0.0, 0.0][:4], size)
+        path.append(told)
     look = explanation.look(query)
     if isinstance(look, Samples):
         return {"q": query, "path": path, "points": _points(look)}

@@ -12,50 +12,37 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from detrlab.compare.verdicts import judged
-from detrlab.evaluation.analysis import object_fates, suggest_thresholds
-from detrlab.evaluation.matching import FOUND, IGNORED
+from detrlab.evaluation.analysis import Outcome, outcomes, suggest_thresholds
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from detrlab.compare.results import Row
     from detrlab.data.table import Table
     from detrlab.evaluation.analysis import Thresholds
     from detrlab.evaluation.matching import Matches
-    from detrlab.evaluation.records import Bools, Detected, GroundTruth
+    from detrlab.evaluation.records import Detected, GroundTruth
 
-Box = tuple[str, list[float], str]
 LONG_SIDE = 480
 """Pixels of the long side of an embedded picture."""
 
 
 class Panel(NamedTuple):
-    """One detector's boxes on one picture.
+    """One detector's boxes on one picture, xywh in pixels of the original image.
 
-    Attributes:
-        name: the detector's.
-        summary: counts in words.
-        boxes: (kind, xywh in pixels of the original image, class and score); the kinds are
-            ``truth``, ``found``, ``false`` and ``missed``.
+    The kinds of boxes are ``truth``, ``found``, ``false`` and ``missed``.
     """
 
     name: str
     summary: str
-    boxes: list[Box]
+    boxes: list[Outcome]
 
 
 class Exhibit(NamedTuple):
-    """One picture with the boxes of all detectors.
+    """One picture with the annotated boxes and those of all detectors.
 
-    Attributes:
-        image: its position in the ground truth.
-        position: its position in the validation split.
-        name: of the file.
-        width: of the original image in pixels.
-        height: of the original image in pixels.
-        source: the picture as a data URL.
-        panels: the annotated boxes, then one panel for each detector.
+    ``image`` is its position in the ground truth, ``position`` that in the validation split;
+    ``source`` is the picture as a data URL.
     """
 
     image: int
@@ -68,25 +55,13 @@ class Exhibit(NamedTuple):
 
 
 class View(NamedTuple):
-    """The detections of one detector on the whole split.
-
-    Attributes:
-        name: the detector's.
-        run: folder of the first run.
-        detected: its detections.
-        matches: of its detections and the objects.
-        thresholds: the scores at which its F1 is best.
-        found: (G,) whether each object is found at these thresholds.
-        fate: (D,) what each detection is at these thresholds.
-    """
+    """The detections of a detector's first run on the whole split, and its best thresholds."""
 
     name: str
     run: Path
     detected: Detected
     matches: Matches
     thresholds: Thresholds
-    found: Bools
-    fate: NDArray[np.int8]
 
 
 def view_of(row: Row, truth: GroundTruth, folder: Path) -> View:
@@ -97,8 +72,7 @@ def view_of(row: Row, truth: GroundTruth, folder: Path) -> View:
     first = row.runs[0]
     detected, matches = judged(folder / first.predictions, truth)
     thresholds = suggest_thresholds(matches)
-    found, fate = object_fates(matches, thresholds)
-    return View(row.name, folder / first.folder, detected, matches, thresholds, found, fate)
+    return View(row.name, folder / first.folder, detected, matches, thresholds)
 
 
 def choose(truth: GroundTruth, count: int) -> list[int]:
@@ -112,14 +86,7 @@ def choose(truth: GroundTruth, count: int) -> list[int]:
 def exhibits(
     views: Sequence[View], truth: GroundTruth, table: Table, chosen: Sequence[int]
 ) -> list[Exhibit]:
-    """Some validation images with the boxes of every detector.
-
-    Args:
-        views: of each detector.
-        truth: the annotations.
-        table: the validation split, for the pixels.
-        chosen: positions of the images in ``truth``.
-    """
+    """The images at the ``chosen`` positions of ``truth`` with the boxes of every detector."""
     positions = {table.image_id(i): i for i in range(len(table))}
     shown = []
     for index in chosen:
@@ -127,9 +94,13 @@ def exhibits(
         image = table.picture(position)
         objects = np.flatnonzero(truth.image == index).tolist()
         count = f"{len(objects)} object{'s' * (len(objects) != 1)}"
-        annotated = Panel("annotated", count, [_object(truth, g, "truth") for g in objects])
+        boxes = [
+            Outcome("truth", truth.boxes[g].round(1).tolist(), truth.classes[truth.label[g]])
+            for g in objects
+        ]
+        annotated = Panel("annotated", count, boxes)
         name = Path(truth.file_names[index]).name or str(truth.image_ids[index])
-        panels = [annotated, *(_panel(truth, index, view, objects) for view in views)]
+        panels = [annotated, *(_panel(truth, index, view) for view in views)]
         height, width = image.shape[-2:]
         source = _data_url(image)
         shown.append(Exhibit(index, position, name, width, height, source, panels))
@@ -147,19 +118,8 @@ def _data_url(image: Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _panel(truth: GroundTruth, index: int, view: View, objects: Sequence[int]) -> Panel:
-    matches = view.matches
-    missed = [g for g in objects if matches.counts[g, 0] and not view.found[g]]
-    boxes = [_object(truth, g, "missed") for g in missed]
-    shown = np.flatnonzero((matches.image == index) & (view.fate != IGNORED)).tolist()
-    for d in shown:
-        label = f"{truth.classes[matches.label[d]]} {matches.score[d]:.2f}"
-        kind = "found" if view.fate[d] == FOUND else "false"
-        boxes.append((kind, view.detected.boxes[matches.row[d]].round(1).tolist(), label))
-    found = int((view.fate[shown] == FOUND).sum())
-    summary = f"{found} found, {len(missed)} missed, {len(shown) - found} false"
+def _panel(truth: GroundTruth, index: int, view: View) -> Panel:
+    boxes = outcomes(truth, view.detected, view.matches, view.thresholds, index)
+    kinds = [kind for kind, _, _ in boxes]
+    summary = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("found", "missed", "false"))
     return Panel(view.name, summary, boxes)
-
-
-def _object(truth: GroundTruth, g: int, kind: str) -> Box:
-    return kind, truth.boxes[g].round(1).tolist(), truth.classes[truth.label[g]]

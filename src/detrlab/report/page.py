@@ -18,6 +18,7 @@ from detrlab.compare.entrants import recipe_differences
 from detrlab.compare.tables import NOTHING, Grid
 from detrlab.data.check_report import Summary, summarize
 from detrlab.explain.curves import CURVES_FILE, Curves
+from detrlab.palette import PAGE, PAGE_ON_DARK, SIZES, css
 from detrlab.report import charts
 from detrlab.report.charts import Estimate
 from detrlab.report.explorer import exploration
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from detrlab.evaluation.records import GroundTruth
 
 POINTS = "AP in points"
-SIZES = ("small", "medium", "large")
 ENVIRONMENT = (
     "packages", "python", "platform", "processor", "device", "processes", "deformable_attention",
 )  # fmt: skip
@@ -88,9 +88,7 @@ def render(
         (folder / name).read_text(encoding="utf-8")
         for name in ("page.html.j2", "page.css", "page.js")
     )
-    for name, colours in (("LIGHT", charts.DETECTORS), ("DARK", charts.DETECTORS_ON_DARK)):
-        values = " ".join(f"--s{index}: {colour};" for index, colour in enumerate(colours))
-        style = style.replace(f"--{name}: 0;", values)
+    style = style.replace("--LIGHT: 0;", css(PAGE)).replace("--DARK: 0;", css(PAGE_ON_DARK))
     # The policy allows this script only, whatever a name from the data contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     environment = Environment(
