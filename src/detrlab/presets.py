@@ -92,22 +92,26 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="tiny",
-            description="The demo: very small transformers on small generated pictures.",
+            description="The demo: small transformers on a frozen ImageNet backbone, small "
+            "generated pictures, a start from packaged weights.",
             model={
                 "backbone": "tf_efficientnet_lite0",
+                "backbone_trains": "none",
                 "width": 64,
                 "num_heads": 4,
                 "ffn_width": 128,
-                "encoder_layers": 1,
-                "decoder_layers": 2,
-                "num_queries": 30,
+                "encoder_layers": 2,
+                "decoder_layers": 3,
+                "num_queries": 20,
                 "dropout": 0.0,
             },
-            train=TrainConfig(epochs=6, batch=8, learning_rate=1e-3, drop_epoch=5),
+            train=TrainConfig(
+                epochs=5, batch=8, learning_rate=5e-4, drop_epoch=4, weights="figures"
+            ),
             data=DataConfig(
-                data="shapes",
-                image_size=160,
-                max_size=160,
+                data="shapes-easy",
+                image_size=128,
+                max_size=128,
                 augmentation="light",
                 workers=0,
                 mean=_LITE0_MEAN,

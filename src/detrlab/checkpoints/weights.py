@@ -25,6 +25,7 @@ HUB = "hf:"
 BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
 """Detectors inside the package, by name: something to look at before anything is trained.
 ``benchmarks/first_checkpoint.py`` makes them."""
+FIGURES = Path(__file__).parents[1] / "assets" / "figures"
 _ONLINE = ("0", "", "no", "off", "false")
 
 

@@ -1,8 +1,8 @@
-"""The built-in generated set ``shapes``: six kinds of figures among clutter.
+"""The built-in generated data sets: figures among clutter.
 
-``docs/shapes.md`` is its specification. Everything is integer arithmetic on the words of a
+``docs/shapes.md`` is the specification. Everything is integer arithmetic on the words of a
 counter-based generator, rasterised here, so that every machine and every version of every
-library draws the same pixels; a test pins their hash. Whatever changes a pixel or a box is a
+library draws the same pixels; tests pin their hashes. Whatever changes a pixel or a box is a
 new set with a new name, never an edit.
 """
 
@@ -18,14 +18,74 @@ from detrlab.data.table import Table
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CLASSES = ("disc", "ring", "square", "triangle", "cross", "star")
-TRAIN_IMAGES = 600
-VAL_IMAGES = 200
 FIRST_VAL_ID = 100_001
 """Training ids count from 1, validation ids from here."""
 
-_STREAM = 0x736861706573  # "shapes"
-_SIZES = ((160, 192), (160, 192), (192, 160), (144, 176), (176, 208))
+
+class Style(NamedTuple):
+    """What distinguishes one generated set from another.
+
+    Attributes:
+        name: of the set.
+        classes: the figures that are objects, by class index.
+        train: number of training images.
+        val: number of validation images.
+        stream: key of the set's random numbers.
+        sizes: (height, width) of the images, all equally likely.
+        clutter: pieces of clutter are fewer than this.
+        objects: 1 plus two numbers below these are tried in each image that shows any.
+        sides: (bound, least, spread): the first entry whose bound exceeds a number below 20
+            gives an object ``least`` pixels and a number below ``spread`` more.
+        bars: thin bars in front of everything are fewer than this.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: int
+    val: int
+    stream: int
+    sizes: tuple[tuple[int, int], ...]
+    clutter: int
+    objects: tuple[int, int]
+    sides: tuple[tuple[int, int, int], ...]
+    bars: int
+
+
+SHAPES = Style(
+    name="shapes",
+    classes=("disc", "ring", "square", "triangle", "cross", "star"),
+    train=600,
+    val=200,
+    stream=0x736861706573,  # "shapes"
+    sizes=((160, 192), (160, 192), (192, 160), (144, 176), (176, 208)),
+    clutter=7,
+    objects=(4, 4),
+    sides=((7, 12, 20), (14, 32, 48), (20, 80, 61)),
+    bars=3,
+)
+SHAPES_EASY = SHAPES._replace(
+    name="shapes-easy",
+    train=480,
+    stream=0x65617379,  # "easy"
+    sizes=((128, 128),),
+    clutter=3,
+    objects=(2, 3),
+    sides=((7, 18, 14), (15, 32, 32), (20, 64, 32)),
+    bars=1,
+)
+"""Smaller images with fewer and, for their size, larger objects: the demo's."""
+FIGURES = SHAPES_EASY._replace(
+    name="figures",
+    classes=("oval", "pentagon", "half", "ell", "tee", "kite", "frame", "moon"),
+    train=12_000,
+    val=400,
+    stream=0x66696775726573,  # "figures"
+)
+"""As ``shapes-easy``, with other figures: the packaged weights ``figures`` were trained on it."""
+
+STYLES = {style.name: style for style in (SHAPES, SHAPES_EASY)}
+"""The built-in sets, by name."""
+
 _COSINES = (1024, 1004, 946, 851, 724, 569, 392, 200)  # 1024 cos(2 pi k / 32), k = 0..7
 _PALETTE = np.array(
     [
@@ -78,8 +138,8 @@ class Picture(NamedTuple):
 class _Draws:
     """The words of one image's stream, turned into small integers without floats."""
 
-    def __init__(self, number: int) -> None:
-        self._bits = np.random.Philox(key=np.array([number, _STREAM], dtype=np.uint64))
+    def __init__(self, number: int, stream: int = SHAPES.stream) -> None:
+        self._bits = np.random.Philox(key=np.array([number, stream], dtype=np.uint64))
 
     def below(self, bound: int) -> int:
         """The next integer in [0, bound)."""
@@ -91,22 +151,23 @@ class _Draws:
         return words.view(np.uint8)[:count].astype(np.int16)
 
 
-def draw(number: int) -> Picture:
+def draw(number: int, style: Style = SHAPES) -> Picture:
     """The image with this id; see ``docs/shapes.md``."""
-    draws = _Draws(number)
-    height, width = _SIZES[draws.below(len(_SIZES))]
+    draws = _Draws(number, style.stream)
+    height, width = style.sizes[draws.below(len(style.sizes))]
     base = np.array([64 + draws.below(128) for _ in range(3)], dtype=np.int16)
     canvas = _background(draws, height, width, base)
-    for _ in range(draws.below(7)):
+    for _ in range(draws.below(style.clutter)):
         _clutter(draws, canvas, base)
 
     owner = np.full((height, width), -1, dtype=np.int16)
     labels: list[int] = []
     full: list[int] = []
-    for _ in range(0 if draws.below(16) == 0 else 1 + draws.below(4) + draws.below(4)):
-        _object(draws, canvas, base, owner, labels, full)
+    first, second = style.objects
+    for _ in range(0 if draws.below(16) == 0 else 1 + draws.below(first) + draws.below(second)):
+        _object(draws, style, canvas, base, owner, labels, full)
 
-    for _ in range(draws.below(3)):
+    for _ in range(draws.below(style.bars)):
         _bar(draws, canvas, base, thickest=2)
     canvas += (draws.noise(canvas.size).reshape(canvas.shape) & 15) - 7
     boxes = np.array([_extent(owner == k) for k in range(len(labels))], dtype=np.int64)
@@ -170,6 +231,7 @@ def _colour(draws: _Draws, base: NDArray[Any], home: int | None) -> NDArray[Any]
 
 def _object(
     draws: _Draws,
+    style: Style,
     canvas: NDArray[Any],
     base: NDArray[Any],
     owner: NDArray[Any],
@@ -180,23 +242,19 @@ def _object(
 
     Args:
         draws: the image's stream.
+        style: of the set.
         canvas: the image so far.
         base: the background's colour.
         owner: (H, W), the object whose body lies on top at each pixel, or -1.
         labels: class indices so far; the object's is added.
         full: pixels of each object if nothing hid it; the object's is added.
     """
-    label = draws.below(len(CLASSES))
+    label = draws.below(len(style.classes))
     colour = _colour(draws, base, home=label)
     striped = draws.below(4) == 0
     bucket = draws.below(20)
-    if bucket < 7:
-        side = 12 + draws.below(20)
-    elif bucket < 14:
-        side = 32 + draws.below(48)
-    else:
-        side = 80 + draws.below(61)
-    stamp = _stamp(draws, CLASSES[label], 2 * side)
+    least, spread = next(row[1:] for row in style.sides if bucket < row[0])
+    stamp = _stamp(draws, style.classes[label], 2 * (least + draws.below(spread)))
     body = int(np.count_nonzero(stamp.coverage >= 2))
     for _ in range(10):
         x, y = draws.below(canvas.shape[1]), draws.below(canvas.shape[0])
@@ -289,6 +347,26 @@ def _inside(kind: str, r: int, u: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]
         return sides >= 4
     if kind == "ellipse":
         return u * u + 9 * v * v <= r * r
+    if kind == "oval":
+        return 25 * u * u + 81 * v * v <= 25 * r * r
+    if kind == "pentagon":
+        sides = sum((nx * u + ny * v <= 828 * r).view(np.uint8) for nx, ny in _PENTAGON)
+        return sides == 5
+    if kind == "half":
+        return (u * u + v * v <= r * r) & (4 * v <= r)
+    if kind == "moon":
+        return (u * u + v * v <= r * r) & (4 * u * u + (2 * v - r) ** 2 > 3 * r * r)
+    if kind == "kite":
+        return (2 * np.abs(u) - v <= r) & (4 * np.abs(u) + 3 * v <= 3 * r)
+    if kind == "ell":
+        arm = (20 * v >= 4 * r) | (20 * u <= -4 * r)
+        return (10 * np.maximum(np.abs(u), np.abs(v)) <= 7 * r) & arm
+    if kind == "tee":
+        arm = (20 * v <= -4 * r) | (4 * np.abs(u) <= r)
+        return (10 * np.maximum(np.abs(u), np.abs(v)) <= 7 * r) & arm
+    if kind == "frame":
+        far = np.maximum(np.abs(u), np.abs(v))
+        return (10 * far <= 7 * r) & (10 * far >= 4 * r)
     assert kind.startswith("bar")
     return (np.abs(u) <= r) & (np.abs(v) <= 2 * int(kind[3:]))
 
@@ -314,9 +392,9 @@ def _extent(mask: NDArray[Any]) -> tuple[int, int, int, int]:
     return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
 
 
-def table(name: str, numbers: range) -> Table:
+def table(name: str, numbers: range, style: Style = SHAPES) -> Table:
     """The images with these ids as a table."""
-    pictures = [draw(number) for number in numbers]
+    pictures = [draw(number, style) for number in numbers]
     counts = [len(picture.labels) for picture in pictures]
     boxes = np.concatenate([np.zeros((0, 4)), *(picture.boxes for picture in pictures)])
     labels = [picture.labels for picture in pictures]
@@ -325,8 +403,8 @@ def table(name: str, numbers: range) -> Table:
     ids = np.array(numbers, dtype=np.int64)
     return Table(
         name=name,
-        classes=CLASSES,
-        category_ids=tuple(range(1, len(CLASSES) + 1)),
+        classes=style.classes,
+        category_ids=tuple(range(1, len(style.classes) + 1)),
         image_ids=ids,
         sizes=sizes,
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -344,9 +422,12 @@ def table(name: str, numbers: range) -> Table:
     )
 
 
-def shapes(train: int = TRAIN_IMAGES, val: int = VAL_IMAGES) -> tuple[Table, Table]:
+def shapes(
+    train: int | None = None, val: int | None = None, style: Style = SHAPES
+) -> tuple[Table, Table]:
     """The training and the validation table; smaller numbers give the first images of each."""
+    last = FIRST_VAL_ID + (style.val if val is None else val)
     return (
-        table("train", range(1, train + 1)),
-        table("val", range(FIRST_VAL_ID, FIRST_VAL_ID + val)),
+        table("train", range(1, 1 + (style.train if train is None else train)), style),
+        table("val", range(FIRST_VAL_ID, last), style),
     )

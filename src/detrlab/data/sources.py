@@ -26,7 +26,7 @@ from detrlab.data.raw import (
     shown_sizes,
     vocabulary,
 )
-from detrlab.data.shapes import shapes
+from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.split import VAL_SHARE, stratified_split
 from detrlab.data.store import Archive, Folder, Store
 from detrlab.data.table import Table
@@ -34,7 +34,7 @@ from detrlab.data.voc import read_voc, voc_files
 from detrlab.data.yolo import read_yolo, yolo_folders, yolo_yaml
 from detrlab.errors import UserError
 
-BUILT_IN = ("shapes", "cppe5")
+BUILT_IN = (*STYLES, "cppe5")
 
 MAX_LEFT_OUT = 0.1
 """Share of a split's images or boxes that may be unusable before training refuses."""
@@ -118,9 +118,9 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
         UserError: nothing usable is there, or so much of it is broken that the result would
             be spoilt; the message says what to do.
     """
-    if str(source) == "shapes":
-        train, val = shapes()
-        return DataSet("shapes", train, val)
+    if str(source) in STYLES:
+        train, val = shapes(style=STYLES[str(source)])
+        return DataSet(str(source), train, val)
     return from_raw(read_raw(source, progress=progress), seed=seed)
 
 
@@ -132,8 +132,8 @@ def open_whole(source: str | Path, *, progress: Progress | None = None) -> DataS
     Raises:
         UserError: as ``open_data``, or the data has splits.
     """
-    if str(source) == "shapes":
-        raise UserError("shapes has the splits train and val: name one of them")
+    if str(source) in STYLES:
+        raise UserError(f"{source} has the splits train and val: name one of them")
     data = read_raw(source, progress=progress)
     if len(data.splits) > 1:
         names = " and ".join(repr(split.name) for split in data.splits)
