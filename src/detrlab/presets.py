@@ -100,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
                 "width": 64,
                 "num_heads": 4,
                 "ffn_width": 128,
-                "encoder_layers": 2,
+                "encoder_layers": 1,
                 "decoder_layers": 3,
                 "num_queries": 20,
                 "dropout": 0.0,

@@ -1,4 +1,4 @@
-"""The built-in set: its pixels and boxes are pinned, and it is what its specification says."""
+"""The generated sets: their pixels and boxes are pinned, and they are what docs/shapes.md says."""
 
 import hashlib
 
@@ -8,14 +8,18 @@ import pytest
 from detrlab.data import shapes
 
 # If one of these changes, the set is another set: give it another name instead.
-FIRST_TWENTY = "b07914e98d8bc6e021cdf51e6e13d491a2b6cb3e28ebb019136ed5fdb2e899ff"
+FIRST_TWENTY = {
+    shapes.SHAPES: "b07914e98d8bc6e021cdf51e6e13d491a2b6cb3e28ebb019136ed5fdb2e899ff",
+    shapes.SHAPES_EASY: "",
+    shapes.FIGURES: "",
+}
 WHOLE_SET = "576482fcfbf04621d08b40aa4bbfda3ed17f409e38678b6283e476d42ab804db"
 
 
-def fingerprint(numbers) -> str:
+def fingerprint(numbers, style=shapes.SHAPES) -> str:
     digest = hashlib.sha256()
     for number in numbers:
-        picture = shapes.draw(number)
+        picture = shapes.draw(number, style)
         height, width, _ = picture.pixels.shape
         digest.update(np.array([number, height, width], dtype="<i8").tobytes())
         digest.update(picture.boxes.astype("<i8").tobytes())
@@ -24,15 +28,16 @@ def fingerprint(numbers) -> str:
     return digest.hexdigest()
 
 
-def test_first_images_are_pinned():
+@pytest.mark.parametrize("style", FIRST_TWENTY, ids=lambda style: style.name)
+def test_first_images_are_pinned(style):
     numbers = [*range(1, 11), *range(shapes.FIRST_VAL_ID, shapes.FIRST_VAL_ID + 10)]
-    assert fingerprint(numbers) == FIRST_TWENTY
+    assert fingerprint(numbers, style) == FIRST_TWENTY[style]
 
 
 @pytest.mark.slow
 def test_whole_set_is_pinned():
-    train = range(1, shapes.TRAIN_IMAGES + 1)
-    val = range(shapes.FIRST_VAL_ID, shapes.FIRST_VAL_ID + shapes.VAL_IMAGES)
+    train = range(1, shapes.SHAPES.train + 1)
+    val = range(shapes.FIRST_VAL_ID, shapes.FIRST_VAL_ID + shapes.SHAPES.val)
     assert fingerprint([*train, *val]) == WHOLE_SET
 
 
@@ -65,6 +70,14 @@ def test_figures_have_the_areas_of_their_geometry():
         "triangle": 3 * np.sqrt(3) / 4,
         "cross": 2 * 1.9 * 0.6 - 0.36,
         "star": 1.1226,  # pentagram of circumradius 1
+        "oval": np.pi * 5 / 9,
+        "pentagon": 2.3776,
+        "half": np.pi - np.arccos(1 / 4) + np.sqrt(15) / 16,
+        "ell": 1.4**2 - 0.9**2,
+        "tee": 1.4 * 0.5 + 0.9 * 0.5,
+        "kite": 1.2,
+        "frame": 1.4**2 - 0.8**2,
+        "moon": np.pi * 5 / 8 - np.arccos(1 / 2) + np.sqrt(3) / 4,
     }
     for kind, area in expected.items():
         stamp = shapes._stamp(shapes._Draws(3), kind, radius)

@@ -7,6 +7,7 @@ the file is ever executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Checkpoint:
         provenance: where the weights come from, in plain values.
         versions: of the packages that wrote the file.
         extra: whatever else the writer wanted to keep, in plain values.
+        imagenet_backbone: the backbone's tensors are not in the file. They are its ImageNet
+            weights as installed here, and equal to those that the rest was trained with.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -59,6 +62,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    imagenet_backbone: bool = False
 
     def build(self) -> Network:
         """The network with these weights.
@@ -84,6 +88,7 @@ def save(
     threshold: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    imagenet_backbone: bool = False,
 ) -> Path:
     """Write a checkpoint, whole or not at all.
 
@@ -97,6 +102,8 @@ def save(
         threshold: the suggested score threshold.
         provenance: where the weights come from, in values that JSON knows.
         extra: anything else, in values that JSON knows.
+        imagenet_backbone: the backbone was frozen and still has its ImageNet weights: the file
+            holds their digest instead of them.
 
     Returns:
         The path written.
@@ -111,6 +118,10 @@ def save(
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     state = network.state_dict() if isinstance(network, nn.Module) else network
+    backbone = {}
+    if imagenet_backbone:
+        backbone = {"imagenet_backbone": digest(_backbone_of(state))}
+        state = {name: each for name, each in state.items() if name not in _backbone_of(state)}
     described = {
         "format": FORMAT,
         "architecture": config.to_dict(),
@@ -121,6 +132,7 @@ def save(
         "provenance": dict(provenance or {}),
         "versions": _versions(),
         "extra": dict(extra or {}),
+        **backbone,
     }
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -140,9 +152,13 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     described = describe(path)
     try:
+        config = ModelConfig.parse(described["architecture"], where=str(path))
+        state = read_tensors(path)
+        if "imagenet_backbone" in described:
+            state |= _imagenet_backbone(config, described["imagenet_backbone"], path)
         checkpoint = Checkpoint(
-            state=read_tensors(path),
-            config=ModelConfig.parse(described["architecture"], where=str(path)),
+            state=state,
+            config=config,
             classes=tuple(described["classes"]),
             category_ids=tuple(described["category_ids"]),
             preprocessing=DataConfig.parse(described["preprocessing"], where=str(path)),
@@ -150,6 +166,7 @@ def load(path: str | Path) -> Checkpoint:
             provenance=described["provenance"],
             versions=described["versions"],
             extra=described["extra"],
+            imagenet_backbone="imagenet_backbone" in described,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: its description is incomplete ({error})") from None
@@ -292,6 +309,38 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     if problems:
         raise UserError(f"{where} does not fit its own architecture: it " + "; ".join(problems))
     network.load_state_dict(dict(state), strict=True)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors whatever they are called, in any order."""
+    each = (
+        hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+        for tensor in tensors.values()
+    )
+    return hashlib.sha256("".join(sorted(part.hexdigest() for part in each)).encode()).hexdigest()
+
+
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each for name, each in state.items() if name.startswith("backbone.")}
+
+
+def _imagenet_backbone(config: ModelConfig, wanted: str, path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors for a file that holds only their digest.
+
+    Raises:
+        UserError: they cannot be had, or are not those that the rest was trained with.
+    """
+    from detrlab.models.build import build_network
+
+    network = build_network(config, pretrained_backbone=True)
+    tensors = _backbone_of(network.state_dict())
+    if digest(tensors) != wanted:
+        raise UserError(
+            f"{path} was trained with other ImageNet weights of {config.backbone} than those "
+            "installed here: install the package versions that the file names "
+            f"({describe(path)['versions']})"
+        )
+    return tensors
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -1,4 +1,4 @@
-"""``--weights coco|imagenet|none|FILE|hf:REPO``: from a word to tensors, wherever they are."""
+"""``--weights coco|imagenet|figures|none|FILE|hf:REPO``: from a word to tensors, wherever they are."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from detrlab.presets import PRESETS
 if TYPE_CHECKING:
     from detrlab.models.network import Network
 
-WORDS = ("coco", "imagenet", "none")
+WORDS = ("coco", "imagenet", "figures", "none")
 HUB = "hf:"
-BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
+ASSETS = Path(__file__).parents[1] / "assets"
+BUILT_IN = {"shapes": ASSETS / "shapes.safetensors"}
 """Detectors inside the package, by name: something to look at before anything is trained.
 ``benchmarks/first_checkpoint.py`` makes them."""
-FIGURES = Path(__file__).parents[1] / "assets" / "figures"
 _ONLINE = ("0", "", "no", "off", "false")
 
 
@@ -58,8 +58,8 @@ def first_network(
 
     Args:
         config: the architecture.
-        weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector), a
-            file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
+        weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector),
+            ``figures`` (the demo's small packaged detector), a file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
         classes: the name of each class of the data, by class index.
         class_rows: what becomes of the class heads, see ``start.ClassRows``.
         reinitialise: patterns of tensors that are to start anew.
@@ -176,6 +176,8 @@ def open_weights(
             raise UserError("weights 'coco' need the name of a detector")
         entry = catalogue.published(preset, backbone or "resnet50")
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
+    if weights == "figures":
+        return read(_require_figures(preset))
     if weights.startswith(HUB):
         return read(fetch_repository(weights.removeprefix(HUB)), told=told, likely=likely)
     if not _is_place(weights):
@@ -308,6 +310,25 @@ def _hub_file(repository: str, revision: str, file: str) -> Path | None:
         reason = str(error).strip().splitlines()[0]
         raise UnreachableError(f"hf:{repository} cannot be downloaded ({reason})") from None
     return Path(path)
+
+
+def figures(preset: str | None) -> Path:
+    """Where the package keeps the small weights that the demo starts from.
+
+    ``benchmarks/demo_weights.py`` makes them.
+    """
+    return ASSETS / f"figures-{preset}.safetensors"
+
+
+def _require_figures(preset: str | None) -> Path:
+    path = figures(preset)
+    if not path.is_file():
+        names = ", ".join(name for name in PRESETS if figures(name).is_file())
+        raise UserError(
+            f"there are no packaged weights 'figures' of {preset}, only of {names}: "
+            "start from --weights imagenet"
+        )
+    return path
 
 
 def _is_place(text: str) -> bool:
