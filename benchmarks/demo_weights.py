@@ -101,7 +101,9 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     network = build_network(config, pretrained_backbone=True, seed=0)
     if preset in STARTS:
         own, earlier = network.state_dict(), native.load(figures(STARTS[preset])).state
-        fitting = {name for name in own if name in earlier and earlier[name].shape == own[name].shape}
+        fitting = {
+            name for name in own if name in earlier and earlier[name].shape == own[name].shape
+        }
         network.load_state_dict({name: earlier[name] for name in fitting}, strict=False)
     backbone, network.backbone = network.backbone, Features(maps["train"])
     run = RunConfig(model=config, train=settings, data=tiny.data)

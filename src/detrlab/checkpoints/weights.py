@@ -1,4 +1,4 @@
-"""``--weights coco|imagenet|figures|none|FILE|hf:REPO``: from a word to tensors, wherever they are."""
+"""The word after ``--weights`` (coco, imagenet, figures, none, a file, hf:REPO) to tensors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def first_network(
     Args:
         config: the architecture.
         weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector),
-            ``figures`` (the demo's small packaged detector), a file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
+            ``figures`` (the demo's small packaged detector), a file or folder, or ``hf:`` and the
+            name of a repository on the Hugging Face Hub.
         classes: the name of each class of the data, by class index.
         class_rows: what becomes of the class heads, see ``start.ClassRows``.
         reinitialise: patterns of tensors that are to start anew.
