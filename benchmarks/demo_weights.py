@@ -44,13 +44,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/demo-weights.json"
 STYLE = shapes.FIGURES
 TRAIN = TrainConfig(
-    epochs=3, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=500, weights="imagenet"
+    epochs=2, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=500, weights="imagenet"
 )
 DENSE = {"batch": 32}
 TRAIN_EACH = {
-    "detr": {**DENSE, "epochs": 24},
-    "detr-dc5": {**DENSE, "epochs": 8},
-    "deformable-detr": {"epochs": 4},
+    "detr": {**DENSE, "epochs": 20},
+    "detr-dc5": {**DENSE, "epochs": 6},
+    "deformable-detr": {"epochs": 3},
 }
 """Dense attention learns more slowly, as in the papers, and a step of it costs less."""
 STARTS = {

@@ -92,8 +92,9 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="tiny",
-            description="The demo: small transformers on a frozen ImageNet backbone, small "
-            "generated pictures, a start from packaged weights.",
+            description="The demo. Small transformers on a frozen ImageNet backbone start from "
+            "packaged weights, trained on other generated pictures with other classes, and are "
+            "fine-tuned on small generated pictures.",
             model={
                 "backbone": "tf_efficientnet_lite0",
                 "backbone_trains": "none",
@@ -102,7 +103,7 @@ RECIPES: dict[str, Recipe] = {
                 "ffn_width": 128,
                 "encoder_layers": 1,
                 "decoder_layers": 3,
-                "num_queries": 20,
+                "num_queries": 10,
                 "dropout": 0.0,
             },
             train=TrainConfig(

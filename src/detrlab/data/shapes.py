@@ -37,6 +37,7 @@ class Style(NamedTuple):
         sides: (bound, least, spread): the first entry whose bound exceeds a number below 20
             gives an object ``least`` pixels and a number below ``spread`` more.
         bars: thin bars in front of everything are fewer than this.
+        own_colour: one object in so many is sure to have its class's colour.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Style(NamedTuple):
     objects: tuple[int, int]
     sides: tuple[tuple[int, int, int], ...]
     bars: int
+    own_colour: int
 
 
 SHAPES = Style(
@@ -62,6 +64,7 @@ SHAPES = Style(
     objects=(4, 4),
     sides=((7, 12, 20), (14, 32, 48), (20, 80, 61)),
     bars=3,
+    own_colour=2,
 )
 SHAPES_EASY = SHAPES._replace(
     name="shapes-easy",
@@ -69,17 +72,19 @@ SHAPES_EASY = SHAPES._replace(
     stream=0x65617379,  # "easy"
     sizes=((128, 128),),
     clutter=3,
-    objects=(2, 3),
-    sides=((7, 18, 14), (15, 32, 32), (20, 64, 32)),
+    objects=(2, 1),
+    sides=((4, 20, 12), (9, 48, 24), (20, 72, 32)),
     bars=1,
+    own_colour=1,
 )
-"""Smaller images with fewer and, for their size, larger objects: the demo's."""
+"""Smaller images with at most two, mostly large, objects in their class's colour: the demo's."""
 FIGURES = SHAPES_EASY._replace(
     name="figures",
     classes=("oval", "pentagon", "half", "ell", "tee", "kite", "frame", "moon"),
     train=12_000,
     val=400,
     stream=0x66696775726573,  # "figures"
+    own_colour=2,
 )
 """As ``shapes-easy``, with other figures: the packaged weights ``figures`` were trained on it."""
 
@@ -213,13 +218,15 @@ def _strew(draws: _Draws, canvas: NDArray[Any], base: NDArray[Any], kind: str, r
     """Put a figure anywhere, in any colour that shows."""
     stamp = _stamp(draws, kind, radius)
     x, y = draws.below(canvas.shape[1]), draws.below(canvas.shape[0])
-    _paint(canvas, stamp, x, y, _colour(draws, base, home=None), striped=False)
+    _paint(canvas, stamp, x, y, _colour(draws, base), striped=False)
 
 
-def _colour(draws: _Draws, base: NDArray[Any], home: int | None) -> NDArray[Any]:
-    """A colour that stands out from the background; half of the objects wear their class's."""
+def _colour(
+    draws: _Draws, base: NDArray[Any], home: int | None = None, own_colour: int = 1
+) -> NDArray[Any]:
+    """A colour that stands out from the background; of one object in ``own_colour`` its class's."""
     choice = draws.below(len(_PALETTE))
-    if home is not None and draws.below(2) == 0:
+    if home is not None and draws.below(own_colour) == 0:
         choice = home
     shift = np.array([draws.below(41) - 20 for _ in range(3)], dtype=np.int16)
     for step in range(len(_PALETTE)):
@@ -250,7 +257,7 @@ def _object(
         full: pixels of each object if nothing hid it; the object's is added.
     """
     label = draws.below(len(style.classes))
-    colour = _colour(draws, base, home=label)
+    colour = _colour(draws, base, label, style.own_colour)
     striped = draws.below(4) == 0
     bucket = draws.below(20)
     least, spread = next(row[1:] for row in style.sides if bucket < row[0])

@@ -155,6 +155,7 @@ def _context(
             f"{facts['val_boxes']:,} objects to judge by, {len(facts['classes'])} classes; recipe "
             f"{recipe.name}, {_spent(comparison)}"
         ),
+        "description": recipe.description,
         "sections": [(name, words) for name, words, there in sections if there],
         "sentences": comparison.verdicts.sentences,
         "failures": comparison.failures,
