@@ -44,13 +44,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/demo-weights.json"
 STYLE = shapes.FIGURES
 TRAIN = TrainConfig(
-    epochs=2, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=500, weights="imagenet"
+    epochs=1, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=200, weights="imagenet"
 )
-DENSE = {"batch": 32}
+DENSE = {"batch": 32, "warmup_steps": 500}
 TRAIN_EACH = {
     "detr": {**DENSE, "epochs": 20},
     "detr-dc5": {**DENSE, "epochs": 6},
-    "deformable-detr": {"epochs": 3},
+    "deformable-detr": {"epochs": 3, "warmup_steps": 500},
 }
 """Dense attention learns more slowly, as in the papers, and a step of it costs less."""
 STARTS = {
@@ -222,7 +222,10 @@ def write(
     path = figures(preset)
     native.save(
         path,
-        {name: tensor.half() for name, tensor in network.state_dict().items()},
+        {
+            name: tensor if name.startswith("backbone.") else tensor.half()
+            for name, tensor in network.state_dict().items()
+        },
         config,
         STYLE.classes,
         range(1, len(STYLE.classes) + 1),

@@ -107,13 +107,13 @@ RECIPES: dict[str, Recipe] = {
                 "dropout": 0.0,
             },
             train=TrainConfig(
-                epochs=5, batch=8, learning_rate=5e-4, drop_epoch=4, weights="figures"
+                epochs=4, batch=8, learning_rate=5e-4, drop_epoch=3, weights="figures"
             ),
             data=DataConfig(
                 data="shapes-easy",
                 image_size=128,
                 max_size=128,
-                augmentation="light",
+                augmentation="none",
                 workers=0,
                 mean=_LITE0_MEAN,
                 std=_LITE0_STD,

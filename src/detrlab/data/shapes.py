@@ -68,7 +68,7 @@ SHAPES = Style(
 )
 SHAPES_EASY = SHAPES._replace(
     name="shapes-easy",
-    train=480,
+    train=640,
     stream=0x65617379,  # "easy"
     sizes=((128, 128),),
     clutter=3,
