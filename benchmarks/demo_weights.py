@@ -51,8 +51,10 @@ TRAIN_EACH = {
     "detr": {**DENSE, "epochs": 20},
     "detr-dc5": {**DENSE, "epochs": 6},
     "deformable-detr": {"epochs": 3, "warmup_steps": 500},
+    "deformable-detr-two-stage": {"epochs": 3},
 }
-"""Dense attention learns more slowly, as in the papers, and a step of it costs less."""
+"""Dense attention learns more slowly, as in the papers, and a step of it costs less. The two-stage
+detector's first stage is new: until it ranks well, its ten proposals lie on one object."""
 STARTS = {
     "detr-dc5": "detr",
     "deformable-detr-refine": "deformable-detr",
