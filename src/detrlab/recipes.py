@@ -25,23 +25,28 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe(
             name="tiny",
-            description="The demo: very small transformers on small generated pictures.",
+            description="The demo. Small transformers on a frozen ImageNet backbone start from "
+            "packaged weights, trained on other generated pictures with other classes, and are "
+            "fine-tuned on small generated pictures.",
             model={
                 "backbone": "tf_efficientnet_lite0",
+                "backbone_trains": "none",
                 "width": 64,
                 "num_heads": 4,
                 "ffn_width": 128,
                 "encoder_layers": 1,
-                "decoder_layers": 2,
-                "num_queries": 30,
+                "decoder_layers": 3,
+                "num_queries": 10,
                 "dropout": 0.0,
             },
-            train=TrainConfig(epochs=6, batch=8, learning_rate=1e-3, drop_epoch=5),
+            train=TrainConfig(
+                epochs=4, batch=8, learning_rate=5e-4, drop_epoch=3, weights="figures"
+            ),
             data=DataConfig(
-                data="shapes",
-                image_size=160,
-                max_size=160,
-                augmentation="light",
+                data="shapes-easy",
+                image_size=128,
+                max_size=128,
+                augmentation="none",
                 workers=0,
                 mean=_LITE0_MEAN,
                 std=_LITE0_STD,

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from detrlab.checkpoints import native
 from detrlab.config import DataConfig
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS, build_network
+from detrlab.presets import PRESETS, build_network, model_config
+from detrlab.recipes import recipe
 from detrlab.structures import ImageBatch
 from tiny_detectors import tiny_config
 
@@ -68,6 +69,37 @@ def test_the_data_itself_is_not_remembered(tmp_path):
     path = native.save(tmp_path / "m", build_network(config), config, CLASSES, (0, 1, 2), own)
     assert b"secret" not in path.read_bytes()
     assert native.load(path).preprocessing == DataConfig(image_size=64, max_size=64)
+
+
+def write_without_backbone(path, change=0.0):
+    config = model_config("detr", 3, **recipe("tiny").model)
+    network = build_network(config, pretrained_backbone=True, seed=5)
+    with torch.no_grad():
+        next(network.backbone.parameters())[0] += change
+    saved = native.save(
+        path, network, config, CLASSES, (4, 9, 2), PREPROCESSING, imagenet_backbone=True
+    )
+    return saved, network
+
+
+def test_an_imagenet_backbone_may_be_left_out_of_the_file(tmp_path):
+    path, network = write_without_backbone(tmp_path / "m")
+    assert not any(name.startswith("backbone.") for name in native.read_tensors(path))
+    checkpoint = native.load(path)
+    assert checkpoint.imagenet_backbone
+    wanted = network.state_dict()
+    assert set(checkpoint.state) == set(wanted)
+    assert all(torch.equal(each, wanted[name]) for name, each in checkpoint.state.items())
+    native.save(
+        tmp_path / "whole", checkpoint.build(), checkpoint.config, CLASSES, (4, 9, 2), PREPROCESSING
+    )
+    assert not native.load(tmp_path / "whole.safetensors").imagenet_backbone
+
+
+def test_another_backbone_than_the_one_left_out_is_refused(tmp_path):
+    path, _ = write_without_backbone(tmp_path / "m", change=1e-3)
+    with pytest.raises(UserError, match=r"other ImageNet weights of tf_efficientnet_lite0"):
+        native.load(path)
 
 
 def test_a_state_dict_can_be_saved_in_place_of_the_network(tmp_path):

@@ -7,6 +7,7 @@ is executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Checkpoint:
         provenance: where the weights come from, in plain values.
         versions: of the packages that wrote the file.
         extra: further plain values.
+        imagenet_backbone: the backbone is not in the file: it has its ImageNet weights as installed here,
+            equal to those that the rest was trained with.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -60,6 +63,7 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    imagenet_backbone: bool = False
 
     def build(self) -> Network:
         """The network with these weights.
@@ -85,6 +89,7 @@ def save(
     threshold: float | None = None,
     provenance: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
+    imagenet_backbone: bool = False,
 ) -> Path:
     """Write a checkpoint atomically.
 
@@ -98,6 +103,7 @@ def save(
         threshold: the suggested score threshold.
         provenance: where the weights come from, in JSON values.
         extra: further JSON values.
+        imagenet_backbone: the backbone was frozen at its ImageNet weights: store their digest instead.
 
     Returns:
         The path written.
@@ -112,6 +118,10 @@ def save(
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     state = network.state_dict() if isinstance(network, nn.Module) else network
+    backbone = {}
+    if imagenet_backbone:
+        backbone = {"imagenet_backbone": digest(_backbone_of(state))}
+        state = {name: each for name, each in state.items() if name not in _backbone_of(state)}
     described = {
         "format": FORMAT,
         "architecture": config.to_dict(),
@@ -122,6 +132,7 @@ def save(
         "provenance": dict(provenance or {}),
         "versions": _versions(),
         "extra": dict(extra or {}),
+        **backbone,
     }
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -140,9 +151,13 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     described = describe(path)
     try:
+        config = parse_config(described["architecture"], where=str(path))
+        state = _current_names(read_tensors(path))
+        if "imagenet_backbone" in described:
+            state |= _imagenet_backbone(config, described["imagenet_backbone"], path)
         checkpoint = Checkpoint(
-            state=_current_names(read_tensors(path)),
-            config=parse_config(described["architecture"], where=str(path)),
+            state=state,
+            config=config,
             classes=tuple(described["classes"]),
             category_ids=tuple(described["category_ids"]),
             preprocessing=DataConfig.parse(described["preprocessing"], where=str(path)),
@@ -150,6 +165,7 @@ def load(path: str | Path) -> Checkpoint:
             provenance=described["provenance"],
             versions=described["versions"],
             extra=described["extra"],
+            imagenet_backbone="imagenet_backbone" in described,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: its description is incomplete ({error})") from None
@@ -330,6 +346,36 @@ def _require_fit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], wher
         problems.append(f"has other shapes: {listed(differing, quote=False)}")
     if problems:
         raise UserError(f"{where} does not fit its own description: it " + "; ".join(problems))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors, independent of their names and order."""
+    each = (
+        hashlib.sha256(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+        for tensor in tensors.values()
+    )
+    return hashlib.sha256("".join(sorted(part.hexdigest() for part in each)).encode()).hexdigest()
+
+
+def _backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each for name, each in state.items() if name.startswith("backbone.")}
+
+
+def _imagenet_backbone(config: ModelConfig, wanted: str, path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors for a file that holds only their digest.
+
+    Raises:
+        UserError: they cannot be had, or are not those that the rest was trained with.
+    """
+    network = build_network(config, pretrained_backbone=True)
+    tensors = _backbone_of(network.state_dict())
+    if digest(tensors) != wanted:
+        raise UserError(
+            f"{path} was trained with other ImageNet weights of {config.backbone} than those "
+            "installed here: install the package versions that the file names "
+            f"({describe(path)['versions']})"
+        )
+    return tensors
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -246,6 +246,8 @@ class _Filling:
     def _notes(self) -> list[str]:
         notes = list(self.rows.notes)
         old, new = self.old.config, self.config
+        if self.old.imagenet_backbone:
+            notes.append(f"the backbone is {old.backbone} with its ImageNet weights")
         for name, value in (self.imported.assumed or {}).items():
             notes.append(f"the file does not state {name}: {value} is assumed")
         if old.dilation != new.dilation:

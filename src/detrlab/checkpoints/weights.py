@@ -1,4 +1,4 @@
-"""``--weights coco|imagenet|none|FILE|hf:REPO``: find and load the weights."""
+"""``--weights coco|imagenet|figures|none|FILE|hf:REPO``: find and load the weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from detrlab.presets import PRESETS, build_network
 if TYPE_CHECKING:
     from detrlab.models.network import Network
 
-WORDS = ("coco", "imagenet", "none")
+WORDS = ("coco", "imagenet", "figures", "none")
 HUB = "hf:"
-BUILT_IN = {"shapes": Path(__file__).parents[1] / "assets" / "shapes.safetensors"}
+ASSETS = Path(__file__).parents[1] / "assets"
+BUILT_IN = {"shapes": ASSETS / "shapes.safetensors"}
 """Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
 
 
@@ -54,8 +55,9 @@ def first_network(
 
     Args:
         config: the architecture.
-        weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector), a
-            file or folder, or ``hf:`` and the name of a repository on the Hugging Face Hub.
+        weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector),
+            ``figures`` (the demo's small packaged detector), a file or folder, or ``hf:`` and the
+            name of a repository on the Hugging Face Hub.
         classes: the name of each class of the data, by class index.
         class_rows: how the class heads are initialised, see ``start.ClassRows``.
         reinitialise: patterns of tensors to re-initialise.
@@ -172,6 +174,8 @@ def open_weights(
             raise UserError("weights 'coco' need the name of a detector")
         entry = published.published(preset, backbone or "resnet50")
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
+    if weights == "figures":
+        return read(_require_figures(preset))
     if weights.startswith(HUB):
         return read(fetch_repository(weights.removeprefix(HUB)), told=told, likely=likely)
     if not _is_place(weights):
@@ -289,6 +293,25 @@ def _hub_file(repository: str, revision: str, file: str) -> Path | None:
         reason = str(error).strip().splitlines()[0]
         raise UnreachableError(f"hf:{repository} cannot be downloaded ({reason})") from None
     return Path(path)
+
+
+def figures(preset: str | None) -> Path:
+    """Where the package keeps the small weights that the demo starts from.
+
+    ``benchmarks/demo_weights.py`` makes them.
+    """
+    return ASSETS / f"figures-{preset}.safetensors"
+
+
+def _require_figures(preset: str | None) -> Path:
+    path = figures(preset)
+    if not path.is_file():
+        names = ", ".join(name for name in PRESETS if figures(name).is_file())
+        raise UserError(
+            f"there are no packaged weights 'figures' of {preset}, only of {names}: "
+            "start from --weights imagenet"
+        )
+    return path
 
 
 def _is_place(text: str) -> bool:
