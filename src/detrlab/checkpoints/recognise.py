@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrlab.checkpoints import hf, official
+from detrlab.checkpoints import detrex, hf, official
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -37,13 +37,14 @@ _LEARNED_QUERIES = {
     "deformable-detr": "queries.embedding",
     "deformable-detr-refine": "queries.embedding",
     "dino-4scale": "queries.source.content",
+    "dino-4scale-detrex": "queries.source.content",
 }
 
 # Names by which a model of another tool is recognised.
 _OTHERS = {
     "detr.transformer.": "a panoptic segmentation model of the official DETR repository",
     "bbox_head.": "a model of mmdetection",
-    "transformer.encoder.layers.0.attentions.": "a model of detrex",
+    "transformer.encoder.layers.0.attentions.": "a model of detrex that is no DINO",
     "model.model.": "a model wrapped by a training framework",
     "fc.weight": "an image classifier",
 }
@@ -159,6 +160,8 @@ def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
             break
     else:
         root = ""
+    if {detrex.SIGN, "transformer.tgt_embed.weight"} <= tensors.keys():
+        return "dino-4scale-detrex", root
     for sign, what in _OTHERS.items():
         if any(name.startswith(sign) for name in tensors):
             raise UserError(f"{where} looks like {what}, which detrlab does not read")

@@ -51,6 +51,8 @@ class DenoisingQueries(nn.Module):
         label_noise: twice the share of labels that are replaced.
         box_noise: how far the corners of a box move, in halves of its size.
         contrastive: with queries to be rejected (DINO) or without (DN).
+        unused_labels: rows of the label embedding beyond the classes, which are never read:
+            the original has one.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class DenoisingQueries(nn.Module):
         label_noise: float = 0.5,
         box_noise: float = 0.4,
         contrastive: bool = True,
+        unused_labels: int = 1,
     ) -> None:
         super().__init__()
         self.source = source
@@ -71,8 +74,7 @@ class DenoisingQueries(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
         self.kinds = 2 if contrastive else 1
-        # One row more than classes, as in the original, which never reads it.
-        self.labels = nn.Parameter(torch.empty(num_classes + 1, width))
+        self.labels = nn.Parameter(torch.empty(num_classes + unused_labels, width))
         nn.init.normal_(self.labels)
 
     def forward(
