@@ -21,7 +21,7 @@ from tiny_detectors import tiny_config
 
 ORIGINAL = Path(__file__).resolve().parents[3] / "shared" / "originals"
 STEPS = ["mixed-deformable-detr", "dino-4scale", "dino-5scale", "dino-4scale-detrex"]
-UNMIXED = ["dn-deformable-detr", "cdn-deformable-detr"]
+UNMIXED = ["dab-deformable-detr", "dn-deformable-detr", "cdn-deformable-detr"]
 SAME_NAMES = {  # they differ in training only
     "dn-deformable-detr": "cdn-deformable-detr",
     "mixed-deformable-detr": "dino-4scale",
@@ -105,7 +105,7 @@ def test_names_of_detrex():
     [
         ("dino-4scale", "cdn-deformable-detr", "queries.source.content"),
         ("dino-4scale", "dab-deformable-detr", "queries.labels"),
-        ("deformable-detr-two-stage", "dino-4scale", "decoder.position"),
+        ("deformable-detr-two-stage", "dino-4scale", "position_offset"),
     ],
 )
 def test_a_checkpoint_of_another_step_says_what_differs(tmp_path, preset, given, name):
@@ -113,6 +113,35 @@ def test_a_checkpoint_of_another_step_says_what_differs(tmp_path, preset, given,
     path = write_official(tmp_path / "x.pth", other, strong_state(other))
     with pytest.raises(UserError, match=re.escape(name)):
         first_network(config, str(path), CLASSES)
+
+
+def test_fewer_parts_are_reported(tmp_path):
+    config, other = tiny_config("cdn-deformable-detr"), tiny_config("dino-4scale")
+    path = write_official(tmp_path / "x.pth", other, strong_state(other))
+    report = first_network(config, str(path), CLASSES).report
+    assert "queries.source.content" in report.left_aside
+
+
+def test_other_classes_take_their_rows_of_heads_and_label_embedding(tmp_path):
+    """Class b was row 1 and is row 0; class x is new. Fewer queries take the first ones."""
+    source = imported("dino-4scale", CLASSES)
+    checkpoint = source.checkpoint
+    convert(source, "detrlab", tmp_path / "x.safetensors")
+    config = tiny_config("dino-4scale", num_classes=2, num_queries=9)
+    start = first_network(
+        config, str(tmp_path / "x.safetensors"), ("b", "x"), class_rows="seed"
+    ).network.state_dict()
+    fresh = build_network(config).state_dict()
+    for name in (
+        "queries.labels",
+        "queries.source.head.classes.weight",
+        "decoder.heads.0.classes.weight",
+    ):
+        assert torch.equal(start[name][0], checkpoint.state[name][1])
+        assert torch.equal(start[name][1], fresh[name][1])
+    assert torch.equal(
+        start["queries.source.content"], checkpoint.state["queries.source.content"][:9]
+    )
 
 
 def test_what_transformers_does_not_have(tmp_path):
@@ -137,4 +166,3 @@ def test_published_size_from_the_original_code(tmp_path, preset):
     state = build_network(found.checkpoint.config).state_dict()
     assert_same_tensors(translate_strictly(theirs, layout, state), found.checkpoint.state)
     assert_same_tensors(export(found.checkpoint.state, layout), theirs)
-

@@ -174,8 +174,10 @@ def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
         return "detr", root
     if f"{root}.decoder.ref_point_head.layers.0.weight" in tensors:
         # Look forward twice changes the training only: without it the names are the same.
-        mixed = f"{root}.tgt_embed.weight" in tensors
-        return ("dino-4scale" if mixed else "cdn-deformable-detr"), root
+        if f"{root}.tgt_embed.weight" in tensors:
+            return "dino-4scale", root
+        denoising = "label_enc.weight" in tensors
+        return ("cdn-deformable-detr" if denoising else "dab-deformable-detr"), root
     if f"{root}.enc_output.weight" in tensors:
         return "deformable-detr-two-stage", root
     if any(name.startswith(f"{root}.decoder.bbox_embed.") for name in tensors):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detrlab.errors import UserError
 from detrlab.explain import plots, records
 from detrlab.explain.capture import record
+from detrlab.explain.denoising import restore
 from detrlab.explain.inspection import Inspection
 from detrlab.files import write_text
 from detrlab.losses.criterion import Criterion
@@ -98,4 +99,5 @@ def explain(
     if target is not None:
         target = Target(*(part.to(images.pixels.device) for part in target))
     recording = record(network, images)
-    return Explanation(recording, criterion, tuple(classes), size, picture, target, name)
+    restored = None if target is None else restore(network, images, target)
+    return Explanation(recording, criterion, tuple(classes), size, picture, target, name, restored)

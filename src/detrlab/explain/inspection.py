@@ -19,6 +19,8 @@ from detrlab.structures import Target
 if TYPE_CHECKING:
     from PIL import Image
 
+    from detrlab.explain.denoising import Restored
+
 
 class Found(NamedTuple):
     """One detection.
@@ -50,6 +52,7 @@ class Inspection:
         picture: that image, if it was kept.
         target: its annotated objects, if they are known.
         name: of the detector, for titles.
+        restored: what denoising queries made of the annotated objects, if there are any.
     """
 
     recording: Recording
@@ -59,6 +62,7 @@ class Inspection:
     picture: Image.Image | None = field(default=None, repr=False)
     target: Target | None = None
     name: str = ""
+    restored: Restored | None = None
 
     @property
     def scoring(self) -> Scoring:

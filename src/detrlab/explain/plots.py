@@ -17,6 +17,7 @@ import torch
 from detrlab.boxes import box_iou, cxcywh_to_xyxy
 from detrlab.drawing import draw_boxes
 from detrlab.explain.canvas import PANEL, Box, Panel, blank, grid, ramp, set_title
+from detrlab.explain.denoising import draw_denoising
 from detrlab.explain.inspection import Found, Inspection
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
@@ -66,6 +67,8 @@ def draw_all(
         figures["proposals"] = draw_proposals(inspection)
     if inspection.target is not None and len(inspection.target.labels):
         figures["objects"] = draw_objects(inspection, threshold)
+    if inspection.restored is not None:
+        figures["denoising"] = draw_denoising(inspection)
     return figures
 
 

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.errors import UserError
 from detrlab.structures import Denoising, Memory, Pairs, Queries, References, SupervisedSet, Target
 
+MOST = 4000
+"""Denoising queries of an image; the self-attention of more needs too much memory."""
 EPS = 1e-3
 """Of the inverse sigmoid, as in DINO's code (1e-5 elsewhere)."""
 
@@ -88,7 +91,10 @@ class DenoisingQueries(nn.Module):
         if most == 0:
             # Several processes must agree on which parameters have a gradient.
             return queries._replace(content=queries.content + 0.0 * self.labels[0, 0]), sets
-        noise = self.draw(targets, self.num_groups(most))
+        groups = self.num_groups(most)
+        if groups * most * self.kinds > MOST:
+            raise UserError(self._too_many(groups, most))
+        noise = self.draw(targets, groups)
         return self.insert(queries, targets, noise), sets
 
     def num_groups(self, most: int) -> int:
@@ -99,6 +105,18 @@ class DenoisingQueries(nn.Module):
         """
         twice = 2 * self.number
         return max(1, twice // (2 * most) if twice >= 100 else twice)
+
+    def _too_many(self, groups: int, most: int) -> str:
+        count = groups * most * self.kinds
+        remedy = f"set denoising to at most {MOST // 2}"
+        if 2 * self.number < 100:
+            remedy = "set denoising to 50 or more: below, it is not divided by the objects"
+        elif groups == 1:
+            remedy = "train a model without denoising, or crop the images"
+        return (
+            f"denoising {self.number} makes {count:,} queries ({groups} groups) for an image with "
+            f"{most} objects, and at most {MOST:,} are possible: {remedy}"
+        )
 
     def draw(self, targets: Sequence[Target], groups: int) -> Noise:
         """Draw the noise of all groups."""
@@ -119,7 +137,7 @@ class DenoisingQueries(nn.Module):
         repeats = noise.chosen.shape[0]
         sizes = [len(each.labels) for each in targets]
         most = max(sizes)
-        labels, boxes = self._disturb(targets, noise)
+        labels, boxes = self.disturb(targets, noise)
         device = labels.device
         # Where each object of the batch belongs: its image, and its place there.
         image = torch.repeat_interleave(
@@ -150,7 +168,7 @@ class DenoisingQueries(nn.Module):
             cells=queries.cells,
         )
 
-    def _disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
+    def disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
         """Labels (R, N) and boxes (R, N, 4) with noise."""
         labels = torch.cat([each.labels for each in targets])
         boxes = torch.cat([each.boxes for each in targets])
