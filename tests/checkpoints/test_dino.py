@@ -63,6 +63,14 @@ def test_a_training_starts_from_it(tmp_path, preset):
     assert_same_tensors(start.network.state_dict(), state)
 
 
+def test_80_classes_of_detrex_are_cocos(tmp_path):
+    config = tiny_config("dino-4scale-detrex", num_classes=80)
+    path = write_official(tmp_path / "x.pth", config, strong_state(config))
+    checkpoint = read(path, told={"backbone": config.backbone}).checkpoint
+    pairs = list(zip(checkpoint.category_ids, checkpoint.classes, strict=True))
+    assert (len(pairs), pairs[0], pairs[-1]) == (80, (1, "person"), (90, "toothbrush"))
+
+
 def test_names_of_detrex():
     """As its modules give them."""
     config = tiny_config("dino-4scale-detrex")

@@ -86,11 +86,14 @@ def read(
         clean(tensors), str(path), told={**(told or {}), **arguments}, likely=likely or {}
     )
     dropped = tuple(name for name in tensors if name.endswith(BOOKKEEPING))
+    classes = dict(enumerate(_classes(found.config.num_classes)))
+    if found.layout.name == "detrex" and len(classes) == len(coco.BY_ID):
+        classes = dict(sorted(coco.BY_ID.items()))
     checkpoint = native.Checkpoint(
         state=_translated(tensors, found.layout, found.config, str(path)),
         config=found.config,
-        classes=_classes(found.config.num_classes),
-        category_ids=tuple(range(found.config.num_classes)),
+        classes=tuple(classes.values()),
+        category_ids=tuple(classes),
         preprocessing=DataConfig(),
         provenance={"imported": path.name, "layout": found.layout.name},
     )

@@ -227,10 +227,11 @@ def fetch_published(entry: Published, progress: Progress = download.nothing) -> 
                 return download.fetch(url, target, sha256=entry.sha256, progress=progress)
             except UnreachableError as error:
                 tried.append(str(error))
-    try:
-        return fetch_repository(entry.hub)
-    except UserError as error:
-        tried.append(str(error))
+    if entry.hub:
+        try:
+            return fetch_repository(entry.hub)
+        except UserError as error:
+            tried.append(str(error))
     size = f", {entry.megabytes} MB" if entry.megabytes else ""
     raise UnreachableError(
         f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "

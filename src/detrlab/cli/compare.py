@@ -26,7 +26,7 @@ class Options(RecipeOptions):
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """From DETR to the two-stage detector, one change at a time."""
+    """From DETR to DINO, one change at a time; says what each step bought."""
     seeds: tuple[int, ...] = ()
     """Train each detector once with each of these seeds."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
@@ -67,11 +67,16 @@ def run(options: Options) -> int:
             processes=options.processes,
             report=say,
         )
-    return finish(comparison, as_json=options.json)
+    return finish(comparison, as_json=options.json, ladder=options.ladder)
 
 
-def finish(comparison: Comparison, *, as_json: bool) -> int:
+def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> int:
     """Write the page, and print tables and verdicts, or everything as JSON.
+
+    Args:
+        comparison: the result.
+        as_json: print it as JSON.
+        ladder: also print what each step of the ladder bought.
 
     Returns:
         the exit code: 1 when a run failed.
@@ -86,7 +91,8 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
         print(json.dumps(comparison.to_dict()))
         return 1 if comparison.failures else 0
     console = Console()
-    for grid in comparison.grids:
+    steps = comparison.ladder if ladder else None
+    for grid in (*comparison.grids, *filter(None, [steps])):
         console.print(grid.terminal(console.width))
     lines = [f"* {sentence}" for sentence in comparison.verdicts.sentences]
     lines += [

@@ -26,6 +26,7 @@ from detrlab.compare.entrants import (
 from detrlab.compare.launcher import launch
 from detrlab.compare.results import Failure, Row, RunResult, rows
 from detrlab.compare.runs import Say, Trainer, execute, gather, refuse_link, slug
+from detrlab.compare.steps import steps_grid
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.fingerprint import fingerprint
@@ -81,6 +82,11 @@ class Comparison:
         )
 
     @property
+    def ladder(self) -> tables.Grid | None:
+        """What each step of the ladder bought; None unless two of its steps took part."""
+        return steps_grid(self.rows, self.verdicts.found)
+
+    @property
     def steps(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """(before, after, changed settings) of every planned pair of our detectors."""
         classes = len(self.definition.data["classes"])
@@ -101,7 +107,11 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything that was found, as plain values."""
         definition = self.definition
+        ladder = self.ladder
         return {
+            "ladder": [dict(zip(ladder.headers, row, strict=True)) for row in ladder.cells]
+            if ladder
+            else [],
             "data": definition.data,
             "recipe": definition.recipe.to_dict(),
             "recipe_differences": list(recipe_differences(definition.recipe)),
@@ -359,7 +369,11 @@ def _write(comparison: Comparison) -> None:
     markdown = [
         f"# {comparison.definition.data['name']}, recipe {recipe.name}",
         "\n".join(f"* {sentence}" for sentence in comparison.verdicts.sentences),
-        *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
+        *(
+            f"{grid.title}\n\n{grid.markdown()}"
+            for grid in (*comparison.grids, comparison.ladder)
+            if grid is not None
+        ),
         f"```\n{comparison.command}\n```",
     ]
     latex = "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids)

@@ -160,7 +160,7 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
         "Cost",
         rows,
         [
-            _Column("params", _words([cost.parameters for cost in costs], _count)),
+            _Column("params", _words([cost.parameters for cost in costs], count)),
             _Column("GFLOPs", _words([cost.gflops for cost in costs], "{:.2f}".format)),
             _Column("ms/image", _words([cost.latency.get("p50") for cost in costs])),
             _Column("epochs", _words([len(row.runs[0].epochs) or None for row in rows])),
@@ -276,7 +276,8 @@ def _grid(
     )
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A number of parameters in words."""
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
 
 

@@ -120,6 +120,7 @@ def render(
             quality,
             cost,
             classes.turned() if len(classes.headers) > MANY_CLASSES + 1 else classes,
+            *filter(None, [comparison.ladder]),
         ],
         original=original,
         differences=_differences(verdicts),
