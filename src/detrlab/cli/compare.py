@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
-from detrlab.errors import UserError
 
 if TYPE_CHECKING:
     from detrlab.compare import Comparison
@@ -26,7 +25,8 @@ class Options(RecipeOptions):
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """From DETR to DINO, one change at a time; says what each step bought."""
+    """From DETR to DINO, one change at a time; says what each step bought. With --models only
+    these steps."""
     seeds: tuple[int, ...] = ()
     """Train each detector once with each of these seeds."""
     budget: Annotated[str | None, tyro.conf.arg(metavar="KIND=AMOUNT")] = None
@@ -50,14 +50,12 @@ def run(options: Options) -> int:
     from detrlab.cli.common import device_name, say
     from detrlab.compare import collect, compare, ladder
 
-    if options.ladder and options.models:
-        raise UserError("--ladder has its own list of models: leave out --models, or --ladder")
     output = options.output or f"runs/compare/{options.recipe.removesuffix('.yaml')}"
     if options.collect is not None:
         comparison = collect(output, options.collect, report=say)
     else:
         comparison = compare(
-            ladder() if options.ladder else options.models,
+            ladder() if options.ladder and not options.models else options.models,
             recipe=options.settled(),
             output=output,
             seeds=options.seeds,

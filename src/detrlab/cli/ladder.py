@@ -17,7 +17,8 @@ class Options(compare.Options):
     command again to continue.
     """
 
-    models: tyro.conf.Suppress[tuple[str, ...]] = ()
+    models: tuple[str, ...] = ()
+    """Only these steps; by default all."""
     ladder: tyro.conf.Suppress[bool] = True
 
 

@@ -82,19 +82,20 @@ def draw_denoising(inspection: Inspection, most: int = 5) -> Figure:
     for column, index in enumerate(order):
         given, answered = panels[column], panels[len(order) + column]
         real = target.boxes[index].tolist()
-        boxes = [real]
+        shown = {given: [real], answered: [real]}
         for kind, colour in reversed(list(enumerate((TO_RESTORE, TO_REJECT)[: len(scores)]))):
             score, best = scores[kind, index].max(-1)
             noisy, answer = (
                 restored.boxes[kind, index].tolist(),
                 restored.answers[kind, index].tolist(),
             )
-            boxes += [noisy, answer]
+            shown[given].append(noisy)
+            shown[answered].append(answer)
             given.box(noisy, colour, dashed=kind == 1)
             given.label(noisy, names[int(restored.labels[kind, index])], colour)
             answered.box(answer, colour, dashed=kind == 1)
             answered.label(answer, f"{names[int(best)]} {float(score):.2f}", colour)
-        for panel in (given, answered):
+        for panel, boxes in shown.items():
             panel.box(real, "white", width=1)
             panel.caption(names[int(target.labels[index])])
             panel.zoom(boxes, least=0.2, margin=1.3)
