@@ -89,8 +89,11 @@ class DenoisingQueries(nn.Module):
             return queries, sets
         most = max(len(each.labels) for each in targets)
         if most == 0:
-            # Several processes must agree on which parameters have a gradient.
-            return queries._replace(content=queries.content + 0.0 * self.labels[0, 0]), sets
+            # Several processes must agree on losses, and on which parameters have a gradient.
+            none = torch.zeros(0, dtype=torch.long, device=queries.content.device)
+            content = queries.content + 0.0 * self.labels[0, 0]
+            without = Denoising(0, Pairs(none, none), groups=1)
+            return queries._replace(content=content, denoising=without), sets
         groups = self.num_groups(most)
         if groups * most * self.kinds > MOST:
             raise UserError(self._too_many(groups, most))
