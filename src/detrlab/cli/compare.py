@@ -81,6 +81,7 @@ def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> in
     """
     from rich.console import Console
 
+    from detrlab.compare.steps import TERMINAL_PARTS
     from detrlab.compare.tables import printable
     from detrlab.report.page import write_page
 
@@ -90,7 +91,8 @@ def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> in
         return 1 if comparison.failures else 0
     console = Console()
     steps = comparison.ladder if ladder else None
-    for grid in (*comparison.grids, *filter(None, [steps])):
+    parts = () if steps is None else [steps.columns(*each) for each in TERMINAL_PARTS]
+    for grid in (*comparison.grids, *parts):
         console.print(grid.terminal(console.width))
     lines = [f"* {sentence}" for sentence in comparison.verdicts.sentences]
     lines += [

@@ -46,6 +46,12 @@ class Grid:
         best = frozenset((column - 1, row + 1) for row, column in self.best)
         return Grid(self.title, headers, tuple(cells), best)
 
+    def columns(self, *chosen: int) -> Grid:
+        """The names and some of the columns, nothing emphasised."""
+        kept = (0, *chosen)
+        cells = tuple(tuple(row[c] for c in kept) for row in self.cells)
+        return Grid(self.title, tuple(self.headers[c] for c in kept), cells)
+
     def markdown(self) -> str:
         """A GitHub table; emphasised cells are bold."""
         lines = [
