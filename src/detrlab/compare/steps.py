@@ -19,7 +19,7 @@ HEADERS = (
     "step", "AP", "gain", "APs", "APm", "APl", "epochs to the AP before", "minutes", "params",
     "published gain", "source",
 )  # fmt: skip
-TERMINAL_PARTS = ((1, 2), (3, 4, 5), (6, 7, 8), (9, 10))
+TERMINAL_PARTS = ((1, 2), (3, 4, 5), (6, 7, 8, 9), (10,))
 """Columns that fit beside one another in a terminal."""
 
 
