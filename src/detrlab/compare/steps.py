@@ -39,7 +39,9 @@ def steps_grid(rows: Sequence[Row], found: Findings) -> Grid | None:
     curves = {each.name: each for each in next(by_epoch, ())}
     cells = []
     for name, row in ours.items():
-        published = PUBLISHED_GAINS.get(name, Gain(NOTHING, NOTHING))
+        published = Gain(NOTHING, NOTHING)
+        if name in before and before[name].name == _built_on(name):
+            published = PUBLISHED_GAINS.get(name, published)
         minutes, parameters = row.cost.minutes, row.cost.parameters
         cells.append(
             (
@@ -54,6 +56,12 @@ def steps_grid(rows: Sequence[Row], found: Findings) -> Grid | None:
             )
         )
     return Grid("What each step bought, in points with 95 % intervals", HEADERS, tuple(cells))
+
+
+def _built_on(name: str) -> str | None:
+    """The step that the paper's gain is over."""
+    index = LADDER.index(name) if name in LADDER else 0
+    return BESIDE_THE_LADDER.get(name, LADDER[index - 1] if index else None)
 
 
 def _words(value: Interval | Difference | None, form: str = ".1f") -> str:
