@@ -34,7 +34,9 @@ class LearnedAnchors(nn.Module):
             self.boxes[:, :2] = torch.logit(torch.rand(num_queries, 2), eps=1e-3)
 
     def forward(
-        self, memory: Memory, targets: Sequence[Target] | None = None
+        self,
+        memory: Memory,
+        targets: Sequence[Target] | None = None,  # noqa: ARG002
     ) -> tuple[Queries, tuple[SupervisedSet, ...]]:
         """The same queries for every image."""
         boxes: Tensor = self.boxes.float().sigmoid()  # bfloat16 would step by 1/256
@@ -50,4 +52,5 @@ class AnchorDetr(DeformableDetrTwoStage):
     preset: str = "deformable-detr-anchors"
 
     def build_queries(self) -> nn.Module:
+        """The learned boxes in place of the proposals."""
         return LearnedAnchors(self.num_queries, self.width)

@@ -20,6 +20,9 @@ def test_the_published_numbers():
         ("deformable-detr-two-stage", "resnet50"): (46.9, 173, ""),
         ("deformable-detr-single-scale", "resnet50"): (39.4, 78, ""),
         ("deformable-detr-single-scale-dc5", "resnet50"): (41.5, 128, ""),
+        ("dino-4scale", "resnet50"): (49.0, None, ""),
+        ("dino-5scale", "resnet50"): (49.4, None, ""),
+        ("dino-4scale-detrex", "resnet50"): (49.2, None, ""),
     }
     found = {
         (each.preset, each.backbone): (each.ap["ap"], each.gflops, each.sha256)
@@ -34,8 +37,8 @@ def test_every_entry_is_complete():
     for each in published.PUBLISHED:
         assert each.preset in PRESETS
         assert each.url.startswith("https://")
-        assert each.config.num_classes == 91
-        assert each.hub.count("/") == 1
+        assert each.config.num_classes == (80 if "detrex" in each.preset else 91)
+        assert each.hub.count("/") == (not each.preset.startswith("dino"))
     detr = published.published("detr")
     assert detr.url == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
 

@@ -120,7 +120,7 @@ def test_another_scoring_means_other_classes():
     state, _, fresh = started(source, "detr-sigmoid", FIVE_CLASSES)
     assert torch.equal(rows_of(state), rows_of(fresh))
     torch.testing.assert_close(rows_of(state, kind="bias"), torch.full((5,), PRIOR))
-    with pytest.raises(UserError, match="detr .*detr-sigmoid"):
+    with pytest.raises(UserError, match=r"detr .*detr-sigmoid"):
         started(source, "detr-sigmoid", FIVE_CLASSES, class_rows="keep")
 
 
@@ -149,7 +149,8 @@ def test_random_heads_are_refused():
     source = imported("deformable-detr")
     with pytest.raises(
         UserError,
-        match=r"'deformable-detr' instead of 'deformable-detr-refine'.*16 tensors would stay random.*"
+        match=r"'deformable-detr' instead of 'deformable-detr-refine'.*"
+        r"16 tensors would stay random.*"
         r"'decoder\.heads\.1\.classes\.weight'.*--reinitialise '\^decoder\\\.heads\\\.1\\\.'",
     ) as raised:
         started(source, "deformable-detr-refine", FIVE_CLASSES)

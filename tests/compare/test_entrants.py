@@ -43,7 +43,11 @@ def test_the_ladder_changes_one_idea_at_a_time():
             entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.named([rung, variant])
         )
         _, *changes = entrants.config_differences(one, other)
-        assert changes in (["dilation: False -> True"], ["levels: 4 -> 5"])
+        assert changes in (
+            ["dilation: False -> True"],
+            ["levels: 4 -> 5"],
+            ["label_noise: 0.5 -> 0.2", "box_noise: 0.4 -> 1.0"],
+        )
 
 
 def test_variations_are_every_combination():

@@ -46,6 +46,8 @@ def test_a_comparison_leaves_everything_it_promises(run):
     assert [model["model"] for model in written["models"]] == list(THREE)
     assert written["models"][0]["ap"] == aps[0]
     assert ["two-stage" in line for line in written["steps"][1]["changes"]] == [True]
+    assert [step["step"] for step in written["ladder"]] == list(THREE)
+    assert "What each step bought" in (found.folder / "table.md").read_text()
 
 
 def test_finished_runs_are_reused(run):
@@ -217,8 +219,9 @@ def test_where_nothing_is_learnt_no_detector_is_called_better(run, truth):
 
 def test_the_command_line_writes_the_page_and_prints_the_tables(run, capsys):
     found, _ = run(models=THREE[:2])
-    assert finish(found, as_json=False) == 0
+    assert finish(found, as_json=False, ladder=True) == 0
     printed = capsys.readouterr().out
+    assert "What each step bought" in printed
     assert "deformable-detr" in printed
     assert found.verdicts.sentences[0][:40] in printed
     assert found.report.is_file()

@@ -9,9 +9,20 @@ import torch
 from torch import nn
 
 from detrlab.config import TrainConfig
+from detrlab.errors import UserError
 from detrlab.models.queries.denoising import DenoisingQueries, Noise
 from detrlab.presets import build_network
-from detrlab.structures import ImageBatch, Queries, References, Target
+from detrlab.structures import (
+    FINAL,
+    ImageBatch,
+    ModelOutput,
+    Pairs,
+    Predictions,
+    Queries,
+    References,
+    SupervisedSet,
+    Target,
+)
 from tiny_detectors import tiny_config
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
@@ -88,7 +99,7 @@ def test_nothing_is_inserted_without_targets_or_objects():
     source = module()
     assert source(None)[0].denoising is None
     queries, _ = source(None, targets_of(0, 0))
-    assert queries.denoising is None
+    assert queries.denoising.num_queries == 0
     queries.content.sum().backward()
     assert source.labels.grad is not None  # several processes need a gradient everywhere
     assert not source.labels.grad.any()
@@ -110,3 +121,49 @@ def test_a_micro_batch_has_groups_of_its_own():
         counts[name] = found.repeats
         assert criterion(output, targets[piece]).total.isfinite()
     assert counts == {"whole": 16, "first": 50}
+
+
+@pytest.mark.parametrize(
+    ("number", "objects", "remedy"),
+    [(3000, 1, "at most 2000"), (40, 60, "50 or more"), (100, 2500, "without denoising")],
+)
+def test_more_queries_than_memory_holds(number, objects, remedy):
+    with pytest.raises(UserError, match=f"denoising {number} makes .* {objects} objects.*{remedy}"):
+        module(number=number)(None, targets_of(objects, 0))
+
+
+def test_losses_do_not_depend_on_the_number_of_groups():
+    """Processes and micro-batches differ in it; what their losses add up to must not."""
+    criterion = tiny_config("dino-4scale", CLASSES).criterion(TrainConfig())
+    (target,) = targets_of(3)
+    once = Predictions(torch.randn(1, 6, CLASSES), torch.rand(1, 6, 4) * 0.5 + 0.2)
+    totals = []
+    for groups in (1, 4):
+        places = torch.arange(3) + 6 * torch.arange(groups)[:, None]
+        pairs = Pairs(places.flatten(), torch.arange(3).repeat(groups))
+        repeated = Predictions(*(part.repeat(1, groups, 1) for part in once[:2]))
+        sets = (
+            SupervisedSet(FINAL, once),
+            SupervisedSet("denoising_final", repeated, pairs, repeats=groups),
+        )
+        totals.append(criterion(ModelOutput((once,), sets), [target]).total)
+    torch.testing.assert_close(*totals)
+
+
+@pytest.mark.parametrize("preset", ["cdn-deformable-detr", "dino-4scale"])
+def test_more_queries_than_cells_and_images_without_objects(preset):
+    config = tiny_config(preset, CLASSES, num_queries=500)
+    network = build_network(config)
+    images = ImageBatch(torch.randn(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool))
+    targets = targets_of(0, 0)
+    output = network(images, targets)
+    assert output.final.boxes.shape[1] == 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2
+    losses = config.criterion(TrainConfig())(output, targets)
+    # Processes and micro-batches with and without objects add up the same losses.
+    assert not any(losses.terms["denoising_final"].values())
+    losses.total.backward()
+    assert all(
+        each.grad is not None and each.grad.isfinite().all()
+        for each in network.parameters()
+        if each.requires_grad
+    )

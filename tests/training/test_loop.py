@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny
     ("stop", "changes"),
     [
         (0, {"ema_decay": 0.9, "micro_batch": 2}),
+        (0, {"preset": "dino-4scale", "model": {"levels": 3}, "micro_batch": 2}),
         pytest.param(1, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
         pytest.param(
             2,
@@ -76,7 +77,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny
         pytest.param(2, {"precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(2, {"precision": "float16"}, marks=pytest.mark.slow),
     ],
-    ids=["average", "between-epochs", "cosine", "bfloat16", "float16"],
+    ids=["average", "denoising", "between-epochs", "cosine", "bfloat16", "float16"],
 )
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path, tiny_config, tiny_data, stop, changes):
     """With dropout, in the middle of an epoch and between two."""

@@ -44,15 +44,21 @@ def launch(world, *arguments):
     return started
 
 
-def synthetic_batch(step, *, empty_odd):
-    """Eight equally large images; with ``empty_odd`` every second one has no objects."""
+def synthetic_batch(step, *, empty_odd=False, objects=None):
+    """Eight equally large images.
+
+    Args:
+        step: seeds the batch.
+        empty_odd: every second image has no objects.
+        objects: of every image; by default they differ.
+    """
     from detrlab.data.batching import Batch
     from detrlab.structures import ImageBatch, Target
 
     draw = torch.Generator().manual_seed(step)
     targets = []
     for image in range(IMAGES):
-        count = 0 if empty_odd and image % 2 else 1 + (image * 7 + step) % 4
+        count = 0 if empty_odd and image % 2 else objects or 1 + (image * 7 + step) % 4
         targets.append(
             Target(
                 torch.randint(3, (count,), generator=draw),
@@ -82,10 +88,16 @@ CASES = {
     "two-stage": {"preset": "deformable-detr-two-stage"},
     "one process sees no object": {"preset": "deformable-detr-two-stage", "empty_odd": True},
     "no auxiliary losses": {"preset": "deformable-detr-refine", "auxiliary": False},
+    # Noise and the number of empty places of denoising queries are a process's own.
+    "denoising": {
+        "preset": "dino-4scale",
+        "objects": 3,
+        "changes": {"label_noise": 0.0, "box_noise": 0.0, "levels": 3},
+    },
 }
 
 
-def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=True):
+def steps(processes, preset, *, micro_batch=None, auxiliary=True, changes=None, **batch):
     """A few steps of a tiny detector: the reports, and the gradients of the last step."""
     from detrlab.config import DataConfig, TrainConfig
     from detrlab.presets import build_network, model_config
@@ -106,6 +118,7 @@ def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=Tru
             num_queries=6,
             dropout=0.0,
             **levels,
+            **(changes or {}),
         ),
         train=TrainConfig(
             batch=IMAGES,
@@ -120,9 +133,7 @@ def steps(processes, preset, *, empty_odd=False, micro_batch=None, auxiliary=Tru
     engine = build_engine(network, config, STEPS, processes)
     reports = []
     for step in range(STEPS):
-        share = share_of(
-            synthetic_batch(step, empty_odd=empty_odd), processes.rank, processes.world
-        )
+        share = share_of(synthetic_batch(step, **batch), processes.rank, processes.world)
         report = engine.step(share, step)
         reports.append({**report.measures, "norm": report.norm})
     return reports, {

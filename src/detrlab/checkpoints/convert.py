@@ -15,6 +15,7 @@ from detrlab.checkpoints.recognise import RESNETS, arguments_of, is_original
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 from detrlab.presets.deformable import DeformableDetrTwoStage
+from detrlab.presets.dino import DabDeformableDetr
 
 
 def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
@@ -77,17 +78,19 @@ def _write_native(checkpoint: native.Checkpoint, target: Path) -> list[str]:
 
 def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
     config = checkpoint.config
-    if not is_original(config):
+    if not (is_original(config) or isinstance(config, DabDeformableDetr)):
         raise UserError(
             f"the original repositories have no such detector ({config.preset}): it cannot be "
             "converted to their layout"
         )
-    state = export(checkpoint.state, official.layout(config))
+    layout = official.layout(config)
+    state = export(checkpoint.state, layout)
     written = io.BytesIO()  # torch.save itself reports a full disk as an internal error
     torch.save({"model": state, "args": arguments_of(config)}, written)
     files.write_bytes(target, written.getvalue())
     lines = [
-        f"wrote {target}: {len(state)} tensors under 'model', settings under 'args'",
+        f"wrote {target}: {len(state)} tensors of the {layout.name} layout under 'model', settings "
+        "under 'args'",
         f"not kept: the names of the {config.num_classes} classes, the image size "
         f"({checkpoint.preprocessing.image_size}) and the normalisation",
     ]

@@ -50,8 +50,8 @@ class Checkpoint:
         provenance: where the weights come from, in plain values.
         versions: of the packages that wrote the file.
         extra: further plain values.
-        imagenet_backbone: the backbone is not in the file: it has its ImageNet weights as installed here,
-            equal to those that the rest was trained with.
+        imagenet_backbone: the backbone is not in the file: it has its ImageNet weights as
+            installed here, equal to those that the rest was trained with.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -103,7 +103,8 @@ def save(
         threshold: the suggested score threshold.
         provenance: where the weights come from, in JSON values.
         extra: further JSON values.
-        imagenet_backbone: the backbone was frozen at its ImageNet weights: store their digest instead.
+        imagenet_backbone: the backbone was frozen at its ImageNet weights: store their digest
+            instead of them.
 
     Returns:
         The path written.

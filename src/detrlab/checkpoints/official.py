@@ -1,7 +1,8 @@
-"""The layouts of the original repositories, facebookresearch/detr and Deformable-DETR."""
+"""The layouts of the original repositories: DETR, Deformable-DETR, DINO; and of detrex's DINO."""
 
 from __future__ import annotations
 
+from detrlab.checkpoints import detrex
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -11,7 +12,7 @@ from detrlab.presets.deformable import (
     DeformableDetrTwoStage,
 )
 from detrlab.presets.detr import Detr
-from detrlab.presets.dino import DabDeformableDetr, DnDeformableDetr
+from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
 
 _SHARED: tuple[Row, ...] = (
@@ -152,6 +153,9 @@ def layout(config: ModelConfig) -> Layout:
         UserError: they have no such detector.
     """
     assert isinstance(config, TransformerConfig)
+    if isinstance(config, DinoDetrex):
+        rows = detrex.rows(config.levels, config.backbone_maps)
+        return Layout("detrex", rows, config.decoder_layers)
     if isinstance(config, DabDeformableDetr):
         source = ".source" if isinstance(config, DnDeformableDetr) else ""
         return Layout("official DINO", _dino(source), config.decoder_layers)

@@ -1,7 +1,8 @@
 """The published weights: where they are, how accurate, and where they are kept on this machine.
 
-Source: the model tables of facebookresearch/detr and fundamentalvision/Deformable-DETR; AP75
-and the sizes S, M, L of DETR from arXiv 2005.12872, table 1.
+Source: the model tables of facebookresearch/detr, fundamentalvision/Deformable-DETR,
+IDEA-Research/DINO and IDEA-Research/detrex; AP75 and the sizes S, M, L of DETR from arXiv
+2005.12872, table 1.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Published:
         url: where it was published.
         file: its name, there and here.
         sha256: what its checksum begins with; empty if none was published.
-        hub: the same weights on the Hugging Face Hub.
+        hub: the same weights on the Hugging Face Hub; empty where they are not.
         epochs: how long it was trained.
-        gflops: published multiply-adds of an 800 x 1066 image, in 10^9.
+        gflops: published multiply-adds of an 800 x 1066 image, in 10^9; None where unknown.
         ap: on COCO val2017 in percent, with ``ap50`` and the others where they were published.
+        rows: of the class head.
     """
 
     preset: str
@@ -43,13 +45,14 @@ class Published:
     sha256: str
     hub: str
     epochs: int
-    gflops: int
+    gflops: int | None
     ap: dict[str, float]
+    rows: int = COCO_ROWS
 
     @property
     def config(self) -> ModelConfig:
         """Its architecture."""
-        return model_config(self.preset, COCO_ROWS, backbone=self.backbone)
+        return model_config(self.preset, self.rows, backbone=self.backbone)
 
 
 def _detr(preset: str, backbone: str, file: str, hub: str, gflops: int, *ap: float) -> Published:
@@ -66,6 +69,12 @@ def _deformable(preset: str, name: str, drive: str, hub: str, gflops: int, *ap: 
     return Published(preset, _R50, url, file, "", f"SenseTime/{hub}", 50, gflops, values)
 
 
+def _dino(preset: str, file: str, url: str, ap: float, rows: int = COCO_ROWS) -> Published:
+    return Published(preset, _R50, url, file, "", "", 12, None, {"ap": ap}, rows)
+
+
+_DINO_FOLDER = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
+_DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/v0.2.0"
 _R50, _R101 = "resnet50", "resnet101"
 _REFINED = "_plus_iterative_bbox_refinement"
 PUBLISHED: tuple[Published, ...] = (
@@ -90,6 +99,10 @@ PUBLISHED: tuple[Published, ...] = (
     _deformable("deformable-detr-single-scale-dc5", "_single_scale_dc5",
                 "1m_TgMjzH7D44fbA-c_jiBZ-xf-odxGdk",
                 "deformable-detr-single-scale-dc5", 128, 41.5, 24.1, 45.3, 56.0),
+    _dino("dino-4scale", "checkpoint0011_4scale.pth", _DINO_FOLDER, 49.0),
+    _dino("dino-5scale", "checkpoint0011_5scale.pth", _DINO_FOLDER, 49.4),
+    _dino("dino-4scale-detrex", "dino_r50_4scale_12ep_49_2AP.pth",
+          f"{_DETREX}/dino_r50_4scale_12ep_49_2AP.pth", 49.2, 80),
 )  # fmt: skip
 
 
@@ -135,7 +148,7 @@ def in_hub_cache(entry: Published) -> Path | None:
     """The folder of the same weights in the Hugging Face Hub's cache, if they are there."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(entry.hub, "model.safetensors")
+    path = try_to_load_from_cache(entry.hub, "model.safetensors") if entry.hub else None
     return Path(path).parent if isinstance(path, str) else None
 
 

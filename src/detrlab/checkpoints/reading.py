@@ -111,12 +111,15 @@ def _imported(
     placeholders = tuple(f"class {index}" for index in range(count))
     if classes in ((), placeholders):  # 91 rows are COCO's
         classes = coco.CLASSES if count == len(coco.CLASSES) else placeholders
+    ids = tuple(range(count))
+    if layout.name == "detrex" and count == len(coco.BY_ID):  # its rows are COCO's 80 categories
+        ids, classes = zip(*sorted(coco.BY_ID.items()), strict=True)
     state = _translated(tensors, layout, config, str(path))
     checkpoint = native.Checkpoint(
         state=state,
         config=config,
         classes=classes,
-        category_ids=tuple(range(count)),
+        category_ids=ids,
         preprocessing=preprocessing or DataConfig(),
         provenance={"imported": path.name, "layout": layout.name},
     )

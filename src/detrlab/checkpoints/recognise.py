@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrlab.checkpoints import hf, official
+from detrlab.checkpoints import detrex, hf, official
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -37,13 +37,14 @@ _LEARNED_QUERIES = {
     "deformable-detr": "queries.embedding",
     "deformable-detr-refine": "queries.embedding",
     "dino-4scale": "queries.source.content",
+    "dino-4scale-detrex": "queries.source.content",
 }
 
 # Names by which a model of another tool is recognised.
 _OTHERS = {
     "detr.transformer.": "a panoptic segmentation model of the official DETR repository",
     "bbox_head.": "a model of mmdetection",
-    "transformer.encoder.layers.0.attentions.": "a model of detrex",
+    "transformer.encoder.layers.0.attentions.": "a model of detrex that is no DINO",
     "model.model.": "a model wrapped by a training framework",
     "fc.weight": "an image classifier",
 }
@@ -159,6 +160,8 @@ def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
             break
     else:
         root = ""
+    if {detrex.SIGN, "transformer.tgt_embed.weight"} <= tensors.keys():
+        return "dino-4scale-detrex", root
     for sign, what in _OTHERS.items():
         if any(name.startswith(sign) for name in tensors):
             raise UserError(f"{where} looks like {what}, which detrlab does not read")
@@ -171,8 +174,10 @@ def _structure(tensors: Mapping[str, Tensor], where: str) -> tuple[str, str]:
         return "detr", root
     if f"{root}.decoder.ref_point_head.layers.0.weight" in tensors:
         # Look forward twice changes the training only: without it the names are the same.
-        mixed = f"{root}.tgt_embed.weight" in tensors
-        return ("dino-4scale" if mixed else "cdn-deformable-detr"), root
+        if f"{root}.tgt_embed.weight" in tensors:
+            return "dino-4scale", root
+        denoising = "label_enc.weight" in tensors
+        return ("cdn-deformable-detr" if denoising else "dab-deformable-detr"), root
     if f"{root}.enc_output.weight" in tensors:
         return "deformable-detr-two-stage", root
     if any(name.startswith(f"{root}.decoder.bbox_embed.") for name in tensors):

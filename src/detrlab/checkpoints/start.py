@@ -20,6 +20,7 @@ from detrlab.checkpoints.rules import BOOKKEEPING, listed
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
 from detrlab.presets import build_network
+from detrlab.presets.deformable import DeformableDetrTwoStage
 
 if TYPE_CHECKING:
     from detrlab.models.network import Network
@@ -33,8 +34,9 @@ ClassRows = Literal["auto", "keep", "seed", "new"]
 * ``new``: all new.
 """
 
-_QUERIES = ("queries.position", "queries.embedding")
-_OBJECTNESS = "queries.head.classes."
+_QUERIES = ("queries.position", "queries.embedding", "queries.content", "queries.source.content")
+_LABELS = "queries.labels"  # of denoising queries; a row for each class
+_OBJECTNESS = "queries.head.classes."  # of two-stage Deformable DETR
 # What no shape shows and without which the weights are meaningless.
 _MUST_AGREE = ("num_heads", "position_offset")
 
@@ -174,7 +176,7 @@ class _Filling:
             self.state[name] = new
         elif old is None:
             self._miss(name, new, "the checkpoint has none")
-        elif ".classes." in name:
+        elif ".classes." in name or name == _LABELS:
             self._fill_classes(name, new, old)
         elif name in _QUERIES and len(old) != len(new) and old.shape[1:] == new.shape[1:]:
             self.state[name] = old[torch.arange(len(new)) % len(old)]
@@ -192,10 +194,14 @@ class _Filling:
             self._miss(name, new, f"{tuple(old.shape)} in the checkpoint, {tuple(new.shape)} here")
             return
         pairs = self.rows.pairs
-        if name.startswith(_OBJECTNESS):
+        objectness = name.startswith(_OBJECTNESS) and isinstance(
+            self.config, DeformableDetrTwoStage
+        )
+        rows = self.config.num_classes if name == _LABELS else len(new)
+        if objectness:
             # Row 0 is the objectness of all classes; the others were only trained towards 0.
             pairs = [(row, row) for row in range(len(new))] if len(new) == len(old) else [(0, 0)]
-        if pairs == [(row, row) for row in range(len(old))] and len(new) == len(old):
+        if pairs == [(row, row) for row in range(rows)] and len(new) == len(old):
             self.state[name] = old
             self.kept.append(name)
             return
@@ -203,9 +209,9 @@ class _Filling:
         for to, origin in pairs:
             filled[to] = old[origin]
         self.state[name] = filled
-        if len(pairs) == len(new):
+        if len(pairs) == rows:
             self.resized[name] = "rows put into the order of the data's classes"
-        elif name.startswith(_OBJECTNESS):
+        elif objectness:
             self.resized[name] = "row 0, the objectness, kept; the others new"
         else:
             self.reinitialised[name] = self.rows.why

@@ -224,14 +224,16 @@ def fetch_published(entry: Published, progress: Progress = no_progress) -> Path:
         return fetch([entry.url], target, sha256=entry.sha256, progress=progress)
     except UnreachableError as error:
         failure = str(error)
-    try:
-        return fetch_repository(entry.hub)
-    except UserError as error:
-        raise UnreachableError(
-            f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "
-            f"cannot be downloaded: {failure}; {error}. Download {entry.url} ({entry.file}) on "
-            f"another machine and put it at {target}"
-        ) from None
+    if entry.hub:
+        try:
+            return fetch_repository(entry.hub)
+        except UserError as error:
+            failure = f"{failure}; {error}"
+    raise UnreachableError(
+        f"the COCO weights of {entry.preset} ({entry.backbone}) are not on this machine and "
+        f"cannot be downloaded: {failure}. Download {entry.url} ({entry.file}) on another "
+        f"machine and put it at {target}"
+    )
 
 
 def fetch_repository(name: str) -> Path:

@@ -17,6 +17,7 @@ from detrlab.errors import UserError, did_you_mean
 
 VERBS = {
     "compare": "train several detectors with the same data and budget, and compare them",
+    "ladder": "train every step from DETR to DINO, and see what each change bought",
     "ablate": "train variations of one detector, and compare them",
     "train": "train one detector",
     "eval": "evaluate a checkpoint, or the predictions of another tool",
@@ -27,7 +28,7 @@ VERBS = {
     "benchmark": "measure speed and memory on this machine",
     "models": "list the detectors: parameters, cost, published accuracy",
 }
-_WITHOUT_PLAIN_WORDS = ("compare", "ablate", "train")
+_WITHOUT_PLAIN_WORDS = ("compare", "ladder", "ablate", "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

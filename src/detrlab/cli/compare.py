@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
-from detrlab.errors import UserError, printable
+from detrlab.errors import printable
 
 if TYPE_CHECKING:
     from detrlab.compare import Comparison, Entrant
@@ -33,7 +33,9 @@ class ComparisonOptions(RecipeOptions):
     json: bool = False
     """Print the result as JSON instead of tables."""
 
-    def compare(self, models: Sequence[str | Entrant], output: str, **more: Any) -> int:
+    def compare(
+        self, models: Sequence[str | Entrant], output: str, ladder: bool = False, **more: Any
+    ) -> int:
         """Compare; returns the exit code: 1 when a run failed, with the others' results written."""
         from detrlab.cli.common import device_name, say
         from detrlab.compare import compare
@@ -49,7 +51,7 @@ class ComparisonOptions(RecipeOptions):
             report=say,
             **more,
         )
-        return finish(comparison, as_json=self.json)
+        return finish(comparison, as_json=self.json, ladder=ladder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,8 @@ class Options(ComparisonOptions):
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """From DETR to DINO, one change at a time."""
+    """From DETR to DINO, one change at a time; says what each step bought. With --models only
+    these steps."""
     predictions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE")] = ()
     """Other tools' detections in COCO json, to be judged in the same table."""
     collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -75,24 +78,28 @@ def run(options: Options) -> int:
     from detrlab.cli.common import say
     from detrlab.compare import collect, ladder
 
-    if options.ladder and options.models:
-        raise UserError("--ladder has its own list of models: leave out --models, or --ladder")
     output = f"runs/compare/{options.recipe.removesuffix('.yaml')}"
     if options.collect is not None:
         found = collect(options.output or output, options.collect, report=say)
-        return finish(found, as_json=options.json)
-    models = ladder() if options.ladder else options.models
-    return options.compare(models, output, predictions=options.predictions)
+        return finish(found, as_json=options.json, ladder=options.ladder)
+    models = options.models or (ladder() if options.ladder else ())
+    return options.compare(models, output, ladder=options.ladder, predictions=options.predictions)
 
 
-def finish(comparison: Comparison, *, as_json: bool) -> int:
+def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> int:
     """Write the page, and print tables and verdicts, or everything as JSON.
+
+    Args:
+        comparison: the result.
+        as_json: print it as JSON.
+        ladder: also print what each step of the ladder bought.
 
     Returns:
         the exit code: 1 when a run failed.
     """
     from rich.console import Console
 
+    from detrlab.compare.steps import TERMINAL_PARTS
     from detrlab.report.page import write_page
 
     write_page(comparison, comparison.truth, comparison.data, pictures=12)
@@ -100,7 +107,9 @@ def finish(comparison: Comparison, *, as_json: bool) -> int:
         print(json.dumps(comparison.to_dict()))
         return 1 if comparison.failures else 0
     console = Console()
-    for grid in comparison.grids:
+    steps = comparison.ladder if ladder else None
+    parts = () if steps is None else [steps.columns(*each) for each in TERMINAL_PARTS]
+    for grid in (*comparison.grids, *parts):
         console.print(grid.terminal())
     for sentence in comparison.verdicts.sentences:
         console.print(printable(f"* {sentence}"), markup=False)

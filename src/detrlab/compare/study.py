@@ -32,6 +32,7 @@ from detrlab.compare.runs import (
     launch,
     refuse_links,
 )
+from detrlab.compare.steps import steps_grid
 from detrlab.compare.verdicts import Verdicts, judge, planned_pairs
 from detrlab.config import Recipe
 from detrlab.data.sources import fingerprint
@@ -77,6 +78,11 @@ class Comparison:
         )
 
     @property
+    def ladder(self) -> tables.Grid | None:
+        """What each step of the ladder bought; None unless two of its steps took part."""
+        return steps_grid(self.rows, self.verdicts.found)
+
+    @property
     def steps(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """(before, after, changed settings) of every planned pair of our detectors."""
         classes = len(self.definition.data["classes"])
@@ -97,7 +103,11 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Everything that was found, as plain values."""
         definition = self.definition
+        ladder = self.ladder
         return {
+            "ladder": [dict(zip(ladder.headers, row, strict=True)) for row in ladder.cells]
+            if ladder
+            else [],
             "data": definition.data,
             "recipe": definition.recipe.to_dict(),
             "recipe_differences": list(recipe_differences(definition.recipe)),
@@ -309,7 +319,11 @@ def _write(comparison: Comparison) -> None:
     markdown = [
         f"# {comparison.definition.data['name']}, recipe {recipe.name}",
         "\n".join(f"* {sentence}" for sentence in comparison.verdicts.sentences),
-        *(f"{grid.title}\n\n{grid.markdown()}" for grid in comparison.grids),
+        *(
+            f"{grid.title}\n\n{grid.markdown()}"
+            for grid in (*comparison.grids, comparison.ladder)
+            if grid is not None
+        ),
         f"```\n{comparison.command}\n```" if comparison.command else "",
     ]
     latex = "\n".join(f"% {grid.title}\n{grid.latex()}" for grid in comparison.grids)

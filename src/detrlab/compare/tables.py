@@ -42,6 +42,12 @@ class Grid:
         best = frozenset((column - 1, row + 1) for row, column in self.best)
         return Grid(self.title, headers, tuple(cells), best)
 
+    def columns(self, *chosen: int) -> Grid:
+        """The names and some of the columns, nothing emphasised."""
+        kept = (0, *chosen)
+        cells = tuple(tuple(row[c] for c in kept) for row in self.cells)
+        return Grid(self.title, tuple(self.headers[c] for c in kept), cells)
+
     def markdown(self) -> str:
         """A GitHub table; emphasised cells are bold."""
         lines = [
@@ -121,7 +127,7 @@ def cost_grid(rows: Sequence[Row]) -> Grid:
     """One row for each detector: what training and inference cost."""
     costs = [row.cost for row in rows]
     columns: dict[str, _Column] = {
-        "params": (_count, [cost.parameters for cost in costs]),
+        "params": (count, [cost.parameters for cost in costs]),
         "GFLOPs": ("{:.2f}".format, [cost.gflops for cost in costs]),
         "ms/image": ("{:.0f}".format, [cost.latency.get("p50") for cost in costs]),
         "epochs": (str, [len(row.runs[0].epochs) or None for row in rows]),
@@ -232,7 +238,8 @@ def _points(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A number of parameters in words."""
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k"
 
 

@@ -67,7 +67,7 @@ def record(network: Network, images: ImageBatch) -> Recording:
     """
     attentions = _attentions(network.encoder), _attentions(network.decoder)
     listened = [network.queries, *attentions[0], *attentions[1]]
-    with _evaluating(network), _listening(listened) as calls:
+    with evaluating(network), _listening(listened) as calls:
         # A target without objects: the first stage predicts its proposals only for targets.
         nothing = Target(
             torch.zeros(0, dtype=torch.long, device=images.pixels.device),
@@ -103,7 +103,7 @@ def _listening(modules: list[nn.Module]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is in the mode it was in.
 
     Module by module, because a caller may have put single parts into evaluation mode.

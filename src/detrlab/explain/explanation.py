@@ -13,6 +13,7 @@ import torch
 
 from detrlab.errors import UserError
 from detrlab.explain.capture import Call, Recording, record
+from detrlab.explain.denoising import Restored, restore
 from detrlab.explain.looks import Look, Paths, Proposals, cell_at, look, paths, proposals
 from detrlab.explain.missed import Verdict, explain_objects, sentence
 from detrlab.figures import save_figure
@@ -65,6 +66,7 @@ class Explanation:
         picture: that image, if it was kept.
         target: its annotated objects, if they are known.
         name: of the detector, for titles.
+        restored: what it made of denoising queries, if it is trained with them.
     """
 
     recording: Recording
@@ -74,6 +76,7 @@ class Explanation:
     picture: Image.Image | None = field(default=None, repr=False)
     target: Target | None = None
     name: str = ""
+    restored: Restored | None = None
 
     @property
     def scoring(self) -> Scoring:
@@ -245,8 +248,9 @@ def explain(
     size = (height, width) if picture is None else (picture.height, picture.width)
     if target is not None:
         target = Target(*(part.to(images.pixels.device) for part in target))
+    restored = None if target is None else restore(network, images, target)
     recording = record(network, images)
-    return Explanation(recording, criterion, tuple(classes), size, picture, target, name)
+    return Explanation(recording, criterion, tuple(classes), size, picture, target, name, restored)
 
 
 def _require(value: int, count: int, what: str, several: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from detrlab.boxes import cxcywh_to_xyxy
 from detrlab.drawing import draw_boxes
 from detrlab.explain.canvas import PANEL, Box, Panel, grid, set_title
+from detrlab.explain.denoising import draw_denoising
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
 from detrlab.explain.query_use import QueryUse, explained_share
@@ -64,6 +65,8 @@ def draw_all(
         figures["proposals"] = draw_proposals(explanation)
     if explanation.target is not None and len(explanation.target.labels):
         figures["objects"] = draw_objects(explanation, threshold)
+    if explanation.restored is not None:
+        figures["denoising"] = draw_denoising(explanation)
     return figures
 
 

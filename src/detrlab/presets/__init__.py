@@ -29,6 +29,7 @@ from detrlab.presets.dino import (
     DabDeformableDetr,
     Dino,
     Dino5Scale,
+    DinoDetrex,
     DnDeformableDetr,
     MixedDeformableDetr,
 )
@@ -48,6 +49,7 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "mixed-deformable-detr": MixedDeformableDetr,
     "dino-4scale": Dino,
     "dino-5scale": Dino5Scale,
+    "dino-4scale-detrex": DinoDetrex,
 }
 
 OWN_PRESETS = "DETRLAB_PRESETS"
@@ -78,6 +80,7 @@ BESIDE_THE_LADDER = {
     "detr-dc5": "detr",
     "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
     "dino-5scale": "dino-4scale",
+    "dino-4scale-detrex": "dino-4scale",
 }
 """Variants of a rung that no other rung builds on, and the rung they are compared with."""
 

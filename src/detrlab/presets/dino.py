@@ -5,6 +5,7 @@ Source: arXiv 2203.03605; IDEA-Research/DINO.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from detrlab.losses.terms import Focal
 from detrlab.models.anchors import AnchorPosition, look_forward_twice, refine_anchors
 from detrlab.models.decoder import Decoder
 from detrlab.models.heads import PredictionHead
-from detrlab.models.position import SinePosition
+from detrlab.models.position import TEMPERATURE, SinePosition
 from detrlab.models.queries.denoising import DenoisingQueries
 from detrlab.models.queries.selected import SelectedQueries
 from detrlab.presets.deformable import DeformableDetr
@@ -53,11 +54,15 @@ class DabDeformableDetr(DeformableDetr):
         """Queries, memory -> predictions of each layer."""
         return Decoder(
             self.decoder_stack(self.attention()),
-            [self.box_head()],
+            self.build_heads(),
             norm=nn.LayerNorm(self.width),
             boxes=self.box_policy(),
             position=AnchorPosition(self.width),
         )
+
+    def build_heads(self) -> list[PredictionHead]:
+        """One head for all layers."""
+        return [self.box_head()]
 
     def box_head(self) -> PredictionHead:
         """A head whose boxes start as the references."""
@@ -91,6 +96,8 @@ class DnDeformableDetr(DabDeformableDetr):
     label_noise: float = Field(0.5, ge=0, le=2)
     box_noise: float = Field(0.4, ge=0)
     contrastive: ClassVar[bool] = False
+    unused_labels: ClassVar[int] = 1
+    """Rows of the label embedding that no class reads."""
 
     def build_queries(self) -> nn.Module:
         """The proposals with the best class, behind denoising queries."""
@@ -102,6 +109,7 @@ class DnDeformableDetr(DabDeformableDetr):
             label_noise=self.label_noise,
             box_noise=self.box_noise,
             contrastive=self.contrastive,
+            unused_labels=self.unused_labels,
         )
 
     def selected_queries(self) -> nn.Module:
@@ -142,3 +150,22 @@ class Dino5Scale(Dino):
     preset: str = "dino-5scale"
     levels: int = Field(5, ge=1, le=6)
     backbone_maps: ClassVar[int] = 4
+
+
+class DinoDetrex(Dino):
+    """DINO as detrex trains it: a head for each layer, cell positions of Deformable DETR.
+
+    Source: IDEA-Research/detrex, ``projects/dino``.
+    """
+
+    preset: str = "dino-4scale-detrex"
+    label_noise: float = Field(0.2, ge=0, le=2)
+    box_noise: float = Field(1.0, ge=0)
+    position_offset: ClassVar[float] = -0.5
+    temperature: ClassVar[float] = TEMPERATURE
+    unused_labels: ClassVar[int] = 0
+
+    def build_heads(self) -> list[PredictionHead]:
+        """One head for each layer, equal at the start."""
+        head = self.box_head()
+        return [copy.deepcopy(head) for _ in range(self.decoder_layers)]

@@ -112,7 +112,7 @@ def render(
         missing=_missing(comparison),
         verdicts=verdicts,
         levels=_values(rows, intervals, levels, {"ap": ""}),
-        grids=[quality, cost, classes],
+        grids=[quality, cost, classes, *filter(None, [comparison.ladder])],
         original=original,
         differences=_differences(verdicts),
         legend=[(row.name, charts.embedded(charts.key(i))) for i, row in enumerate(rows)],

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.errors import UserError
 from detrlab.models.anchors import EPS, anchors
 from detrlab.structures import Denoising, Memory, Pairs, Queries, References, SupervisedSet, Target
+
+MOST = 4000
+"""Denoising queries of an image; the self-attention of more needs too much memory."""
 
 
 class Noise(NamedTuple):
@@ -49,6 +53,8 @@ class DenoisingQueries(nn.Module):
         label_noise: twice the share of labels that are replaced.
         box_noise: how far the corners of a box move, in halves of its size.
         contrastive: with queries to be rejected (DINO) or without (DN).
+        unused_labels: rows of the label embedding beyond the classes, which are never read:
+            the original has one.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class DenoisingQueries(nn.Module):
         label_noise: float = 0.5,
         box_noise: float = 0.4,
         contrastive: bool = True,
+        unused_labels: int = 1,
     ) -> None:
         super().__init__()
         self.source = source
@@ -69,8 +76,7 @@ class DenoisingQueries(nn.Module):
         self.label_noise = label_noise
         self.box_noise = box_noise
         self.kinds = 2 if contrastive else 1
-        # One row more than classes, as in the original, which never reads it.
-        self.labels = nn.Parameter(torch.empty(num_classes + 1, width))
+        self.labels = nn.Parameter(torch.empty(num_classes + unused_labels, width))
         nn.init.normal_(self.labels)
 
     def forward(
@@ -82,9 +88,15 @@ class DenoisingQueries(nn.Module):
             return queries, sets
         most = max(len(each.labels) for each in targets)
         if most == 0:
-            # Several processes must agree on which parameters have a gradient.
-            return queries._replace(content=queries.content + 0.0 * self.labels[0, 0]), sets
-        noise = self.draw(targets, self.num_groups(most))
+            # Several processes must agree on losses, and on which parameters have a gradient.
+            none = torch.zeros(0, dtype=torch.long, device=queries.content.device)
+            content = queries.content + 0.0 * self.labels[0, 0]
+            without = Denoising(0, Pairs(none, none), groups=1)
+            return queries._replace(content=content, denoising=without), sets
+        groups = self.num_groups(most)
+        if groups * most * self.kinds > MOST:
+            raise UserError(self._too_many(groups, most))
+        noise = self.draw(targets, groups)
         return self.insert(queries, targets, noise), sets
 
     def num_groups(self, most: int) -> int:
@@ -95,6 +107,18 @@ class DenoisingQueries(nn.Module):
         """
         twice = 2 * self.number
         return max(1, twice // (2 * most) if twice >= 100 else twice)
+
+    def _too_many(self, groups: int, most: int) -> str:
+        count = groups * most * self.kinds
+        remedy = f"set denoising to at most {MOST // 2}"
+        if 2 * self.number < 100:
+            remedy = "set denoising to 50 or more: below, it is not divided by the objects"
+        elif groups == 1:
+            remedy = "train a model without denoising, or crop the images"
+        return (
+            f"denoising {self.number} makes {count:,} queries ({groups} groups) for an image with "
+            f"{most} objects, and at most {MOST:,} are possible: {remedy}"
+        )
 
     def draw(self, targets: Sequence[Target], groups: int) -> Noise:
         """Draw the noise of all groups."""
@@ -114,7 +138,7 @@ class DenoisingQueries(nn.Module):
         repeats = noise.chosen.shape[0]
         sizes = [len(each.labels) for each in targets]
         most = max(sizes)
-        labels, boxes = self._disturb(targets, noise)
+        labels, boxes = self.disturb(targets, noise)
         device = labels.device
         # Where each object of the batch belongs: its image, and its place there.
         image = torch.repeat_interleave(
@@ -142,7 +166,7 @@ class DenoisingQueries(nn.Module):
             cells=queries.cells,
         )
 
-    def _disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
+    def disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
         """Labels (R, N) and boxes (R, N, 4) with noise."""
         labels = torch.cat([each.labels for each in targets])
         boxes = torch.cat([each.boxes for each in targets])
