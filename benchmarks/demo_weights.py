@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detrlab.training.processes import join
-from REMOVED import build_scoring  # TODO
 from torch import Tensor, nn
 
 from detrlab.boxes import xyxy_to_cxcywh
@@ -38,6 +36,7 @@ from detrlab.presets import FIVE, build_network, model_config
 from detrlab.recipes import recipe
 from detrlab.structures import ImageBatch, Target
 from detrlab.training import state
+from detrlab.training.distributed import join
 from detrlab.training.folder import RunConfig
 from detrlab.training.loop import build_engine
 
@@ -146,17 +145,18 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
 
 def features(config: ModelConfig, table: Table, folder: Path) -> list[np.ndarray]:
     """The backbone's feature maps of all images, computed once and kept on disk."""
-    kind = "dc5" if config.dilation else "plain"
-    levels = range(2, 3) if config.levels == 1 else range(3)
-    paths = [folder / f"features-{kind}-{table.name}-{level}.npy" for level in levels]
+    network = prepare(build_network(config, pretrained_backbone=True)).eval()
+    with torch.no_grad():
+        levels = len(network.backbone(torch.zeros(1, 3, 64, 64)))
+    kind = f"{levels}-dc5" if config.dilation else str(levels)
+    paths = [folder / f"features-{kind}-{table.name}-{level}.npy" for level in range(levels)]
     if not all(path.exists() for path in paths):
-        _compute_features(config, table, paths)
+        _compute_features(network, table, paths)
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
 @torch.no_grad()
-def _compute_features(config: ModelConfig, table: Table, paths: list[Path]) -> None:
-    network = prepare(build_network(config, pretrained_backbone=True)).eval()
+def _compute_features(network: Network, table: Table, paths: list[Path]) -> None:
     maps: list[list[np.ndarray]] = [[] for _ in paths]
     for start in range(0, len(table), 16):
         images = [table.read(i).image for i in range(start, min(start + 16, len(table)))]
@@ -202,7 +202,7 @@ def judge(
     network.backbone = Features(maps["val"])
     evaluator = Evaluator(val)
     parts = (_batch(val, np.arange(i, min(i + 50, len(val)))) for i in range(0, len(val), 50))
-    evaluate(network, build_scoring(config), parts, evaluator)
+    evaluate(network, config.scoring, parts, evaluator)
     network.backbone = Features(maps["train"])
     return evaluator.metrics().to_dict()
 

@@ -106,6 +106,35 @@ def inside(path: Path) -> set[str]:
 IMPORTS = {name: inside(path) - {name, ""} for name, path in MODULES.items()}
 
 
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "docs", "examples")
+    for path in (REPOSITORY / folder).glob("*.py")
+]
+
+
+@pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=lambda path: path.stem)
+def test_every_imported_name_exists(path):
+    """Also inside functions, which no other test may call."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "detrlab":
+            source = ast.parse(
+                MODULES[node.module[len("detrlab") :].lstrip(".")].read_text("utf-8")
+            )
+            known = {inner.id for inner in ast.walk(source) if isinstance(inner, ast.Name)}
+            known |= {inner.name for inner in source.body if hasattr(inner, "name")}
+            known |= {
+                alias.asname or alias.name
+                for inner in ast.walk(source)
+                if isinstance(inner, ast.ImportFrom)
+                for alias in inner.names
+            }
+            for alias in node.names:
+                is_module = f"{node.module}.{alias.name}".removeprefix("detrlab.") in MODULES
+                assert is_module or alias.name in known, f"{node.module} has no {alias.name}"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
     room = room_of(name)

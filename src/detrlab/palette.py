@@ -48,6 +48,7 @@ PAGE = {
     "paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "card": "#f6f6f4", "edge": "#8a8a86",
     "mark": "#fff3c4", "accent": DETECTORS[0], "focus": DETECTORS[1],
     "found": FOUND, "false": FALSE_ALARM, "missed": MISSED, "truth": TRUTH,
+    "error": "#b3261e", "warning": "#9a6700", "note": "#3b6ea5", "good": "#1a7f4b",
     **{f"s{index}": colour for index, colour in enumerate(DETECTORS)},
 }  # fmt: skip
 """The CSS variables of a page, by name, on a light screen and on paper."""
@@ -56,6 +57,7 @@ PAGE_ON_DARK = {
     "paper": "#16181b", "ink": "#ececec", "soft": "#a5a9ae", "rule": "#3a3f45", "card": "#1f2226",
     "edge": "#767b82", "mark": "#4a4014",
     "accent": DETECTORS_ON_DARK[0], "focus": DETECTORS_ON_DARK[1],
+    "error": "#ff8a80", "warning": "#e3b341", "note": "#7fb2e5", "good": "#5fc990",
     **{f"s{index}": colour for index, colour in enumerate(DETECTORS_ON_DARK)},
 }  # fmt: skip
 """The variables that differ on a dark screen."""

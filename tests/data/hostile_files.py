@@ -384,7 +384,7 @@ DAMAGED = {
 
 GROUPS = {coco: COCO, yolo: YOLO, voc: VOC, packed: ADDED, damaged: DAMAGED}
 CASES = [
-    pytest.param(build, value, said, id=f"{build.__name__}-{repr(value)[:30]}-{k}")
+    pytest.param(build, value, said, id=f"{build.__name__}-{said[:30]}-{k}")
     for build, groups in GROUPS.items()
     for said, values in groups.items()
     for k, value in enumerate(values)

@@ -16,9 +16,9 @@ from detrlab.data import open_data
 from detrlab.data.check import check
 from detrlab.data.check_page import write_page
 from detrlab.data.convert import fix
-from detrlab.data.findings import MAX_LISTED, RULES, Findings, printable
+from detrlab.data.findings import MAX_LISTED, RULES, Findings
 from detrlab.data.shapes import shapes
-from detrlab.errors import UserError
+from detrlab.errors import UserError, printable
 
 # Found in data of other formats, or about a whole data set.
 ELSEWHERE = {"line-broken", "polygon", "label-orphan", "file-broken", "box-corners"}

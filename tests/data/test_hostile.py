@@ -41,10 +41,7 @@ from detrlab.data.images import decode
 from detrlab.errors import UserError
 
 
-# Numbers as ids: those that pytest makes hold addresses, which differ between processes.
-@pytest.mark.parametrize(
-    ("build", "value", "promised"), CASES, ids=[str(number) for number in range(len(CASES))]
-)
+@pytest.mark.parametrize(("build", "value", "promised"), CASES)
 def test_annotations_and_archives(tmp_path, build, value, promised):
     """One clear error that says so, or a data set with a note that says so."""
     source = build(tmp_path, value)

@@ -49,8 +49,9 @@ class Tolerance(NamedTuple):
 
 
 SINGLE = Tolerance(outputs=1e-5, memory=1e-5, losses=1e-5, gradients=1e-4, share=1e-5)
-# Stored in double precision, computed in single, and convolutions differ between processors.
-STORED = SINGLE._replace(outputs=2e-5, memory=1e-4)
+# Stored in double precision, computed in single: convolutions differ between processors, and a
+# sampling point may fall on the other side of a cell's border, where gradients jump.
+STORED = SINGLE._replace(outputs=2e-5, memory=1e-4, share=5e-5)
 # The originals keep a part of the sine embedding in single precision even here.
 DOUBLE = Tolerance(outputs=1e-6, memory=1e-6, losses=1e-6, gradients=1e-6, share=1e-6)
 LOGGED_ONLY = ("cardinality_error", "loss_xy", "loss_hw")

@@ -29,6 +29,10 @@ VERBS = {
     "models": "list the detectors: parameters, cost, published accuracy",
 }
 _WITHOUT_PLAIN_WORDS = ("compare", "ladder", "ablate", "train")
+_REPLACED = {
+    "--processes": "is gone: give several commands the same --output, each its own --device "
+    "(docs/comparing.md), or train one detector with torchrun (docs/training.md)",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +67,8 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
 
     if verb in _WITHOUT_PLAIN_WORDS and arguments and not arguments[0].startswith("-"):
         raise UserError(_suggest_flag(verb, arguments[0]))
+    for flag in _REPLACED.keys() & {each.partition("=")[0] for each in arguments}:
+        raise UserError(f"{flag} {_REPLACED[flag]}")
     command = import_module(f"detrlab.cli.{verb}")
     options = tyro.cli(
         command.Options,

@@ -32,8 +32,8 @@ class RecipeOptions:
     lr: float | None = None
     """Learning rate."""
     weights: str | None = None
-    """Initial weights: imagenet (backbone only), coco (the published detector), none, a checkpoint
-    of any layout, or hf:REPOSITORY."""
+    """Initial weights: imagenet (backbone only), coco (the published detector), figures (the small
+    packaged weights of the demo), none, a checkpoint of any layout, or hf:REPOSITORY."""
     class_rows: str | None = None
     """Rows of the class heads: auto, keep (by index), seed (by class name), new."""
     reinitialise: tuple[str, ...] = ()

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from detrlab.data.check_report import CheckReport
-from detrlab.data.findings import Finding, printable
+from detrlab.data.findings import Finding
 from detrlab.data.table import Table, clamped_corners
-from detrlab.drawing import colour_of, draw_boxes
-from detrlab.errors import UserError
+from detrlab.drawing import draw_boxes
+from detrlab.errors import UserError, printable
 from detrlab.files import write_text
+from detrlab.palette import PAGE, PAGE_ON_DARK, colour_of, css, to_hex
 
 IMAGES = 8
 """Images shown of each split."""
@@ -45,9 +46,11 @@ def write_page(report: CheckReport, path: str | Path) -> None:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["printable"] = printable
-    environment.filters["colour"] = lambda label: "#{:02x}{:02x}{:02x}".format(*colour_of(label))
+    environment.filters["colour"] = lambda label: to_hex(colour_of(label))
     page = environment.get_template("check.html.j2").render(
         report=report,
+        light=css(PAGE),
+        dark=css(PAGE_ON_DARK),
         listed=LISTED,
         most_classes=MOST_CLASSES,
         rules=[(*entry, _examples(report, entry[2])) for entry in report.findings.by_rule()],

@@ -17,7 +17,7 @@ import torch
 
 from detrlab.config import DataConfig
 from detrlab.data.check import Examined, examine, mode_rule, repeated
-from detrlab.data.findings import Findings, printable
+from detrlab.data.findings import Findings
 from detrlab.data.images import ENDINGS_OF, Header, decode
 from detrlab.data.measure import Measured, measure, misplaced, read_headers
 from detrlab.data.raw import RawSplit, vocabulary
@@ -27,7 +27,7 @@ from detrlab.data.sources import broken
 from detrlab.data.store import MAX_MEMBER
 from detrlab.data.table import Table, clamped_corners
 from detrlab.data.writers import Output, unique_names, write
-from detrlab.errors import UserError
+from detrlab.errors import UserError, printable
 
 _MOVED = ("box-over-edge", "box-scale", "box-corners", "image-size")
 """Rules whose repair changes numbers: the changes list old and new numbers of each box."""

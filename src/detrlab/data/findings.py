@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+from detrlab.errors import printable
+
 MAX_LISTED = 1000
 """Findings of one rule that are listed; further ones are only counted."""
 
@@ -133,9 +135,3 @@ def excerpt(value: Any, length: int = 40) -> str:
     bounded.maxlevel, bounded.maxstring = 3, length
     text = bounded.repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """The text without control characters and invalid Unicode, which terminals would obey."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

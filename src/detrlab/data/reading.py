@@ -54,9 +54,9 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
         UserError: there is none.
     """
     if str(source) == "cppe5":
-        from detrlab.data.catalog import CPPE5, fetch
+        from detrlab.data.datasets import CPPE5, downloaded
 
-        folder = fetch(CPPE5, progress=progress)
+        folder = downloaded(CPPE5, progress=progress)
         return _read_store(Folder.scan(folder), "cppe5")
     if not str(source).strip():
         raise UserError(
