@@ -65,6 +65,7 @@ def test_an_unknown_flag_names_the_closest(capsys):
         ("eval --data shapes", "--model"),
         ("train --model deformable-dert", "did you mean 'deformable-detr'?"),
         ("train --recipe laptob", "did you mean 'laptop'?"),
+        ("compare --processes 2", "--processes is gone"),
         ("train --recipe tiny --set model.widht=64", "did you mean 'model.width'?"),
         ("train --recipe tiny --set width", "write NAME=VALUE"),
         ("train --recipe tiny --set model.width=90", "not divisible"),
