@@ -127,7 +127,12 @@ def run(network, config, images, targets):
     losses = config.criterion(TrainConfig())(output, targets)
     suffixes = {name: suffix for suffix, name in OURS.items()}
     suffixes["proposal"] = "_interm" if config.preset in DINO else "_enc"
-    predictions = {suffixes[each.name]: each.predictions for each in output.sets}
+    # Without objects there are denoising sets without queries, which the originals do not have.
+    predictions = {
+        suffixes[each.name]: each.predictions
+        for each in output.sets
+        if each.predictions.logits.shape[1]
+    }
     pairs = {suffixes[name]: matches for name, matches in losses.matches.items()}
     theirs = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
     named = {

@@ -248,9 +248,9 @@ def test_stopping_during_an_evaluation(tmp_path, tiny_config, tiny_data, whole, 
     folder = tmp_path / "run"
     true = loop.evaluate
 
-    def evaluate(*arguments):
+    def evaluate(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        return true(*arguments)
+        return true(*arguments, **options)
 
     with monkeypatch.context() as broken:
         broken.setattr(loop, "evaluate", evaluate)

@@ -96,9 +96,11 @@ def test_four_images_can_be_overfitted(preset):
         clip_gradients(optimizer, config.clip)
         optimizer.step()
     assert losses.class_error.item() == 0
-    assert losses.final.boxes.item() < 0.05  # L1 of the four numbers, a box
-    assert losses.final.giou.item() < 0.2
-    matched = {(i, q) for i, pairs in enumerate(losses.matches[-1]) for q in pairs.queries.tolist()}
+    assert losses.final["box"].item() < 0.05  # L1 of the four numbers, a box
+    assert losses.final["giou"].item() < 0.2
+    matched = {
+        (i, q) for i, pairs in enumerate(losses.matches["final"]) for q in pairs.queries.tolist()
+    }
     output = network(images).final
     claims = criterion.scoring.claims(output.logits).nonzero().tolist()
     assert {tuple(claim) for claim in claims} == matched
