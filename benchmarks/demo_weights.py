@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detrlab.boxes import xyxy_to_cxcywh
+from detrlab.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from detrlab.checkpoints import native
 from detrlab.checkpoints.weights import figures
 from detrlab.config import ModelConfig, TrainConfig
@@ -182,8 +182,7 @@ def _batch(table: Table, rows: np.ndarray) -> Batch:
     targets = []
     for row in rows:
         objects = slice(table.starts[row], table.starts[row + 1])
-        xywh = torch.tensor(table.boxes[objects], dtype=torch.float32)
-        corners = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+        corners = xywh_to_xyxy(torch.tensor(table.boxes[objects], dtype=torch.float32))
         scale = corners.new_tensor([side[1], side[0]] * 2)
         labels = torch.tensor(table.labels[objects])
         targets.append(Target(labels, xyxy_to_cxcywh(corners / scale)))

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who imports whom, and what no file may contain."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -113,23 +114,25 @@ SCRIPTS = [
 ]
 
 
+@functools.cache
+def names_in(name: str) -> set[str]:
+    """The names that a module defines or imports."""
+    nodes = list(ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))))
+    stored = {
+        each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+    }
+    defined = {
+        each.name for each in nodes if isinstance(each, ast.FunctionDef | ast.ClassDef | ast.alias)
+    }
+    return stored | defined
+
+
 @pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=lambda path: path.stem)
 def test_every_imported_name_exists(path):
     """Also inside functions, which no other test may call."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "detrlab":
-            source = ast.parse(
-                MODULES[node.module[len("detrlab") :].lstrip(".")].read_text("utf-8")
-            )
-            known = {inner.id for inner in ast.walk(source) if isinstance(inner, ast.Name)}
-            known |= {inner.name for inner in source.body if hasattr(inner, "name")}
-            known |= {
-                alias.asname or alias.name
-                for inner in ast.walk(source)
-                if isinstance(inner, ast.ImportFrom)
-                for alias in inner.names
-            }
+            known = names_in(node.module.removeprefix("detrlab").removeprefix("."))
             for alias in node.names:
                 is_module = f"{node.module}.{alias.name}".removeprefix("detrlab.") in MODULES
                 assert is_module or alias.name in known, f"{node.module} has no {alias.name}"

@@ -23,11 +23,6 @@ def xywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], dim=-1)
 
 
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) corners -> (..., 4) top left corner, width, height (COCO's json)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
-
-
 def box_area(boxes: Tensor) -> Tensor:
     """(..., 4) corners -> (...) area."""
     sizes = boxes[..., 2:] - boxes[..., :2]

@@ -2,8 +2,10 @@
 
 import math
 
+import drawn
 import pytest
 import torch
+from drawn import CLASSES, targets_of
 
 from detrlab.config import TrainConfig
 from detrlab.losses.pairs import Counts, tally, total_counts
@@ -20,7 +22,6 @@ from detrlab.structures import (
     supervise,
 )
 
-CLASSES = 3
 SOFTMAX, SIGMOID = SoftmaxScoring(), SigmoidScoring()
 FAMILIES = pytest.mark.parametrize("scoring", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
 
@@ -36,22 +37,9 @@ def output_of(*layers, proposals=None, denoising=None):
     return supervise(layers, Queries(nothing, nothing, None, denoising=denoising), stage)
 
 
-def predictions_of(scoring, batch, queries, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, queries, scoring.num_logits(CLASSES), generator=draw)
-    boxes = torch.rand(batch, queries, 4, generator=draw) * 0.5 + 0.2
+def predictions_of(*arguments, **options):
+    logits, boxes, _ = drawn.predictions_of(*arguments, **options)
     return Predictions(logits.requires_grad_(), boxes.requires_grad_())
-
-
-def targets_of(*sizes, seed=1):
-    draw = torch.Generator().manual_seed(seed)
-    return [
-        Target(
-            torch.randint(CLASSES, (size,), generator=draw),
-            torch.rand(size, 4, generator=draw) * 0.4 + 0.2,
-        )
-        for size in sizes
-    ]
 
 
 def naive_class_loss(scoring, logits, wanted, objects):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from drawn import predictions_of, targets_of
 from scipy.optimize import linear_sum_assignment
 
 from detrlab.config import TrainConfig
@@ -14,24 +15,6 @@ SIGMOID = (SigmoidScoring(), focal_criterion(TrainConfig()).matcher)
 FAMILIES = pytest.mark.parametrize(
     ("scoring", "matcher"), [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"]
 )
-CLASSES = 3
-
-
-def predictions_of(scoring, batch, queries, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    logits = torch.randn(batch, queries, scoring.num_logits(CLASSES), generator=draw)
-    return Predictions(logits, torch.rand(batch, queries, 4, generator=draw) * 0.5 + 0.2)
-
-
-def targets_of(*sizes, seed=1):
-    draw = torch.Generator().manual_seed(seed)
-    return [
-        Target(
-            torch.randint(CLASSES, (size,), generator=draw),
-            torch.rand(size, 4, generator=draw) * 0.4 + 0.2,
-        )
-        for size in sizes
-    ]
 
 
 def naive_cost(scoring, logits, box, label, target):

@@ -62,7 +62,10 @@ def variant_of(preset: str, *, dilation: bool, levels: int = 4) -> str:
 
 
 def is_original(config: ModelConfig) -> bool:
-    """Whether transformers has such a detector, at some size."""
+    """Whether it is one of the seven of the original DETR repositories, at some size.
+
+    Transformers has the same seven.
+    """
     return config.preset in ORIGINALS
 
 

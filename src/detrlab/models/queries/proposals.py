@@ -56,9 +56,7 @@ class ProposalQueries(nn.Module):
 
         Without targets only the chosen cells get boxes.
         """
-        anchors, usable = anchor_logits(memory)
-        tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
-        tokens = self.memory_norm(self.memory_proj(tokens))
+        anchors, tokens = candidates(memory, self.memory_proj, self.memory_norm)
         logits = self.head.classes(tokens)
         best = self._best(logits)
         if targets is None:
@@ -86,6 +84,16 @@ class ProposalQueries(nn.Module):
 def rows(values: Tensor, indices: Tensor) -> Tensor:
     """(B, S, N) values, (B, Q) indices -> (B, Q, N)."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def candidates(memory: Memory, proj: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """What every cell may propose: its anchor as in ``anchor_logits``, and its features.
+
+    Returns:
+        (B, S, 4) and (B, S, D); cells that may not propose have features of zeros before ``proj``.
+    """
+    anchors, usable = anchor_logits(memory)
+    return anchors, norm(proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
 
 
 def anchor_logits(memory: Memory) -> tuple[Tensor, Tensor]:

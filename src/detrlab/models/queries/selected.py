@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detrlab.models.heads import PredictionHead
 from detrlab.models.queries.learned import for_each_image
-from detrlab.models.queries.proposals import anchor_logits, rows
+from detrlab.models.queries.proposals import candidates, rows
 from detrlab.structures import (
     PROPOSALS,
     Memory,
@@ -52,9 +52,7 @@ class SelectedQueries(nn.Module):
         self, memory: Memory, targets: Sequence[Target] | None = None
     ) -> tuple[Queries, tuple[SupervisedSet, ...]]:
         """Queries (B, min(Q, S), D) and, with targets, the predictions of the chosen cells."""
-        anchors, usable = anchor_logits(memory)
-        tokens = memory.tokens.masked_fill(~usable[..., None], 0.0)
-        tokens = self.memory_norm(self.memory_proj(tokens))
+        anchors, tokens = candidates(memory, self.memory_proj, self.memory_norm)
         logits: Tensor = self.head.classes(tokens)
         count = min(self.num_queries, logits.shape[1])
         chosen = logits.max(-1).values.topk(count, dim=1).indices
