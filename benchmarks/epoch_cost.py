@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[320, 416, 512])
+    parser.add_argument("--models", nargs="+", default=FIVE)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -36,7 +37,7 @@ def main() -> None:
     whole = {"train": named.train.change(micro_batch=None).model_dump()}
     ways[f"{max(options.sizes)} px, whole batches"] = at(named.change(**whole), max(options.sizes))
     for title, way in ways.items():
-        for name in FIVE:
+        for name in options.models:
             row = measure(name, way, data, options.steps)
             print(title, name, row, flush=True)
             report.setdefault(title, {})[name] = row

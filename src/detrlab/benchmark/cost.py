@@ -52,7 +52,7 @@ def gflops(network: nn.Module, size: tuple[int, int]) -> float:
         nonlocal sampled
         assert isinstance(module, DeformableAttention)
         query: Tensor = arguments[0]
-        sampled += query.numel() * module.levels * module.points
+        sampled += query.numel() * sum(module.counts)
 
     hooks = [
         module.register_forward_hook(count_samples)

@@ -7,6 +7,7 @@ import gc
 import re
 import resource
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
@@ -52,11 +53,23 @@ def _measure(
     make = subjects.ours if library == "detrlab" else subjects.theirs
     # Compilers, and libraries that load on first use, do not count.
     make(config, _WARM_UP, 1).learn()
+    above = peak_of(lambda: make(config, size, batch), learn=learn)
+    peak = _peak()
+    return peak, peak - above
+
+
+def peak_of(make: Callable[[], subjects.Subject], *, learn: bool) -> float:
+    """Peak memory of this process in MB, above what it uses now, while a subject is made and run.
+
+    Args:
+        make: builds the detector and its images.
+        learn: two training steps instead of two inferences.
+    """
     before = _reset()
-    subject = make(config, size, batch)
+    subject = make()
     for _ in range(2):
         subject.learn() if learn else subject.infer()
-    return _peak(), before
+    return _peak() - before
 
 
 def _reset() -> float:

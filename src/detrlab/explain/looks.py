@@ -76,9 +76,7 @@ def look(call: Call, query: int) -> Look:
 def _samples(call: Call, attention: DeformableAttention, query: int) -> Samples:
     assert call.references is not None
     here = slice(query, query + 1)
-    shape = (attention.num_heads, attention.levels, attention.points)
-    offsets = attention.sampling_offsets(call.query[:1, here]).unflatten(-1, (*shape, 2))
-    scores = attention.attention_weights(call.query[0, query]).unflatten(0, (shape[0], -1))
+    offsets, scores = attention.where(call.query[:1, here])
     centers, sizes = call.references
     locations = sampling_locations(
         References(centers[:1, here], None if sizes is None else sizes[:1, here]),
@@ -86,7 +84,8 @@ def _samples(call: Call, attention: DeformableAttention, query: int) -> Samples:
         offsets.to(centers.dtype),
         call.memory.level_shapes,
     )
-    return Samples(locations[0, 0], scores.softmax(-1).unflatten(-1, shape[1:]))
+    weights = scores[0, 0].softmax(-1).unflatten(-1, (attention.levels, attention.points))
+    return Samples(locations[0, 0], weights)
 
 
 def cell_at(memory: Memory, point: tuple[float, float], level: int = 0) -> int:

@@ -5,11 +5,14 @@ Source: arXiv 2201.12329 (DAB-DETR), section 4; arXiv 2203.03605 (DINO), section
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import inverse_sigmoid
-from detrlab.models.heads import PredictionHead
+from detrlab.models.heads import Activation, Mlp, PredictionHead
 from detrlab.models.layers import xavier_matrices
 from detrlab.models.position import box_sine_features
 from detrlab.structures import Memory, Predictions, Queries, References
@@ -40,6 +43,31 @@ class AnchorPosition(nn.Module):
         features = box_sine_features(boxes[..., [1, 0, 2, 3]], self.width)
         features = features.to(queries.content.dtype)
         return queries._replace(position=self.linear2(self.linear1(features).relu()))
+
+
+class BoxPosition(nn.Module):
+    """The position of each query as a small network of the box it looks from.
+
+    Args:
+        widths: of the network, from 4 to D.
+        activation: between its layers.
+        bound: largest size of its numbers; D-FINE clamps them to 10.
+
+    Source: arXiv 2304.08069 (RT-DETR), ``query_pos_head`` of the original code.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], activation: Activation, bound: float = math.inf
+    ) -> None:
+        super().__init__()
+        self.network = Mlp(widths, activation)
+        self.bound = bound
+        xavier_matrices(self)
+
+    def forward(self, queries: Queries, memory: Memory) -> Queries:  # noqa: ARG002
+        """Queries with boxes as references -> the same with a new position."""
+        boxes = anchors(queries).to(queries.content.dtype)
+        return queries._replace(position=self.network(boxes).clamp(-self.bound, self.bound))
 
 
 def anchors(queries: Queries) -> Tensor:

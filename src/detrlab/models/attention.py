@@ -7,6 +7,7 @@ that dense and deformable attention share the encoder and decoder layers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -104,20 +105,33 @@ class DeformableAttention(nn.Module):
         width: D.
         num_heads: M; D is divisible by M.
         levels: L.
-        points: P per head and level.
+        points: P per head and level, or a number for each level, finest first.
+        project: project the values and the result; without, a head reads and gives its own
+            part of the width.
 
-    Source: arXiv 2010.04159, section 4.1, equation 3.
+    Source: arXiv 2010.04159, section 4.1, equation 3; arXiv 2407.17140, section 3 (points for
+    each level); arXiv 2410.13842, section 5.1 (without projections).
     """
 
-    def __init__(self, width: int, num_heads: int, levels: int, points: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        levels: int,
+        points: int | Sequence[int],
+        *,
+        project: bool = True,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.levels = levels
-        self.points = points
-        self.sampling_offsets = nn.Linear(width, num_heads * levels * points * 2)
-        self.attention_weights = nn.Linear(width, num_heads * levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.counts = (points,) * levels if isinstance(points, int) else tuple(points)
+        self.points = max(self.counts)
+        total = num_heads * sum(self.counts)
+        self.sampling_offsets = nn.Linear(width, total * 2)
+        self.attention_weights = nn.Linear(width, total)
+        self.value_proj = nn.Linear(width, width) if project else nn.Identity()
+        self.output_proj = nn.Linear(width, width) if project else nn.Identity()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -129,8 +143,9 @@ class DeformableAttention(nn.Module):
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
         for linear in (self.attention_weights, self.value_proj, self.output_proj):
-            nn.init.zeros_(linear.bias)
-        directions = offset_directions(self.num_heads, self.levels, self.points)
+            if isinstance(linear, nn.Linear):
+                nn.init.zeros_(linear.bias)
+        directions = offset_directions(self.num_heads, self.counts)
         self.sampling_offsets.bias.copy_(directions.flatten())
 
     def forward(self, query: Tensor, references: References, memory: Memory) -> Tensor:
@@ -139,26 +154,50 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(memory.tokens)
         if may_hold(memory.padding):
             values = values.masked_fill(memory.padding[..., None], 0.0)
-        offsets = self.sampling_offsets(query)
+        offsets, scores = self.where(query)
         mixed = attend(
             values.unflatten(-1, (self.num_heads, -1)),
             memory.level_shapes,
             memory.valid_ratios,
             references,
-            offsets.unflatten(-1, (self.num_heads, self.levels, self.points, 2)),
-            self.attention_weights(query).unflatten(-1, (self.num_heads, -1)),
+            offsets,
+            scores,
         )
         return self.output_proj(mixed)
 
+    def where(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets (B, Q, M, L, P, 2) and scores (B, Q, M, L * P), as ``ops.attend`` reads them.
 
-def offset_directions(num_heads: int, levels: int, points: int) -> Tensor:
-    """Initial sampling offsets in cells, (M, L, P, 2), (x, y).
+        A level with fewer points than others gets further ones that weigh nothing; its offsets
+        count in its own number of points.
+        """
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, -1, 2))
+        scores = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        if min(self.counts) < self.points:
+            levels = [
+                F.pad(each * (self.points / count), (0, 0, 0, self.points - count))
+                for each, count in zip(offsets.split(self.counts, -2), self.counts, strict=True)
+            ]
+            offsets = torch.cat(levels, dim=-2)
+            levels = [
+                F.pad(each, (0, self.points - count), value=_NEVER)
+                for each, count in zip(scores.split(self.counts, -1), self.counts, strict=True)
+            ]
+            scores = torch.cat(levels, dim=-1)
+        return offsets.unflatten(-2, (self.levels, self.points)), scores
+
+
+_NEVER = -1e4
+"""A score that weighs nothing beside others, also in half precision."""
+
+
+def offset_directions(num_heads: int, counts: Sequence[int]) -> Tensor:
+    """Initial sampling offsets in cells, (M, sum of the points of all levels, 2), (x, y).
 
     The directions lie on the unit square: (1, 0), (1, 1), (0, 1), ... for 8 heads.
     """
     angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
     directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
     directions = directions / directions.abs().amax(dim=-1, keepdim=True)
-    steps = torch.arange(1, points + 1, dtype=torch.float32)
-    offsets = directions[:, None, None, :] * steps[None, None, :, None]
-    return offsets.expand(-1, levels, -1, -1)
+    steps = torch.cat([torch.arange(1.0, count + 1) for count in counts])
+    return directions[:, None] * steps[:, None]

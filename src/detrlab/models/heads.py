@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Activation = Callable[[Tensor], Tensor]
 
-class BoxHead(nn.Module):
-    """Three linear layers with ReLU between, (..., D) -> (..., 4) box deltas in logit space."""
 
-    def __init__(self, width: int) -> None:
+class Mlp(nn.Module):
+    """Linear layers with an activation between.
+
+    Args:
+        widths: of the input, between the layers, and of the output.
+        activation: a function.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: Activation = F.relu) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4)]
-        )
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        self.activation = activation
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(..., D) -> (..., 4)."""
+        """(..., first width) -> (..., last width)."""
         for layer in self.layers[:-1]:
-            tokens = F.relu(layer(tokens))
+            tokens = self.activation(layer(tokens))
         return self.layers[-1](tokens)
+
+    def start_at_zero(self) -> None:
+        """Give 0 whatever comes in, until trained."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+class BoxHead(Mlp):
+    """Three linear layers, (..., D) -> (..., 4) box deltas in logit space."""
+
+    def __init__(self, width: int, activation: Activation = F.relu) -> None:
+        super().__init__((width, width, width, 4), activation)
 
     @torch.no_grad()
     def start_at(self, size_logit: float) -> None:
@@ -28,11 +51,8 @@ class BoxHead(nn.Module):
 
         Source: ``DeformableDETR.__init__`` of the original code.
         """
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        last.bias[2:].fill_(size_logit)
+        self.start_at_zero()
+        self.layers[-1].bias[2:].fill_(size_logit)
 
 
 class PredictionHead(nn.Module):
@@ -42,15 +62,22 @@ class PredictionHead(nn.Module):
         width: D.
         num_logits: K'.
         class_bias: initial bias of the class logits; None leaves PyTorch's default.
+        activation: of the box head.
 
     Source: arXiv 2005.12872, section 3.2 (prediction feed-forward networks); arXiv 1708.02002,
     section 3.3 (prior of the class bias).
     """
 
-    def __init__(self, width: int, num_logits: int, class_bias: float | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_logits: int,
+        class_bias: float | None = None,
+        activation: Activation = F.relu,
+    ) -> None:
         super().__init__()
         self.classes = nn.Linear(width, num_logits)
-        self.boxes = BoxHead(width)
+        self.boxes = BoxHead(width, activation)
         if class_bias is not None:
             nn.init.constant_(self.classes.bias, class_bias)
 

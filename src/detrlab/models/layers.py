@@ -10,8 +10,10 @@ Source: ``Transformer._reset_parameters`` and ``_get_clones`` of both original r
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from detrlab.ops.dropout import dropout
@@ -124,23 +126,25 @@ class DecoderLayer(nn.Module):
         ffn: the feed-forward network.
         width: D.
         dropout: of each residual branch.
+        norm: width -> the norm after each part.
     """
 
     def __init__(
         self,
         self_attention: nn.Module,
         cross_attention: nn.Module,
-        ffn: FeedForward,
+        ffn: nn.Module,
         width: int,
         dropout: float,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         self.self_attention = self_attention
-        self.self_attention_norm = nn.LayerNorm(width)
+        self.self_attention_norm = norm(width)
         self.cross_attention = cross_attention
-        self.cross_attention_norm = nn.LayerNorm(width)
+        self.cross_attention_norm = norm(width)
         self.ffn = ffn
-        self.ffn_norm = nn.LayerNorm(width)
+        self.ffn_norm = norm(width)
         self.add = AddDropout(dropout)
 
     def reset_parameters(self) -> None:
@@ -153,6 +157,70 @@ class DecoderLayer(nn.Module):
         mixed = self.self_attention(content, position, queries.blocked)
         content = self.self_attention_norm(self.add(content, mixed))
         attended = self.cross_attention(content + position, references, memory)
-        content = self.cross_attention_norm(self.add(content, attended))
+        content = self.take(content, attended)
         content = self.ffn_norm(self.add(content, self.ffn(content)))
         return queries._replace(content=content)
+
+    def take(self, content: Tensor, attended: Tensor) -> Tensor:
+        """What a query keeps of itself and takes from the memory; both (B, Q, D)."""
+        return self.cross_attention_norm(self.add(content, attended))
+
+
+class GatedDecoderLayer(DecoderLayer):
+    """A learned gate for each number says how much a query keeps and how much it takes.
+
+    Source: arXiv 2410.13842 (D-FINE), section 5.1 ("target gating layer").
+    """
+
+    def __init__(self, *parts: Any, width: int, **options: Any) -> None:
+        super().__init__(*parts, width=width, **options)
+        self.gate = nn.Linear(2 * width, 2 * width)
+        nn.init.zeros_(self.gate.weight)  # both gates start at one half
+        nn.init.zeros_(self.gate.bias)
+
+    def take(self, content: Tensor, attended: Tensor) -> Tensor:
+        """The sum of both, each times its gate, normalised."""
+        gates = self.gate(torch.cat([content, attended], dim=-1)).sigmoid()
+        keep, take = gates.chunk(2, dim=-1)
+        return self.cross_attention_norm(keep * content + take * attended)
+
+
+class RMSNorm(nn.Module):
+    """Divided by the root of the mean square, in float32 at least; then scaled.
+
+    Source: arXiv 1910.07467; DEIMv2, ``deim_utils.py``.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        values = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        normed = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(tokens.dtype) * self.scale
+
+
+class SwiGlu(nn.Module):
+    """A feed-forward network whose hidden numbers are gated: ``(silu(a x) * b x) c``.
+
+    Source: arXiv 2002.05202; DEIMv2, ``deim_utils.py``. Biases start at 0.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, 2 * hidden)
+        self.linear2 = nn.Linear(hidden, width)
+
+    def reset_parameters(self) -> None:
+        """Xavier for the matrices, zero for the biases."""
+        xavier_matrices(self)
+        nn.init.zeros_(self.linear1.bias)
+        nn.init.zeros_(self.linear2.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        gate, value = self.linear1(tokens).chunk(2, dim=-1)
+        return self.linear2(nn.functional.silu(gate) * value)

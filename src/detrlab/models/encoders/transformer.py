@@ -80,15 +80,30 @@ class Neck(nn.Module):
             else:
                 source = features[-1] if level == len(features) else maps[-1]
             maps.append(project(source))
-        paddings = [resize_padding(padding, level.shape[-2:]) for level in maps]
-        dtype = maps[0].dtype
-        return Memory(
-            tokens=torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1),
-            position=torch.cat(self.position(paddings, dtype), dim=1),
-            padding=torch.cat([level.flatten(1) for level in paddings], dim=1),
-            level_shapes=tuple((level.shape[-2], level.shape[-1]) for level in maps),
-            valid_ratios=torch.stack([valid_ratio(level, dtype) for level in paddings], dim=1),
-        )
+        return flatten_maps(maps, padding, self.position)
+
+
+def flatten_maps(
+    maps: Sequence[Tensor], padding: Tensor, position: Callable[..., list[Tensor]] | None = None
+) -> Memory:
+    """Feature maps of one width as one memory.
+
+    Args:
+        maps: (B, D, H_l, W_l), finest first.
+        padding: (B, H, W) bool of the whole image.
+        position: paddings, dtype -> position embedding of each level; None for none.
+    """
+    paddings = [resize_padding(padding, level.shape[-2:]) for level in maps]
+    dtype = maps[0].dtype
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+    nowhere = tokens.new_zeros(1, 1, 1).expand_as(tokens)
+    return Memory(
+        tokens=tokens,
+        position=nowhere if position is None else torch.cat(position(paddings, dtype), dim=1),
+        padding=torch.cat([level.flatten(1) for level in paddings], dim=1),
+        level_shapes=tuple((level.shape[-2], level.shape[-1]) for level in maps),
+        valid_ratios=torch.stack([valid_ratio(level, dtype) for level in paddings], dim=1),
+    )
 
 
 def resize_padding(padding: Tensor, size: Sequence[int]) -> Tensor:

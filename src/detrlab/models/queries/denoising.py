@@ -5,8 +5,9 @@ Source: arXiv 2203.01305 (DN-DETR), section 4; arXiv 2203.03605 (DINO), section 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class DenoisingQueries(nn.Module):
         unused_labels: rows of the label embedding beyond the classes, which are never read:
             the original has one.
     """
+
+    eps: ClassVar[float] = EPS
+    """Of the inverse sigmoid."""
+    empty_place: ClassVar[float] = 0.0
+    """Logit of the boxes where an image has fewer objects than another: the half image."""
 
     def __init__(
         self,
@@ -149,11 +155,11 @@ class DenoisingQueries(nn.Module):
         place = torch.cat([torch.arange(size, device=device) for size in sizes])
         place = place + most * torch.arange(repeats, device=device)[:, None]  # (R, N)
         count = repeats * most
-        # An empty place keeps content 0 and a centered box of half the image.
+        # An empty place keeps content 0.
         content = queries.content.new_zeros(len(sizes), count, queries.content.shape[2])
         content[image.expand_as(place), place] = self.labels[labels].to(content.dtype)
-        logits = boxes.new_zeros(len(sizes), count, 4)
-        logits[image.expand_as(place), place] = inverse_sigmoid(boxes, EPS)
+        logits = boxes.new_full((len(sizes), count, 4), self.empty_place)
+        logits[image.expand_as(place), place] = inverse_sigmoid(boxes, self.eps)
         centers, extents = torch.cat([logits.sigmoid(), real], dim=1).split(2, dim=-1)
         return Queries(
             content=torch.cat([content, queries.content], dim=1),
@@ -193,3 +199,25 @@ class DenoisingQueries(nn.Module):
         blocked[:count, :count] = groups[:, None] != groups
         blocked[count:, :count] = True
         return blocked
+
+
+class RealTimeDenoising(DenoisingQueries):
+    """Contrastive denoising as in RT-DETR and after it.
+
+    ``number`` is divided by the objects of the fullest image whatever it is, an empty place holds
+    a box of no size in the corner, and a box that noise has turned inside out stays a box.
+
+    Source: lyuwenyu/RT-DETR and Peterande/D-FINE, ``denoising.py``.
+    """
+
+    eps: ClassVar[float] = 1e-5
+    empty_place: ClassVar[float] = math.log(1e-5)
+
+    def num_groups(self, most: int) -> int:
+        """How many groups there are when the largest image holds ``most`` objects."""
+        return max(1, self.number // most)
+
+    def disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
+        """Labels (R, N) and boxes (R, N, 4) with noise."""
+        labels, boxes = super().disturb(targets, noise)
+        return labels, boxes.abs()

@@ -33,17 +33,27 @@ class SelectedQueries(nn.Module):
         head: predicts logits and box deltas of the cells.
         mixed: learned content for every query (mixed query selection) instead of the features
             of its cell (pure query selection).
+        project: project and normalise the memory first.
 
     Source: arXiv 2203.03605, section 3.4 ("Mixed Query Selection").
     """
 
-    def __init__(self, num_queries: int, width: int, head: PredictionHead, *, mixed: bool) -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        width: int,
+        head: PredictionHead,
+        *,
+        mixed: bool,
+        project: bool = True,
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
-        self.memory_proj = nn.Linear(width, width)
-        self.memory_norm = nn.LayerNorm(width)
+        self.memory_proj = nn.Linear(width, width) if project else nn.Identity()
+        self.memory_norm = nn.LayerNorm(width) if project else nn.Identity()
         self.head = head
-        nn.init.xavier_uniform_(self.memory_proj.weight)
+        if isinstance(self.memory_proj, nn.Linear):
+            nn.init.xavier_uniform_(self.memory_proj.weight)
         self.content = nn.Parameter(torch.empty(num_queries, width)) if mixed else None
         if self.content is not None:
             nn.init.xavier_uniform_(self.content)  # as the original's ``_reset_parameters``

@@ -1,0 +1,119 @@
+"""Convolution blocks of the real-time encoders.
+
+Source: arXiv 2304.08069 (RT-DETR), figure 4; arXiv 2410.13842 (D-FINE), section 5.1; the
+originals' ``hybrid_encoder.py``. Convolutions keep PyTorch's initial values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, a batch norm and an activation.
+
+    Args:
+        channels: in.
+        out: channels out.
+        kernel: side, odd.
+        stride: of the convolution.
+        groups: of the convolution.
+        activation: a module; None for none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels, out, kernel, stride, padding=(kernel - 1) // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out)
+        self.act = nn.Identity() if activation is None else activation
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H / stride, W / stride)."""
+        return self.act(self.norm(self.conv(maps)))
+
+
+class RepBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution side by side, which can be merged into one 3x3 (RepVGG)."""
+
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, channels, 3)
+        self.conv2 = ConvNorm(channels, channels, 1)
+        self.act = activation
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self.act(self.conv1(maps) + self.conv2(maps))
+
+
+class Csp(nn.Module):
+    """Half of the channels pass through blocks, half pass by; their sum, projected if needed."""
+
+    def __init__(
+        self, channels: int, hidden: int, out: int, blocks: int, activation: nn.Module
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(channels, 2 * hidden, activation=activation)
+        self.bottlenecks = nn.Sequential(*(RepBlock(hidden, activation) for _ in range(blocks)))
+        same = hidden == out
+        self.conv3 = nn.Identity() if same else ConvNorm(hidden, out, activation=activation)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H, W)."""
+        by, through = self.conv1(maps).chunk(2, dim=1)
+        return self.conv3(by + self.bottlenecks(through))
+
+
+class Elan(nn.Module):
+    """Two CSP blocks in a row; their outputs and both halves of the input are combined.
+
+    Args:
+        channels: in.
+        hidden: of the two blocks.
+        out: channels out; the halves of the input have ``out`` channels each.
+        blocks: in each CSP block.
+        activation: of all convolutions.
+        smooth: a 3x3 convolution after each CSP block (D-FINE's RepNCSPELAN4); without, DEIM's
+            RepNCSPELAN5.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        out: int,
+        blocks: int,
+        activation: nn.Module,
+        *,
+        smooth: bool = True,
+    ) -> None:
+        super().__init__()
+
+        def branch(inputs: int) -> nn.Sequential:
+            parts: list[nn.Module] = [Csp(inputs, hidden, hidden, blocks, activation)]
+            if smooth:
+                parts.append(ConvNorm(hidden, hidden, 3, activation=activation))
+            return nn.Sequential(*parts)
+
+        self.cv1 = ConvNorm(channels, 2 * out, activation=activation)
+        self.cv2 = branch(out)
+        self.cv3 = branch(hidden)
+        self.cv4 = ConvNorm(2 * out + 2 * hidden, out, activation=activation)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H, W)."""
+        first, second = self.cv1(maps).chunk(2, dim=1)
+        third = self.cv2(second)
+        fourth = self.cv3(third)
+        return self.cv4(torch.cat([first, second, third, fourth], dim=1))
