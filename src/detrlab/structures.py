@@ -12,9 +12,12 @@ Axes: B images, Q queries, K classes, N objects, D width, L levels, S tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 LevelShapes = tuple[tuple[int, int], ...]
 """(height, width) of each feature level, as plain ints."""
@@ -102,6 +105,10 @@ class Pairs(NamedTuple):
 
     queries: Tensor
     objects: Tensor
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same on another device."""
+        return Pairs(self.queries.to(device), self.objects.to(device))
 
 
 class Denoising(NamedTuple):

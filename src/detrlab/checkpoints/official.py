@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detrlab.checkpoints import detrex
+from detrlab.checkpoints import deim, detrex
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -11,6 +11,7 @@ from detrlab.presets.deformable import (
     DeformableDetrRefine,
     DeformableDetrTwoStage,
 )
+from detrlab.presets.deimv2 import DeimV2Femto
 from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
@@ -152,6 +153,8 @@ def layout(config: ModelConfig) -> Layout:
     Raises:
         UserError: they have no such detector.
     """
+    if isinstance(config, DeimV2Femto):
+        return Layout("official DEIMv2", deim.DEIM_V2_LITE, config.decoder_layers)
     assert isinstance(config, TransformerConfig)
     if isinstance(config, DinoDetrex):
         rows = detrex.rows(config.levels, config.backbone_maps)

@@ -29,8 +29,11 @@ Row = tuple[str, tuple[str, ...]]
 Parts = tuple[str, ...]
 """The names whose tensors, stacked, make one of ours; nearly always a single one."""
 
-BOOKKEEPING = ("num_batches_tracked", "total_params", "total_ops")
-"""Suffixes of counters; they are no weights and are dropped."""
+BOOKKEEPING = (
+    *("num_batches_tracked", "total_params", "total_ops"),
+    *("decoder.anchors", "decoder.valid_mask", "num_points_scale"),
+)
+"""Suffixes of counters and of what follows from the sizes; they are no weights and are dropped."""
 
 
 @dataclass(frozen=True)

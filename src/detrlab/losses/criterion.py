@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detrlab.losses.matching import HungarianMatcher, Match
 from detrlab.losses.pairs import Counts, MatchedPairs, Weighted, precise, tally, total_counts
+from detrlab.losses.union import of_union, union
 from detrlab.scoring import Scoring
 from detrlab.structures import FINAL, ModelOutput, Pairs, SupervisedSet, Target
 
@@ -92,12 +93,18 @@ class Criterion:
         scoring: how the logits are read, for the measures that are only logged.
         auxiliary: also train the decoder layers before the last. Other sets (proposals) are
             always trained: without a loss the first stage would learn nothing.
+        late: the matcher of the last epochs, where a detector has one.
     """
 
     terms: tuple[Weighted, ...]
     matcher: HungarianMatcher
     scoring: Scoring
     auxiliary: bool = True
+    late: HungarianMatcher | None = None
+
+    def at_the_end(self) -> Criterion:
+        """With the matcher of the last epochs."""
+        return self if self.late is None else replace(self, matcher=self.late)
 
     def __call__(
         self, output: ModelOutput, targets: Sequence[Target], counts: Counts | None = None
@@ -127,22 +134,40 @@ class Criterion:
         pairs, matches, invalid = self._assign(sets, targets)
         labels = torch.cat([each.labels for each in targets])  # (N of the batch,)
         boxes = torch.cat([each.boxes for each in targets]).to(sets[0].predictions.boxes.dtype)
+        batch, queries = sets[-1].predictions.logits.shape[0], output.final.logits.shape[1]
+        agreed, union_counts = pairs[FINAL], counts
+        if any(term.union for term in self.terms):
+            agreed = union(list(matches.values()), targets, queries).to(labels.device)
+            union_counts = of_union(counts, len(agreed.queries), len(labels))
+        taken = (len(agreed.queries), batch * queries - len(agreed.queries))
+
+        def matched(each: SupervisedSet, found: Pairs, counts: Counts) -> MatchedPairs:
+            wanted = labels[found.objects]
+            return MatchedPairs(
+                each.predictions,
+                found.queries,
+                torch.zeros_like(wanted) if each.class_agnostic else wanted,
+                boxes[found.objects],
+                counts._replace(objects=counts.objects * each.repeats),
+                taken,
+            )
+
         terms: dict[str, dict[str, Tensor]] = {}
         totals = []
         for each in sets:
-            queries, objects = pairs[each.name]
-            wanted = labels[objects]
-            matched = MatchedPairs(
-                each.predictions,
-                queries,
-                torch.zeros_like(wanted) if each.class_agnostic else wanted,
-                boxes[objects],
-                counts._replace(objects=counts.objects * each.repeats),
-            )
-            row = {name: function(matched) for name, _, function in self.terms}
-            weighted = torch.stack([weight * row[name] for name, weight, _ in self.terms]).sum()
+            own = matched(each, pairs[each.name], counts)
+            # Denoising queries bring their pairs; the others can agree on some.
+            shared = own if each.pairs is not None else matched(each, agreed, union_counts)
+            found = [term.function(shared if term.union else own) for term in self.terms]
+            row = {
+                term.name: value
+                for term, value in zip(self.terms, found, strict=True)
+                if value is not None
+            }
+            weighted = [term.weight * row[term.name] for term in self.terms if term.name in row]
             terms[each.name] = row
-            totals.append(weighted if each.weight == 1.0 else each.weight * weighted)
+            total = torch.stack(weighted).sum()
+            totals.append(total if each.weight == 1.0 else each.weight * total)
         logits = precise(output.final.logits)
         return Losses(
             total=torch.stack(totals).sum(),

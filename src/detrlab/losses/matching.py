@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detrlab.boxes import cxcywh_to_xyxy, generalized_box_iou
+from detrlab.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou
 from detrlab.losses.pairs import Weighted, precise
 from detrlab.structures import Predictions, Target
 
@@ -63,6 +63,21 @@ class GIoUCost:
         """(B, Q, K), (B, Q, 4), (B, N), (B, N, 4) -> (B, Q, N)."""
         all_boxes, all_objects = cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(objects)[:, None]
         return -generalized_box_iou(all_boxes, all_objects, self.eps)
+
+
+@dataclass(frozen=True)
+class ScoreIouCost:
+    """Minus the score of the object's class times a power of the IoU.
+
+    Source: arXiv 2509.20787 (DEIMv2); ``matcher.py`` of the original code.
+    """
+
+    power: float = 4.0
+
+    def __call__(self, logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:
+        """(B, Q, K), (B, Q, 4), (B, N), (B, N, 4) -> (B, Q, N)."""
+        all_boxes, all_objects = cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(objects)[:, None]
+        return -_columns(logits.sigmoid(), labels) * box_iou(all_boxes, all_objects) ** self.power
 
 
 def _columns(scores: Tensor, labels: Tensor) -> Tensor:
@@ -135,7 +150,7 @@ class HungarianMatcher:
         ).to(boxes.dtype)
         labels, objects = labels.repeat(count, 1), objects.repeat(count, 1, 1)
         cost = sum(
-            weight * function(logits, boxes, labels, objects) for _, weight, function in self.costs
+            each.weight * each.function(logits, boxes, labels, objects) for each in self.costs
         )
         assert isinstance(cost, Tensor), "a matcher needs at least one cost"
         return cost.unflatten(0, (count, batch))

@@ -23,12 +23,15 @@ class Weighted(NamedTuple):
     Attributes:
         name: in logs.
         weight: what it is multiplied by.
-        function: a term or a cost, see ``terms`` and ``matching``.
+        function: a term or a cost, see ``terms`` and ``matching``. A term may give None for a
+            set that it does not apply to.
+        union: a term over the pairs that all sets have agreed on, see ``union``.
     """
 
     name: str
     weight: float
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | None]
+    union: bool = False
 
 
 class Counts(NamedTuple):
@@ -77,6 +80,8 @@ class MatchedPairs:
         labels: (P,) int64, the class each matched query should predict.
         boxes: (P, 4), the box each matched query should predict, cxcywh fractions.
         counts: what the step divides by.
+        taken: how many of the batch's real queries (not the denoising ones) are matched, and how
+            many are not.
     """
 
     predictions: Predictions
@@ -84,6 +89,7 @@ class MatchedPairs:
     labels: Tensor
     boxes: Tensor
     counts: Counts
+    taken: tuple[int, int] = (0, 0)
 
     @cached_property
     def found(self) -> Tensor:

@@ -23,6 +23,7 @@ from detrlab.presets.deformable import (
     DeformableDetrSingleScaleDC5,
     DeformableDetrTwoStage,
 )
+from detrlab.presets.deimv2 import DeimV2Atto, DeimV2Femto, DeimV2Pico
 from detrlab.presets.detr import Detr, DetrDC5, DetrSigmoid
 from detrlab.presets.dino import (
     CdnDeformableDetr,
@@ -50,6 +51,9 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "dino-4scale": Dino,
     "dino-5scale": Dino5Scale,
     "dino-4scale-detrex": DinoDetrex,
+    "deimv2-atto": DeimV2Atto,
+    "deimv2-femto": DeimV2Femto,
+    "deimv2-pico": DeimV2Pico,
 }
 
 OWN_PRESETS = "DETRLAB_PRESETS"

@@ -1,0 +1,71 @@
+"""PP-HGNetV2, the backbone of D-FINE, DEIM and DEIMv2, built from timm's blocks.
+
+Source: PaddleDetection and PaddleClas, ``PPHGNetV2``; DEIMv2, ``backbone/hgnetv2.py`` (the sizes
+Atto, Femto and Pico, which end after the third stage).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from detrlab.errors import UserError, did_you_mean
+
+# For each stage: channels in, inside and out, blocks, strided, light blocks, kernel, layers.
+_SMALL: list[list[Any]] = [
+    [16, 16, 64, 1, False, False, 3, 3],
+    [64, 32, 256, 1, True, False, 3, 3],
+]
+_SIZES: dict[str, list[list[Any]]] = {
+    "atto": [*_SMALL, [256, 64, 256, 1, True, True, 3, 3]],
+    "femto": [*_SMALL, [256, 64, 512, 1, True, True, 5, 3]],
+    "pico": [*_SMALL, [256, 64, 512, 2, True, True, 5, 3]],
+}
+NAMES = tuple(f"hgnetv2_{size}" for size in (*_SIZES, *(f"b{index}" for index in range(6))))
+
+
+class HGNet(nn.Module):
+    """The stem and the stages of PP-HGNetV2.
+
+    Args:
+        name: one of ``NAMES``.
+        maps: how many feature maps, counted from the coarsest.
+        affine: a learned scale and shift after each activation ("LAB": all but B4 and B5).
+
+    Raises:
+        UserError: unknown name.
+
+    Attributes:
+        channels: of each feature map, finest first.
+        strides: of each feature map, in pixels.
+    """
+
+    def __init__(self, name: str, maps: int, *, affine: bool = True) -> None:
+        super().__init__()
+        from timm.models.hgnet import HighPerfGpuNet, model_cfgs
+
+        if name not in NAMES:
+            raise UserError(f"unknown HGNetV2 {name!r}{did_you_mean(name, NAMES)}")
+        size = name.removeprefix("hgnetv2_")
+        if size in _SIZES:
+            rows = {f"stage{index}": row for index, row in enumerate(_SIZES[size], 1)}
+            layout: dict[str, Any] = {"stem_type": "v2", "stem_chs": [16, 16], **rows}
+        else:
+            layout = model_cfgs[name]
+            rows = {key: row for key, row in layout.items() if key.startswith("stage")}
+        # timm's network always has four stages; the smallest sizes end after three.
+        whole = {**layout, "stage4": layout.get("stage4", layout["stage3"])}
+        network = HighPerfGpuNet(whole, num_classes=0, head_hidden_size=None, use_lab=affine)
+        self.stem = network.stem
+        self.stages = nn.ModuleList(network.stages[: len(rows)])
+        self.maps = maps
+        self.channels = tuple(row[2] for row in rows.values())[-maps:]
+        self.strides = tuple(4 * 2**index for index in range(len(rows)))[-maps:]
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> feature maps (B, C_l, ceil(H / stride_l), ceil(W / stride_l))."""
+        maps = [self.stem(pixels)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[-self.maps :]

@@ -1,0 +1,191 @@
+"""Boxes as distributions: each edge is a distribution that the decoder layers refine.
+
+Source: arXiv 2410.13842 (D-FINE), section 4.1 ("Fine-grained Distribution Refinement").
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detrlab.boxes import inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.models.anchors import anchors
+from detrlab.models.decoder import QueryPosition
+from detrlab.models.heads import Activation, BoxHead, Mlp
+from detrlab.structures import Memory, Predictions, Queries, References
+
+BINS = 32
+"""A distribution has one weight more."""
+REACH, SCALE = 0.5, 4.0
+"""``up`` and ``reg_scale`` of the original: how far an edge moves, and how the steps grow."""
+
+
+def steps(reach: Tensor, scale: Tensor, bins: int = BINS) -> Tensor:
+    """W(n): how far an edge moves for each weight of its distribution, not evenly spaced.
+
+    Args:
+        reach: (1,); the edge moves by at most twice as many widths or heights of the box.
+        scale: (1,), in which units the movement is given: ``scale`` to a width or height.
+        bins: N, even.
+
+    Returns:
+        (N + 1,), rising and odd around the middle, which is 0.
+
+    Source: arXiv 2410.13842, equation 2.
+    """
+    bound = (reach * scale).abs()
+    factor = (bound + 1) ** (2 / (bins - 2))
+    powers = torch.arange(1, bins // 2, device=reach.device)
+    inner = factor**powers - 1
+    return torch.cat([-2 * bound, -inner.flip(0), torch.zeros_like(bound), inner, 2 * bound])
+
+
+def boxes_from_edges(initial: Tensor, moves: Tensor, scale: Tensor | float = SCALE) -> Tensor:
+    """Move the edges of boxes.
+
+    Args:
+        initial: (..., 4) cxcywh fractions.
+        moves: (..., 4) of the left, top, right and bottom edge, outwards; ``scale`` to a width or
+            height.
+        scale: see ``steps``.
+
+    Returns:
+        (..., 4) cxcywh fractions, which may reach beyond the image.
+    """
+    centers, sizes = initial.split(2, dim=-1)
+    low, high = moves.split(2, dim=-1)
+    half, unit = 0.5 * abs(scale), sizes / abs(scale)
+    corners = torch.cat([centers - (half + low) * unit, centers + (half + high) * unit], dim=-1)
+    return xyxy_to_cxcywh(corners)
+
+
+class Edges(nn.Module):
+    """From distributions over the four edges to boxes.
+
+    The two numbers that shape ``steps`` are kept with the weights, as in the original.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("reach", torch.tensor([REACH]))
+        self.register_buffer("scale", torch.tensor([SCALE]))
+
+    def forward(self, corners: Tensor, initial: Tensor) -> Tensor:
+        """The expected boxes.
+
+        Args:
+            corners: (B, Q, 4 * (N + 1)) logits.
+            initial: (B, Q, 4) cxcywh fractions.
+        """
+        reach, scale = self.get_buffer("reach"), self.get_buffer("scale")
+        weights = split_edges(corners).softmax(-1)
+        return boxes_from_edges(initial, weights @ steps(reach, scale), scale)
+
+
+def split_edges(corners: Tensor) -> Tensor:
+    """(..., 4 * (N + 1)) -> (..., 4, N + 1)."""
+    return corners.unflatten(-1, (4, -1))
+
+
+class LocationQuality(nn.Module):
+    """Raises or lowers a query's class scores by how sharp its edges are (LQE).
+
+    Source: arXiv 2011.12885; D-FINE, ``dfine_decoder.py``, ``LQE``.
+    """
+
+    BEST = 4
+    HIDDEN = 64
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.network = Mlp((4 * (self.BEST + 1), self.HIDDEN, 1), activation)
+        self.network.start_at_zero()
+
+    def forward(self, logits: Tensor, corners: Tensor) -> Tensor:
+        """(B, Q, K) and (B, Q, 4 * (N + 1)) -> (B, Q, K)."""
+        best = split_edges(corners).softmax(-1).topk(self.BEST, dim=-1).values
+        signs = torch.cat([best, best.mean(-1, keepdim=True)], dim=-1)
+        return logits + self.network(signs.flatten(-2))
+
+
+class DistributionDecoder(nn.Module):
+    """A decoder whose layers refine the distribution of each box edge.
+
+    The first layer predicts twice: a box as in other detectors, the first set of predictions,
+    and then the distributions around that box, which all layers refine.
+
+    Args:
+        layers: the stack, each ``(Queries, Memory) -> Queries``.
+        positions: what gives the queries their position before each layer.
+        classes: a class head of each layer; the first predicts both sets of the first layer.
+        corners: heads of the distributions: one of each layer, or one that all share.
+        start: the head of the box that the distributions lie around.
+        activation: of the quality networks.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        positions: Sequence[QueryPosition],
+        classes: Sequence[nn.Linear],
+        corners: Sequence[Mlp],
+        start: BoxHead,
+        activation: Activation = F.relu,
+    ) -> None:
+        super().__init__()
+        assert len(positions) == len(classes) == len(layers)
+        assert len(corners) in (1, len(layers))
+        self.layers = nn.ModuleList(layers)
+        # The same position network may stand several times; it is one part.
+        self.position = next((each for each in positions if isinstance(each, nn.Module)), None)
+        self._positions = tuple(positions)
+        self.classes = nn.ModuleList(classes)
+        self.corners = nn.ModuleList(corners)
+        self.start = start
+        self.quality = nn.ModuleList(LocationQuality(activation) for _ in layers)
+        self.edges = Edges()
+
+    def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
+        """The first box, then the predictions of every layer; the last are the answer."""
+        predictions: list[Predictions] = []
+        corners: Tensor | float = 0.0
+        before: Tensor | float = 0.0
+        initial = anchors(queries)
+        for index, layer in enumerate(self.layers):
+            queries = layer(self._positions[index](queries, memory), memory)
+            content = queries.content
+            logits = self.classes[index](content)
+            if index == 0:
+                start = inverse_sigmoid(initial)
+                boxes = (self.start(content).to(start.dtype) + start).sigmoid()
+                predictions.append(Predictions(logits, boxes))
+                initial = boxes.detach()
+            corners = self.corners[index % len(self.corners)](content + before) + corners
+            boxes = self.edges(corners.to(initial.dtype), initial)
+            logits = self.quality[index](logits, corners)
+            details = {"corners": corners, "initial": initial}
+            predictions.append(Predictions(logits, boxes, details))
+            before = content.detach()
+            centers, sizes = boxes.detach().split(2, dim=-1)
+            queries = queries._replace(references=References(centers, sizes))
+        return (*(_taught(each, predictions[-1]) for each in predictions[:-1]), predictions[-1])
+
+
+def _taught(student: Predictions, teacher: Predictions) -> Predictions:
+    """With what the last layer predicts, which the layers before it learn (DDF)."""
+    if "corners" not in student.details:
+        return student
+    lesson = {
+        "teacher_corners": teacher.details["corners"].detach(),
+        "teacher_logits": teacher.logits.detach(),
+    }
+    return student._replace(details={**student.details, **lesson})
+
+
+def copies(head: nn.Module, count: int) -> list[nn.Module]:
+    """Copies of a head, equal at the start."""
+    return [copy.deepcopy(head) for _ in range(count)]
