@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from detrlab.checkpoints.rules import Row
+from detrlab.checkpoints.rules import Layout, Row
+from detrlab.config import ModelConfig
+from detrlab.presets.deimv2 import DeimV2Femto, DeimV2N
+from detrlab.presets.dfine import DFine
 
 LITE: tuple[Row, ...] = (
     ("encoder.projection.{rest}", ("encoder.input_proj.0.{rest}",)),
@@ -67,4 +70,73 @@ OWN_CORNERS: tuple[Row, ...] = (
     ("decoder.corners.{i}.{rest}", ("decoder.dec_bbox_head.{i}.{rest}",)),
 )
 
+PROJECTED: tuple[Row, ...] = (
+    ("queries.source.memory_proj.{rest}", ("decoder.enc_output.proj.{rest}",)),
+    ("queries.source.memory_norm.{rest}", ("decoder.enc_output.norm.{rest}",)),
+)
+
+FEED_FORWARD: tuple[Row, ...] = (
+    ("decoder.layers.{i}.ffn.{rest}", ("decoder.decoder.layers.{i}.{rest}",)),
+)
+
+_HYBRID: tuple[Row, ...] = (
+    ("encoder.projections.{i}.{rest}", ("encoder.input_proj.{i}.{rest}",)),
+    (
+        "encoder.within.{i}.layers.{j}.attention.{rest}",
+        ("encoder.encoder.{i}.layers.{j}.self_attn.{rest}",),
+    ),
+    (
+        "encoder.within.{i}.layers.{j}.attention_norm.{rest}",
+        ("encoder.encoder.{i}.layers.{j}.norm1.{rest}",),
+    ),
+    (
+        "encoder.within.{i}.layers.{j}.ffn.{rest}",
+        ("encoder.encoder.{i}.layers.{j}.{rest}",),
+    ),
+    (
+        "encoder.within.{i}.layers.{j}.ffn_norm.{rest}",
+        ("encoder.encoder.{i}.layers.{j}.norm2.{rest}",),
+    ),
+    ("encoder.laterals.{i}.{rest}", ("encoder.lateral_convs.{i}.{rest}",)),
+    ("encoder.halvings.{i}.0.{rest}", ("encoder.downsample_convs.{i}.0.cv1.{rest}",)),
+    ("encoder.halvings.{i}.1.{rest}", ("encoder.downsample_convs.{i}.0.cv2.{rest}",)),
+)
+
+_BLOCKS: tuple[Row, ...] = (
+    ("encoder.top_down.{i}.{rest}", ("encoder.fpn_blocks.{i}.{rest}",)),
+    ("encoder.bottom_up.{i}.{rest}", ("encoder.pan_blocks.{i}.{rest}",)),
+)
+
+_TWO_CONVOLUTIONS: tuple[Row, ...] = tuple(
+    (
+        f"encoder.{ours}.{{i}}.cv{{j}}.0.conv1.{{rest}}",
+        (f"encoder.{theirs}.{{i}}.cv{{j}}.0.[conv2|conv1].{{rest}}",),
+    )
+    for ours, theirs in (("top_down", "fpn_blocks"), ("bottom_up", "pan_blocks"))
+)
+"""DEIMv2 has one first convolution where D-FINE and DEIM have two."""
+
+D_FINE = (
+    *_HYBRID,
+    *_TWO_CONVOLUTIONS,
+    *_BLOCKS,
+    *DECODER,
+    *GATED,
+    *PROJECTED,
+    *OWN_CORNERS,
+    *FEED_FORWARD,
+)
+DEIM_V2 = (*_HYBRID, *_BLOCKS, *DECODER, *GATED, *SWIGLU, *OWN_CORNERS)
 DEIM_V2_LITE = (*LITE, *DECODER, *PLAIN, *SWIGLU, *SHARED_CORNERS)
+
+
+def layout(config: ModelConfig) -> Layout | None:
+    """How the originals name the tensors of such a detector; None if it is another."""
+    for kind, name, rows in (
+        (DeimV2Femto, "official DEIMv2", DEIM_V2_LITE),
+        (DeimV2N, "official DEIMv2", DEIM_V2),
+        (DFine, "official D-FINE", D_FINE),
+    ):
+        if isinstance(config, kind):
+            return Layout(name, rows, config.decoder_layers)
+    return None

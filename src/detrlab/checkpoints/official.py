@@ -11,7 +11,6 @@ from detrlab.presets.deformable import (
     DeformableDetrRefine,
     DeformableDetrTwoStage,
 )
-from detrlab.presets.deimv2 import DeimV2Femto
 from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
@@ -153,8 +152,8 @@ def layout(config: ModelConfig) -> Layout:
     Raises:
         UserError: they have no such detector.
     """
-    if isinstance(config, DeimV2Femto):
-        return Layout("official DEIMv2", deim.DEIM_V2_LITE, config.decoder_layers)
+    if (found := deim.layout(config)) is not None:
+        return found
     assert isinstance(config, TransformerConfig)
     if isinstance(config, DinoDetrex):
         rows = detrex.rows(config.levels, config.backbone_maps)

@@ -5,54 +5,67 @@ Source: arXiv 2410.13842 (D-FINE), sections 4.1 and 4.2; ``loss_local`` of the o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detrlab.boxes import cxcywh_to_xyxy
 from detrlab.losses.pairs import MatchedPairs
-from detrlab.models.distribution import REACH, SCALE, split_edges, steps
+from detrlab.models.distribution import REACH, split_edges, steps
 
 TEMPERATURE = 5.0
 
 
-def fine_grained(pairs: MatchedPairs) -> Tensor | None:
+@dataclass(frozen=True)
+class FineGrained:
     """FGL: cross entropy with the two weights beside the true movement of each edge.
 
-    Each edge counts by the IoU of its box; the sum is divided by the number of objects. None for
-    a set without distributions.
+    Args:
+        scale: of the steps, see ``models.distribution.steps``.
     """
-    if "corners" not in pairs.predictions.details:
-        return None
-    details = pairs.predictions.details
-    corners = split_edges(details["corners"].flatten(0, 1)[pairs.queries]).flatten(0, 1)
-    initial = details["initial"].flatten(0, 1)[pairs.queries]
-    left, share = wanted_bins(initial, pairs.boxes, corners.shape[-1] - 1)
-    weights = pairs.iou.detach()[:, None].expand(-1, 4).flatten()
-    nearer = F.cross_entropy(corners, left, reduction="none") * (1 - share)
-    further = F.cross_entropy(corners, left + 1, reduction="none") * share
-    return ((nearer + further) * weights).sum() / pairs.counts.objects
+
+    scale: float = 4.0
+
+    def __call__(self, pairs: MatchedPairs) -> Tensor | None:
+        """The sum over edges, each by the IoU of its box, divided by the number of objects.
+
+        None for a set without distributions.
+        """
+        details = pairs.predictions.details
+        if "corners" not in details:
+            return None
+        corners = split_edges(details["corners"].flatten(0, 1)[pairs.queries]).flatten(0, 1)
+        initial = details["initial"].flatten(0, 1)[pairs.queries]
+        left, share = wanted_bins(initial, pairs.boxes, corners.shape[-1] - 1, self.scale)
+        weights = pairs.iou.detach()[:, None].expand(-1, 4).flatten()
+        nearer = F.cross_entropy(corners, left, reduction="none") * (1 - share)
+        further = F.cross_entropy(corners, left + 1, reduction="none") * share
+        return ((nearer + further) * weights).sum() / pairs.counts.objects
 
 
 @torch.no_grad()
-def wanted_bins(initial: Tensor, boxes: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+def wanted_bins(
+    initial: Tensor, boxes: Tensor, bins: int, scale: float
+) -> tuple[Tensor, Tensor]:
     """Between which weights of the distribution each edge of an object lies.
 
     Args:
         initial: (P, 4) boxes that the distributions lie around.
         boxes: (P, 4) the objects; both cxcywh.
         bins: N.
+        scale: of the steps.
 
     Returns:
         (4 P,) the lower index, 0 to N - 1, and how much of the probability belongs to the next.
         What lies further away than the last weight belongs to the last.
     """
     corners, centers = cxcywh_to_xyxy(boxes), initial[:, :2]
-    unit = initial[:, 2:] / SCALE + 1e-16
+    unit = initial[:, 2:] / scale + 1e-16
     low, high = (centers - corners[:, :2]) / unit, (corners[:, 2:] - centers) / unit
-    moves = (torch.cat([low, high], dim=1) - 0.5 * SCALE).flatten()
-    reach, scale = moves.new_tensor([REACH]), moves.new_tensor([SCALE])
-    values = steps(reach, scale, bins)
+    moves = (torch.cat([low, high], dim=1) - 0.5 * scale).flatten()
+    values = steps(moves.new_tensor([REACH]), moves.new_tensor([scale]), bins)
     index = torch.searchsorted(values, moves, right=True) - 1
     left = index.clamp(0, bins - 1)
     from_left, to_right = (moves - values[left]).abs(), (values[left + 1] - moves).abs()

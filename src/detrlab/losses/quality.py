@@ -31,6 +31,26 @@ class MatchabilityAware:
         return loss / pairs.counts.objects
 
 
+@dataclass(frozen=True)
+class Varifocal:
+    """VFL: matched queries should score the IoU of their box; others count by their score.
+
+    Source: arXiv 2008.13367; arXiv 2304.08069 (RT-DETR), section 4.3.
+    """
+
+    alpha: float = 0.75
+    gamma: float = 2.0
+
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
+        """The sum over queries and classes, divided by the number of objects."""
+        logits = pairs.predictions.logits
+        matched, iou = matched_columns(pairs)
+        score = logits.sigmoid().detach()
+        weight = self.alpha * score**self.gamma * (1 - matched) + iou
+        loss = F.binary_cross_entropy_with_logits(logits, iou, weight=weight, reduction="sum")
+        return loss / pairs.counts.objects
+
+
 def matched_columns(pairs: MatchedPairs) -> tuple[Tensor, Tensor]:
     """Where each matched query's class lies: ones, and the IoU of its box; both (B, Q, K)."""
     logits = pairs.predictions.logits

@@ -20,8 +20,8 @@ from detrlab.structures import Memory, Predictions, Queries, References
 
 BINS = 32
 """A distribution has one weight more."""
-REACH, SCALE = 0.5, 4.0
-"""``up`` and ``reg_scale`` of the original: how far an edge moves, and how the steps grow."""
+REACH = 0.5
+"""``up`` of the original: how far an edge moves; never trained."""
 
 
 def steps(reach: Tensor, scale: Tensor, bins: int = BINS) -> Tensor:
@@ -44,7 +44,7 @@ def steps(reach: Tensor, scale: Tensor, bins: int = BINS) -> Tensor:
     return torch.cat([-2 * bound, -inner.flip(0), torch.zeros_like(bound), inner, 2 * bound])
 
 
-def boxes_from_edges(initial: Tensor, moves: Tensor, scale: Tensor | float = SCALE) -> Tensor:
+def boxes_from_edges(initial: Tensor, moves: Tensor, scale: Tensor) -> Tensor:
     """Move the edges of boxes.
 
     Args:
@@ -67,12 +67,15 @@ class Edges(nn.Module):
     """From distributions over the four edges to boxes.
 
     The two numbers that shape ``steps`` are kept with the weights, as in the original.
+
+    Args:
+        scale: ``reg_scale`` of the original, see ``steps``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
         self.register_buffer("reach", torch.tensor([REACH]))
-        self.register_buffer("scale", torch.tensor([SCALE]))
+        self.register_buffer("scale", torch.tensor([scale]))
 
     def forward(self, corners: Tensor, initial: Tensor) -> Tensor:
         """The expected boxes.
@@ -125,16 +128,18 @@ class DistributionDecoder(nn.Module):
         corners: heads of the distributions: one of each layer, or one that all share.
         start: the head of the box that the distributions lie around.
         activation: of the quality networks.
+        scale: see ``steps``.
     """
 
     def __init__(
         self,
         layers: Sequence[nn.Module],
         positions: Sequence[QueryPosition],
-        classes: Sequence[nn.Linear],
-        corners: Sequence[Mlp],
+        classes: Sequence[nn.Module],
+        corners: Sequence[nn.Module],
         start: BoxHead,
         activation: Activation = F.relu,
+        scale: float = 4.0,
     ) -> None:
         super().__init__()
         assert len(positions) == len(classes) == len(layers)
@@ -147,7 +152,7 @@ class DistributionDecoder(nn.Module):
         self.corners = nn.ModuleList(corners)
         self.start = start
         self.quality = nn.ModuleList(LocationQuality(activation) for _ in layers)
-        self.edges = Edges()
+        self.edges = Edges(scale)
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """The first box, then the predictions of every layer; the last are the answer."""

@@ -23,8 +23,20 @@ from detrlab.presets.deformable import (
     DeformableDetrSingleScaleDC5,
     DeformableDetrTwoStage,
 )
-from detrlab.presets.deimv2 import DeimV2Atto, DeimV2Femto, DeimV2Pico
+from detrlab.presets.deimv2 import DeimV2Atto, DeimV2Femto, DeimV2N, DeimV2Pico
 from detrlab.presets.detr import Detr, DetrDC5, DetrSigmoid
+from detrlab.presets.dfine import (
+    DeimL,
+    DeimM,
+    DeimN,
+    DeimS,
+    DeimX,
+    DFine,
+    DFineL,
+    DFineM,
+    DFineN,
+    DFineX,
+)
 from detrlab.presets.dino import (
     CdnDeformableDetr,
     DabDeformableDetr,
@@ -51,9 +63,20 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "dino-4scale": Dino,
     "dino-5scale": Dino5Scale,
     "dino-4scale-detrex": DinoDetrex,
+    "d-fine-n": DFineN,
+    "d-fine-s": DFine,
+    "d-fine-m": DFineM,
+    "d-fine-l": DFineL,
+    "d-fine-x": DFineX,
+    "deim-d-fine-n": DeimN,
+    "deim-d-fine-s": DeimS,
+    "deim-d-fine-m": DeimM,
+    "deim-d-fine-l": DeimL,
+    "deim-d-fine-x": DeimX,
     "deimv2-atto": DeimV2Atto,
     "deimv2-femto": DeimV2Femto,
     "deimv2-pico": DeimV2Pico,
+    "deimv2-n": DeimV2N,
 }
 
 OWN_PRESETS = "DETRLAB_PRESETS"

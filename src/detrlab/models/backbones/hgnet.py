@@ -6,7 +6,7 @@ Atto, Femto and Pico, which end after the third stage).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -69,3 +69,43 @@ class HGNet(nn.Module):
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps[-self.maps :]
+
+    def load_imagenet(self, name: str) -> None:
+        """Load the weights that timm publishes for B0 to B5.
+
+        Raises:
+            UserError: there are none, or they cannot be had.
+        """
+        import timm
+
+        if name.removeprefix("hgnetv2_") in _SIZES:
+            raise UserError(
+                f"there are no ImageNet weights of {name!r}: start from a trained detector, "
+                "or from nothing with --weights none"
+            )
+        try:
+            source = timm.create_model(name, pretrained=True)
+        except Exception as error:  # timm answers with whatever the download raised
+            raise UserError(
+                f"the ImageNet weights of {name!r} could not be loaded ({error}): put them into "
+                "the Hugging Face cache, or start from nothing with --weights none"
+            ) from error
+        loaded = {key: value for key, value in source.state_dict().items() if "head" not in key}
+        self.load_state_dict(loaded)
+
+
+def freeze(
+    backbone: HGNet,
+    *,
+    norms: Literal["frozen", "trained"],
+    trains: Literal["late", "all", "none"],
+) -> HGNet:
+    """Fix what does not train: all norms, and the stem (``late``) or everything (``none``)."""
+    if norms == "frozen":
+        from timm.utils.model import freeze_batch_norm_2d
+
+        freeze_batch_norm_2d(backbone)
+    fixed = {"late": [backbone.stem], "none": [backbone], "all": []}[trains]
+    for part in fixed:
+        part.requires_grad_(False)
+    return backbone
