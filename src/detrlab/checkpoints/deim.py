@@ -103,6 +103,7 @@ _HYBRID: tuple[Row, ...] = (
 )
 
 _BLOCKS: tuple[Row, ...] = (
+    ("encoder.outputs.{i}.{rest}", ("decoder.input_proj.{i}.{rest}",)),
     ("encoder.top_down.{i}.{rest}", ("encoder.fpn_blocks.{i}.{rest}",)),
     ("encoder.bottom_up.{i}.{rest}", ("encoder.pan_blocks.{i}.{rest}",)),
 )

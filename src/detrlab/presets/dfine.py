@@ -53,6 +53,8 @@ class DFine(ModelConfig):
     num_queries: int = Field(300, ge=1, le=100_000)
     width: int = Field(256, ge=8, le=8192)
     num_heads: int = Field(8, ge=1)
+    encoder_width: int | None = Field(None, ge=8, le=8192)
+    """Where it is not the decoder's."""
     encoder_ffn_width: int = Field(1024, ge=1, le=65_536)
     ffn_width: int = Field(1024, ge=2, le=65_536)
     decoder_layers: int = Field(3, ge=1, le=100)
@@ -81,9 +83,14 @@ class DFine(ModelConfig):
         return SigmoidScoring()
 
     @property
+    def fused(self) -> int:
+        """Channels of the encoder's levels."""
+        return self.encoder_width or self.width
+
+    @property
     def fuse_width(self) -> int:
         """Channels inside the blocks that fuse levels."""
-        return round(self.expansion * self.width // 2)
+        return round(self.expansion * self.fused // 2)
 
     def build_backbone(self, *, pretrained: bool) -> nn.Module:
         """HGNetV2.
@@ -109,16 +116,17 @@ class DFine(ModelConfig):
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
         assert isinstance(backbone, HGNet)
-        attention = DenseAttention(self.width, self.num_heads, 0.0)
-        ffn = FeedForward(self.width, self.encoder_ffn_width, 0.0, F.gelu)
-        layer = EncoderLayer(attention, ffn, self.width, 0.0)
+        attention = DenseAttention(self.fused, self.num_heads, 0.0)
+        ffn = FeedForward(self.fused, self.encoder_ffn_width, 0.0, F.gelu)
+        layer = EncoderLayer(attention, ffn, self.fused, 0.0)
         return HybridEncoder(
-            [ConvNorm(channels, self.width) for channels in backbone.channels],
-            {len(backbone.channels) - 1: WithinLevel(stack(layer, 1), self.width)},
+            [ConvNorm(channels, self.fused) for channels in backbone.channels],
+            {len(backbone.channels) - 1: WithinLevel(stack(layer, 1), self.fused)},
             self.combine(),
-            partial(ConvNorm, self.width, self.width),
+            partial(ConvNorm, self.fused, self.fused),
             self.fusing_block,
-            partial(halve_by_channel, self.width),
+            partial(halve_by_channel, self.fused),
+            nn.Identity if self.fused == self.width else partial(ConvNorm, self.fused, self.width),
         )
 
     def combine(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -127,9 +135,9 @@ class DFine(ModelConfig):
 
     def fusing_block(self) -> nn.Module:
         """Fuses two maps."""
-        channels = 2 * self.width if self.combine() is concatenate else self.width
+        channels = 2 * self.fused if self.combine() is concatenate else self.fused
         activation = nn.SiLU(inplace=True)
-        return Elan(channels, self.fuse_width, self.width, self.fuse_blocks, activation)
+        return Elan(channels, self.fuse_width, self.fused, self.fuse_blocks, activation)
 
     def build_queries(self) -> nn.Module:
         """The cells with the best class, behind denoising queries."""
@@ -249,7 +257,7 @@ class DFineX(DFineL):
 
     preset: str = "d-fine-x"
     backbone: str = "hgnetv2_b5"
-    width: int = Field(384, ge=8, le=8192)
+    encoder_width: int | None = Field(384, ge=8, le=8192)
     encoder_ffn_width: int = Field(2048, ge=1, le=65_536)
     edge_scale: ClassVar[float] = 8.0
 
