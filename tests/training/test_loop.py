@@ -118,6 +118,13 @@ def test_two_epochs_and_two_more_are_four(tmp_path, tiny_config, tiny_data):
         train(two, tmp_path / "parts", tiny_data, Options(resume=True))
 
 
+def test_the_last_epochs_are_plain_and_those_before_are_not(tmp_path, tiny_config, tiny_data):
+    usual = train(tiny_config(), tmp_path / "usual", tiny_data).epochs
+    plain = train(tiny_config(plain_epochs=1), tmp_path / "plain", tiny_data).epochs
+    assert plain[0]["loss"] == usual[0]["loss"]
+    assert plain[1]["loss"] != usual[1]["loss"]
+
+
 def test_epochs_that_count_from_the_end_may_not_change(tmp_path, tiny_config, tiny_data):
     for name, changes in {"a": {"plain_epochs": 1}, "b": {"schedule": "flat_cosine"}}.items():
         options = Options(on_step=stopping_after(0))
