@@ -81,7 +81,8 @@ class Detector:
         (Touvron et al. 2019, arXiv 1906.06423; measured in docs/recipe.md).
 
         Args:
-            image_size: the short side in pixels; the bound of the long side keeps its proportion.
+            image_size: the short side in pixels, or the side of square images; the bound of the
+                long side keeps its proportion.
 
         Raises:
             UserError: the size is below 32.

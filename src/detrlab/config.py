@@ -7,7 +7,7 @@ is imported here, so that the command line reads a recipe quickly.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -137,21 +137,68 @@ class DataConfig(Record):
     image_size: int = Field(800, ge=32)
     """Short side in pixels at evaluation, and the largest short side in training."""
     max_size: int = Field(1333, ge=32)
-    """Bound of the long side in pixels."""
-    augmentation: Literal["detr", "light", "strong", "none"] = "detr"
-    """``detr`` is the originals'; ``light`` and ``strong`` are for some hundred images."""
+    """Bound of the long side in pixels; ``square`` has none."""
+    resize: Literal["short_side", "square"] = "short_side"
+    """``square`` stretches every image to ``image_size`` by ``image_size``."""
+    scales: int = Field(0, ge=0)
+    """``square``: each training batch draws its side from the multiples of 32 between about 0.75
+    and 1.25 of ``image_size``, where ``image_size`` counts so many times; 0 has one side."""
+    augmentation: Literal["detr", "light", "strong", "mild", "dense", "none"] = "detr"
+    """``detr`` is the originals'; ``light``, ``strong`` and ``mild`` are for some hundred images;
+    ``dense`` is DEIM's."""
+    mosaic: float = Field(0.5, ge=0, le=1)
+    """``dense``: share of the images that become a mosaic of four."""
+    mixup: float = Field(0.5, ge=0, le=1)
+    """``dense``: share of the images that are averaged with another one."""
+    copy_blend: float = Field(0.5, ge=0, le=1)
+    """``dense``: share of the other images that get objects of another one."""
+    min_size: float = Field(1.0, ge=0)
+    """``mild``, ``dense``: boxes with a side below so many pixels are dropped in training."""
+    repeat_threshold: float = Field(0.0, ge=0, le=1)
+    """Images of classes in a smaller share of the images than this come several times in an
+    epoch; 0 has each image once. Source: arXiv 1908.03195, section 4.2."""
     workers: int = Field(2, ge=0)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _sides_fit(self) -> Self:
+        if self.resize == "square":
+            return self
         if self.max_size < self.image_size:
             raise ValueError(
                 f"max_size {self.max_size} is below image_size {self.image_size}: "
                 "the bound of the long side cannot be below the short side"
             )
+        if self.scales:
+            raise ValueError(
+                f"scales {self.scales} needs square images: set data.resize=square, or scales=0"
+            )
+        if self.augmentation == "dense":
+            raise ValueError(
+                "augmentation 'dense' blends images of one size: set data.resize=square, or take "
+                "'mild' or 'strong'"
+            )
         return self
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides that a square training batch draws from; ``image_size`` alone by default.
+
+        Source: DEIM, engine/data/dataloader.py, ``generate_scales``.
+        """
+        if not self.scales:
+            return (self.image_size,)
+        low, high = int(self.image_size * 0.75) // 32 * 32, int(self.image_size * 1.25) // 32 * 32
+        count = (self.image_size - low) // 32
+        smaller = [low + 32 * i for i in range(count) if low + 32 * i >= 32]
+        larger = [high - 32 * i for i in range(count)]
+        return (*smaller, *(self.image_size,) * self.scales, *larger)
+
+    @property
+    def longest_side(self) -> int:
+        """Bound of a training image's long side in pixels."""
+        return max(self.sides) if self.resize == "square" else self.max_size
 
     def resized(self, image_size: int) -> Self:
         """The same at another size; the bound of the long side keeps its proportion.
@@ -160,7 +207,7 @@ class DataConfig(Record):
             UserError: the size is too small.
         """
         proportion = self.max_size / self.image_size
-        return self.change(image_size=image_size, max_size=round(image_size * proportion))
+        return self.change(image_size=image_size, max_size=max(32, round(image_size * proportion)))
 
 
 class LearningRateGroup(Record):
@@ -169,6 +216,8 @@ class LearningRateGroup(Record):
     name: str
     pattern: str
     factor: float = Field(ge=0)
+    weight_decay: float | None = Field(None, ge=0)
+    """None takes that of all parameters."""
 
 
 BACKBONE_GROUP = LearningRateGroup(name="backbone", pattern=r"^backbone\.", factor=0.1)
@@ -185,6 +234,30 @@ def _written_out(precision: Any) -> Any:
     return _SHORT.get(precision, precision) if isinstance(precision, str) else precision
 
 
+class Phases(NamedTuple):
+    """How far each epoch, counted from 0, augments its images.
+
+    Attributes:
+        start: the epochs before it are plain.
+        mosaic_end: the epochs from here on have neither mosaic nor mixup.
+        end: the epochs from here on are plain: flip and resize only, in one size.
+    """
+
+    start: int
+    mosaic_end: int
+    end: int
+
+    def of(self, epoch: int) -> Phase:
+        """The phase of an epoch."""
+        if not self.start <= epoch < self.end:
+            return "plain"
+        return "whole" if epoch < self.mosaic_end else "single"
+
+
+Phase = Literal["plain", "single", "whole"]
+"""``single`` is the whole augmentation but what mixes whole images: mosaic and mixup."""
+
+
 class TrainConfig(Record):
     """How a detector is trained."""
 
@@ -197,15 +270,31 @@ class TrainConfig(Record):
     groups: tuple[LearningRateGroup, ...] = (BACKBONE_GROUP, SAMPLING_GROUP)
     """The first group that matches a parameter sets its rate; the others use the full rate."""
     weight_decay: float = Field(1e-4, ge=0)
+    decay_norms: bool = True
+    """Whether norms and biases decay too: all parameters with one dimension."""
     clip: float = Field(0.1, ge=0)
     """Bound of the total gradient norm; 0 switches clipping off."""
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
     drop_epoch: int | None = Field(None, ge=1)
     """``step``: the rate is divided by 10 after each so many epochs; None never drops."""
+    flat_part: float = Field(0.5, ge=0, le=1)
+    """``flat_cosine``: part of all epochs before the rate falls."""
+    final_factor: float = Field(0.5, ge=0, le=1)
+    """``flat_cosine``: of the rate, reached before the last ``plain_epochs``."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of linear warm-up."""
+    """Steps of warm-up."""
+    warmup: Literal["linear", "quadratic"] = "linear"
+    plain_epochs: int = Field(0, ge=0)
+    """The last so many epochs only flip and resize images, to one size."""
+    plain_first: int = Field(0, ge=0)
+    """So do the first so many epochs."""
+    mosaic_part: float = Field(0.5, ge=0, le=1)
+    """Augmentation ``dense``: part of all epochs after which mosaic and mixup stop."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then evaluated and saved."""
+    ema_warmup: int | None = Field(None, ge=0)
+    """The decay rises as 1 - exp(-updates / so many), and running statistics are averaged too, as
+    in D-FINE and DEIM; None rises as (1 + updates) / (10 + updates) and copies them."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better AP; None trains all epochs."""
     gradient_checkpointing: bool = False
@@ -234,12 +323,36 @@ class TrainConfig(Record):
     freeze: tuple[str, ...] = ()
     """Patterns (regular expressions, searched) of parameters that do not train."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.plain_first + self.plain_epochs >= self.epochs:
+            raise ValueError(
+                f"plain_epochs {self.plain_epochs} and plain_first {self.plain_first} leave none "
+                f"of the {self.epochs} epochs to the augmentation: lower them, or train longer"
+            )
+        if self.ema_warmup is not None and self.ema_decay is None:
+            raise ValueError(
+                f"ema_warmup {self.ema_warmup} needs an average: set train.ema_decay=0.9999"
+            )
+        return self
+
+    @property
+    def phases(self) -> Phases:
+        """When the augmentation begins and stops."""
+        mosaic_end = round(self.mosaic_part * self.epochs)
+        return Phases(self.plain_first, mosaic_end, self.epochs - self.plain_epochs)
+
     def over(self, epochs: int) -> Self:
-        """The same schedule over another number of epochs: the drop stays at the same fraction."""
-        if self.drop_epoch is None:
-            return self.change(epochs=epochs)
-        drop = max(1, round(self.drop_epoch * epochs / self.epochs))
-        return self.change(epochs=epochs, drop_epoch=drop)
+        """The same schedule over another number of epochs: everything at the same fraction."""
+        part = epochs / self.epochs
+        changes: dict[str, Any] = {"epochs": epochs}
+        if self.drop_epoch is not None:
+            changes["drop_epoch"] = max(1, round(self.drop_epoch * part))
+        changes["plain_epochs"] = min(round(self.plain_epochs * part), epochs - 1)
+        changes["plain_first"] = min(
+            round(self.plain_first * part), epochs - 1 - changes["plain_epochs"]
+        )
+        return self.change(**changes)
 
 
 class Recipe(Record):
@@ -280,11 +393,11 @@ class Recipe(Record):
 
     def over(self, epochs: int) -> Self:
         """The recipe with every detector's schedule over that many epochs."""
+        moved = {"epochs", "drop_epoch", "plain_epochs", "plain_first"}
         each = {
             preset: {
                 **row,
-                "epochs": epochs,
-                "drop_epoch": self.train_for(preset).over(epochs).drop_epoch,
+                **self.train_for(preset).over(epochs).model_dump(include=moved),
             }
             for preset, row in self.train_each.items()
         }

@@ -14,7 +14,11 @@ from checkpoint_cases import (
 
 from detrlab.checkpoints import hf, native, official
 from detrlab.checkpoints.convert import convert, default_target
-from detrlab.checkpoints.hf_config import to_transformers
+from detrlab.checkpoints.hf_config import (
+    preprocessing_from_transformers,
+    preprocessing_to_transformers,
+    to_transformers,
+)
 from detrlab.checkpoints.reading import read
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.errors import UserError
@@ -115,6 +119,15 @@ def test_transformers_image_processor_agrees(tmp_path, preset):
     assert dict(processor.size) == {"shortest_edge": 96, "longest_edge": 160}
     assert tuple(processor.image_mean) == OWN.mean
     assert tuple(processor.image_std) == OWN.std
+
+
+def test_square_images_of_transformers():
+    square = OWN.change(resize="square", image_size=96, max_size=1333)
+    values = preprocessing_to_transformers(imported("detr").checkpoint.config, square)
+    assert values["size"] == {"height": 96, "width": 96}
+    assert preprocessing_from_transformers(values) == square
+    with pytest.raises(UserError, match="size 96 x 64"):
+        preprocessing_from_transformers({**values, "size": {"height": 96, "width": 64}})
 
 
 def test_our_own_file_keeps_everything(tmp_path):

@@ -71,6 +71,18 @@ def test_the_data_itself_is_not_remembered(tmp_path):
     assert native.load(path).preprocessing == DataConfig(image_size=64, max_size=64)
 
 
+def test_square_images_are_remembered_and_the_usual_ones_not_named(tmp_path):
+    config = tiny_config("detr", num_classes=3)
+    for name, own in {
+        "usual": PREPROCESSING,
+        "square": PREPROCESSING.change(resize="square"),
+    }.items():
+        path = native.save(tmp_path / name, build_network(config), config, CLASSES, (0, 1, 2), own)
+        assert native.load(path).preprocessing == own
+        # Versions that know no square images refuse a file that names it.
+        assert ("resize" in native.describe(path)["preprocessing"]) == (name == "square")
+
+
 def write_without_backbone(path, change=0.0):
     config = model_config("detr", 3, **recipe("tiny").model)
     network = build_network(config, pretrained_backbone=True, seed=5)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from coco_folders import annotation, image_entry, write_coco
 
-from detrlab.config import DataConfig
+from detrlab.config import DataConfig, Phases
 from detrlab.data import Batch, Loader, batches, num_batches
 from detrlab.data.batching import eval_order, train_order
 from detrlab.data.shapes import shapes
@@ -23,6 +23,7 @@ from detrlab.data.sources import open_data
 from detrlab.errors import UserError
 
 CONFIG = DataConfig(image_size=64, max_size=96, augmentation="light", workers=0)
+DENSE = CONFIG.change(resize="square", augmentation="dense", scales=2, repeat_threshold=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +45,27 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def epoch(table, **changes):
+    config = changes.pop("config", CONFIG)
     arguments = {"batch": 4, "seed": 3, "epoch": 1, "train": True, "workers": 0, **changes}
-    return list(batches(table, changes.pop("config", CONFIG), **arguments))
+    return list(batches(table, config, **arguments))
 
 
 def assert_same(ones, others):
     assert all(same(one, other) for one, other in zip(ones, others, strict=True))
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("detr", 1), ("light", 3), ("none", 2)])
-def test_any_number_of_workers_gives_the_same_batches(table, kind, workers):
+@pytest.mark.parametrize(
+    ("config", "workers"),
+    [
+        (CONFIG.change(augmentation="detr"), 1),
+        (CONFIG, 3),
+        (CONFIG.change(augmentation="none"), 2),
+        (DENSE.change(repeat_threshold=0.0), 2),
+    ],
+    ids=["detr", "light", "none", "dense"],
+)
+def test_any_number_of_workers_gives_the_same_batches(table, config, workers):
     """The workers of one loader serve every epoch, also after one that was not read to its end."""
-    config = CONFIG.change(augmentation=kind)
     options = {"batch": 4, "seed": 3, "train": True}
     alone = Loader(table, config, workers=0, **options)
     together = Loader(table, config, workers=workers, **options)
@@ -109,6 +119,58 @@ def test_ranks_share_each_global_batch(table):
         assert [len(ids) for ids in shared] == [2, 2]
     with pytest.raises(UserError, match="3 processes"):
         epoch(table, rank=0, world=3)
+
+
+def test_ranks_see_the_images_of_one_process_in_dense_batches_of_several_sizes(table):
+    whole = epoch(table, config=DENSE)
+    assert len(whole) > 5  # some images come again
+    sides = [batch.images.pixels.shape[-1] for batch in whole]
+    assert len(set(sides)) > 1
+    for rank in range(2):
+        for batch, ours in zip(whole, epoch(table, config=DENSE, rank=rank, world=2), strict=True):
+            assert ours.image_ids == batch.image_ids[rank::2]
+            assert torch.equal(ours.images.pixels, batch.images.pixels[rank::2])
+    assert_same(whole[3:], epoch(table, config=DENSE, start=3))
+
+
+def test_sides_of_batches_are_deims():
+    assert CONFIG.sides == (64,)
+    assert DENSE.sides == (32, 64, 64, 64)  # 48 and 80 are no multiples of 32
+    config = DENSE.change(image_size=640, scales=3)
+    large, small = range(800, 640, -32), range(480, 640, 32)
+    assert config.sides == (*small, 640, 640, 640, *large)
+    assert config.longest_side == 800
+    assert DENSE.change(image_size=32).sides == (32, 32, 32)
+
+
+def test_plain_epochs_have_one_size_and_only_flip(table):
+    phases = Phases(start=1, mosaic_end=2, end=3)
+    loader = Loader(table, DENSE, batch=4, train=True, phases=phases, workers=0)
+    # The pixels of each image, and of its mirror image.
+    known = {}
+    for part in batches(table, DENSE, batch=1, train=False):
+        pixels = part.images.pixels[0]
+        known[part.image_ids[0]] = (pixels, pixels.flip(-1))
+    sizes = {}
+    for number in range(4):
+        parts = list(loader.epoch(number))
+        sizes[number] = {part.images.pixels.shape[-1] for part in parts}
+        plain = [
+            any(torch.allclose(part.images.pixels[i], each, atol=0.02) for each in known[image_id])
+            for part in parts
+            if part.images.pixels.shape[-1] == 64
+            for i, image_id in enumerate(part.image_ids)
+        ]
+        assert all(plain) if number in (0, 3) else not all(plain)
+    assert sizes[0] == sizes[3] == {64}
+    assert len(sizes[1]) > 1
+    assert [phases.of(epoch) for epoch in range(4)] == ["plain", "whole", "single", "plain"]
+
+
+def test_square_evaluation_is_one_shape(table):
+    parts = list(batches(table, DENSE, batch=4, train=False, workers=0))
+    assert {tuple(part.images.pixels.shape[-2:]) for part in parts} == {(64, 64)}
+    assert len(parts) == num_batches(table, DENSE, batch=4, train=False) == 6
 
 
 def test_last_partial_batch_is_dropped_unless_alone(table):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from detrlab.config import DataConfig
 from detrlab.data import transforms as T
+from detrlab.data.augment import train_augmentation
 from detrlab.data.keyed import keyed
 from detrlab.structures import Sample
 
@@ -112,7 +113,7 @@ def test_augmentation_keeps_boxes_on_their_objects(kind):
     image[:, 30:90, 40:120] = 255
     original = Sample(image, torch.tensor([[40.0, 30, 120, 90]]), torch.tensor([0]), 1, (120, 160))
     config = DataConfig(image_size=96, max_size=160, augmentation=kind)
-    augment = T.train_augmentation(config)
+    augment = train_augmentation(config)
     shapes = set()
     for epoch in range(60):
         changed = augment(original, keyed("test", epoch))
@@ -130,7 +131,7 @@ def test_augmentation_keeps_boxes_on_their_objects(kind):
 def test_detr_draws_have_the_published_frequencies():
     """Half flipped; half cropped; eleven sizes evenly; crops within their bounds."""
     config = DataConfig(image_size=80, max_size=133, augmentation="detr")
-    augment = T.train_augmentation(config)
+    augment = train_augmentation(config)
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     image[:, :, :40] = 255
     original = Sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 1, (60, 80))
@@ -150,7 +151,7 @@ def test_detr_draws_have_the_published_frequencies():
 def test_zooming_magnifies_what_is_small(kind, largest):
     """How large an object gets at most, as a part of its size in evaluation."""
     original = sample(height=300, width=400, boxes=((180, 130, 220, 170),))
-    augment = T.train_augmentation(DataConfig(image_size=300, max_size=400, augmentation=kind))
+    augment = train_augmentation(DataConfig(image_size=300, max_size=400, augmentation=kind))
     drawn = [augment(original, keyed("zoom", n)) for n in range(200)]
     heights = [float(each.boxes[0, 3] - each.boxes[0, 1]) for each in drawn if len(each.boxes)]
     # Both sides must be cropped most for the full effect, so few draws come near it.

@@ -47,16 +47,21 @@ def test_two_processes_equal_one(tmp_path):
                     assert (gradient - their_gradients[key]).abs().max() < bound, (name, key)
 
 
+DENSE = {"resize": "square", "augmentation": "dense", "scales": 1, "repeat_threshold": 0.5}
+
+
 @pytest.fixture
-def asked(tmp_path, tiny_config):
+def asked(request, tmp_path, tiny_config):
     config = tiny_config(
         "deformable-detr",
         model={"backbone_norms": "frozen", "backbone_trains": "late", "dropout": 0.0},
+        data=getattr(request, "param", {}),
     )
     config.save(tmp_path / "asked.yaml")
     return config
 
 
+@pytest.mark.parametrize("asked", [{}, DENSE], ids=["padded", "dense"], indirect=True)
 def test_a_run_of_two_processes_is_one_run(tmp_path, asked, tiny_data):
     processes = launch(2, "train", tmp_path / "two", tmp_path / "asked.yaml", -1)
     alone = train(asked, tmp_path / "one", tiny_data, Options(device="cpu"))

@@ -15,6 +15,19 @@ from detrlab.evaluation.matching import match
 from detrlab.training.folder import RunConfig, RunFolder, locked
 from detrlab.training.loop import Options, train
 
+DENSE = {
+    "epochs": 3,
+    "plain_epochs": 1,
+    "drop_epoch": None,
+    "schedule": "flat_cosine",
+    "warmup_steps": 2,
+    "decay_norms": False,
+    "ema_decay": 0.9,
+    "ema_warmup": 3,
+    "micro_batch": 2,
+    "data": {"resize": "square", "augmentation": "dense", "scales": 1, "repeat_threshold": 0.9},
+}
+
 
 def test_a_run_leaves_its_files_and_a_line_an_epoch(tmp_path, tiny_config, tiny_data):
     lines = []
@@ -68,6 +81,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny
     [
         (0, {"ema_decay": 0.9, "micro_batch": 2}),
         (0, {"preset": "dino-4scale", "model": {"levels": 3}, "micro_batch": 2}),
+        (2, DENSE),
         pytest.param(1, {"gradient_checkpointing": True}, marks=pytest.mark.slow),
         pytest.param(
             2,
@@ -77,7 +91,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(tmp_path, tiny
         pytest.param(2, {"precision": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param(2, {"precision": "float16"}, marks=pytest.mark.slow),
     ],
-    ids=["average", "denoising", "between-epochs", "cosine", "bfloat16", "float16"],
+    ids=["average", "denoising", "dense", "between-epochs", "cosine", "bfloat16", "float16"],
 )
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path, tiny_config, tiny_data, stop, changes):
     """With dropout, in the middle of an epoch and between two."""
@@ -102,6 +116,22 @@ def test_two_epochs_and_two_more_are_four(tmp_path, tiny_config, tiny_data):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     with pytest.raises(UserError, match="4 epochs"):
         train(two, tmp_path / "parts", tiny_data, Options(resume=True))
+
+
+def test_the_last_epochs_are_plain_and_those_before_are_not(tmp_path, tiny_config, tiny_data):
+    usual = train(tiny_config(), tmp_path / "usual", tiny_data).epochs
+    plain = train(tiny_config(plain_epochs=1), tmp_path / "plain", tiny_data).epochs
+    assert plain[0]["loss"] == usual[0]["loss"]
+    assert plain[1]["loss"] != usual[1]["loss"]
+
+
+def test_epochs_that_count_from_the_end_may_not_change(tmp_path, tiny_config, tiny_data):
+    for name, changes in {"a": {"plain_epochs": 1}, "b": {"schedule": "flat_cosine"}}.items():
+        options = Options(on_step=stopping_after(0))
+        train(tiny_config(**changes), tmp_path / name, tiny_data, options)
+        longer = tiny_config(epochs=4, **changes)
+        with pytest.raises(UserError, match=r"train\.epochs is 2 there and 4 here"):
+            train(longer, tmp_path / name, tiny_data, Options(resume=True))
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, tiny_config, tiny_data):

@@ -111,6 +111,88 @@ def test_cosine_and_warm_up():
     assert schedule.rate(20) == pytest.approx(0, abs=1e-12)
 
 
+def deims_rate(total, warmup, flat, plain, step, rate, least):
+    """Its ``flat_cosine_schedule``, with its own names for the phases."""
+    if step <= warmup:
+        return rate * (step / warmup) ** 2
+    if step <= flat:
+        return rate
+    if step >= total - plain:
+        return least
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - flat) / (total - flat - plain)))
+    return least + (rate - least) * cosine
+
+
+def test_flat_cosine_is_deims_with_the_warm_up_a_step_earlier():
+    config = TrainConfig(
+        epochs=58, plain_epochs=8, learning_rate=4e-4, schedule="flat_cosine", drop_epoch=None,
+        warmup_steps=20, warmup="quadratic", flat_part=0.5, final_factor=0.3,
+    )  # fmt: skip
+    schedule = Schedule(config, 10)
+    rates = [schedule.rate(step) for step in range(580)]
+    theirs = [deims_rate(580, 20, 290, 80, step, 4e-4, 1.2e-4) for step in range(580)]
+    assert rates[:19] == pytest.approx(theirs[1:20])
+    assert rates[20:] == pytest.approx(theirs[20:])
+    assert rates[290] == 4e-4
+    assert rates[500] == rates[579] == pytest.approx(1.2e-4)
+    linear = Schedule(config.change(warmup="linear"), 10)
+    assert linear.rate(9) == pytest.approx(2e-4)
+    assert schedule.rate(9) == pytest.approx(1e-4)
+
+
+def test_norms_and_biases_need_not_decay():
+    toy = nn.ModuleDict(
+        {
+            "backbone": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.LayerNorm((2, 2))),
+            "decoder": nn.Linear(4, 4),
+        }
+    )
+    group = LearningRateGroup(name="backbone", pattern="backbone", factor=0.1, weight_decay=0.5)
+    config = TrainConfig(groups=(group,), weight_decay=0.2, decay_norms=False)
+    groups = parameter_groups(toy, config)
+    assert [(each.name, each.factor, each.weight_decay, len(each.named)) for each in groups] == [
+        ("backbone", 0.1, 0.5, 1),
+        ("backbone, norms and biases", 0.1, 0.0, 5),
+        ("rest", 1.0, 0.2, 1),
+        ("rest, norms and biases", 1.0, 0.0, 1),
+    ]
+    assert str(groups[1]).endswith("x0.1, no weight decay")
+    optimizer = build_optimizer(groups, config)
+    before = {name: each.detach().clone() for name, each in toy.named_parameters()}
+    set_rate(optimizer, 1.0)
+    for each in toy.parameters():
+        each.grad = torch.zeros_like(each)
+    optimizer.step()
+    kept = {"backbone.0.weight": 1 - 0.1 * 0.5, "decoder.weight": 1 - 0.2}
+    for name, after in toy.named_parameters():
+        assert torch.allclose(after, before[name] * kept.get(name, 1.0)), name
+    plain = parameter_groups(toy, config.change(decay_norms=True))
+    assert [(each.weight_decay, len(each.named)) for each in plain] == [(0.5, 6), (0.2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"plain_epochs": 50}, "plain_epochs 50 and plain_first 0 leave none of the 50 epochs"),
+        ({"plain_epochs": 40, "plain_first": 10}, "plain_first 10 leave none"),
+        ({"ema_warmup": 100}, "ema_warmup 100 needs .*ema_decay=0.9999"),
+    ],
+)
+def test_impossible_schedules_are_refused(changes, facts):
+    with pytest.raises(UserError, match=facts):
+        TrainConfig().change(**changes)
+
+
+def test_phases_keep_their_fractions_over_other_epochs():
+    config = TrainConfig(epochs=58, plain_epochs=8, plain_first=4, drop_epoch=29)
+    assert config.phases == (4, 29, 50)  # DEIM's
+    for epochs in (1, 2, 5, 29, 116):
+        config.over(epochs)
+    longer = config.over(116)
+    assert (longer.plain_epochs, longer.plain_first, longer.drop_epoch) == (16, 8, 58)
+    assert TrainConfig().over(3).phases == (0, 2, 3)
+
+
 @pytest.mark.parametrize("bound", [0.0, 0.1, 100.0])
 def test_clipping_bounds_the_total_norm(bound):
     toy, config = Toy(), TrainConfig()
@@ -135,3 +217,27 @@ def test_the_average_follows_the_weights():
     for _ in range(60):
         average.update(toy)
     assert torch.allclose(average.values["decoder.weight"], toy.decoder.weight)
+
+
+def test_the_originals_average_has_their_warm_up_and_averages_statistics():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = WeightAverage(network, decay=0.9, warmup=5)
+    reference = {name: value.clone() for name, value in network.state_dict().items()}
+    for update in range(1, 8):
+        with torch.no_grad():
+            for value in network.state_dict().values():
+                value += update
+        average.update(network)
+        decay = 0.9 * (1 - math.exp(-update / 5))
+        for name, value in reference.items():
+            if value.is_floating_point():  # theirs leave integers
+                reference[name] = value * decay + (1 - decay) * network.state_dict()[name]
+    for name, value in reference.items():
+        if value.is_floating_point():
+            assert torch.allclose(average.values[name], value), name
+    assert average.values["1.num_batches_tracked"] == sum(range(1, 8))
+    constant = WeightAverage(network, decay=0.9, warmup=0)
+    start = constant.values["1.running_mean"].clone()
+    network[1].running_mean += 1
+    constant.update(network)
+    assert torch.allclose(constant.values["1.running_mean"], start + 0.1)

@@ -1,9 +1,11 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from detrlab.config import DataConfig
 from detrlab.data import batches
 from detrlab.errors import UserError
 from detrlab.presets import build_network
@@ -43,6 +45,14 @@ def test_parameters_without_a_gradient_and_a_loss_that_does_not_fall_are_reporte
     assert "3 steps" in first
     assert "hardly fell" in fall
     assert "forgotten.bias, forgotten.weight" in gradient
+
+
+def test_the_largest_square_batch_and_a_full_mosaic_must_fit(tiny_data):
+    config = DataConfig(image_size=64, resize="square", scales=1, augmentation="dense")
+    counts = sorted(np.diff(tiny_data.train.starts).tolist())
+    assert WorstCase.of(tiny_data.train, config) == WorstCase(64, 64, sum(counts[-4:]))
+    larger = config.change(image_size=128, augmentation="mild")
+    assert WorstCase.of(tiny_data.train, larger) == WorstCase(160, 160, counts[-1])
 
 
 @pytest.mark.parametrize(("room", "expected"), [(100.0, 16), (6.0, 4), (1.5, 1), (0.5, None)])

@@ -167,7 +167,16 @@ def preprocessing_from_transformers(values: Mapping[str, Any]) -> DataConfig:
     size = values.get("size", {})
     if isinstance(size, int):  # before 4.26
         size = {"shortest_edge": size, "longest_edge": values.get("max_size", ours.max_size)}
+    resize = "short_side"
+    if "height" in size:
+        if size["height"] != size.get("width"):
+            raise UserError(
+                f"size {size['height']} x {size.get('width')}: only square images can be resized "
+                "without their aspect ratio"
+            )
+        resize, size = "square", {"shortest_edge": size["height"]}
     return ours.change(
+        resize=resize,
         image_size=size.get("shortest_edge", ours.image_size),
         max_size=size.get("longest_edge", ours.max_size),
         mean=tuple(values.get("image_mean", ours.mean)),
@@ -178,10 +187,13 @@ def preprocessing_from_transformers(values: Mapping[str, Any]) -> DataConfig:
 def preprocessing_to_transformers(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
     """The contents of a ``preprocessor_config.json``."""
     name = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
+    size = {"shortest_edge": data.image_size, "longest_edge": data.max_size}
+    if data.resize == "square":
+        size = {"height": data.image_size, "width": data.image_size}
     return {
         "image_processor_type": f"{name}ImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": data.image_size, "longest_edge": data.max_size},
+        "size": size,
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -128,7 +128,7 @@ def save(
         "architecture": config.to_dict(),
         "classes": list(classes),
         "category_ids": [int(number) for number in category_ids],
-        "preprocessing": {name: preprocessing.to_dict()[name] for name in _PREPROCESSING},
+        "preprocessing": _described(preprocessing),
         "threshold": threshold,
         "provenance": dict(provenance or {}),
         "versions": _versions(),
@@ -140,6 +140,16 @@ def save(
     # Not save_file: it reports a full disk as an error of its own and ignores the umask.
     files.write_bytes(path, serialize(tensors, metadata={_KEY: text}))
     return path
+
+
+def _described(preprocessing: DataConfig) -> dict[str, Any]:
+    """What inference needs. The way of resizing only where it is not the usual one.
+
+    So older versions read most files, and refuse those that they would misread.
+    """
+    values = preprocessing.to_dict()
+    names = _PREPROCESSING if preprocessing.resize == "short_side" else (*_PREPROCESSING, "resize")
+    return {name: values[name] for name in names}
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -177,7 +177,13 @@ def fingerprints(run: Run, data: DataSet) -> dict[str, str]:
         backbone.update(name.encode())
         backbone.update(tensor.contiguous().numpy().tobytes())
     for epoch in range(3):
-        for part in train_order(data.train, batch=run.train.batch, seed=run.seed, epoch=epoch):
+        for part in train_order(
+            data.train,
+            batch=run.train.batch,
+            seed=run.seed,
+            epoch=epoch,
+            repeat_threshold=run.data.repeat_threshold,
+        ):
             order.update(b"|" + part.tobytes())
     return {"initial_backbone": backbone.hexdigest(), "order": order.hexdigest()}
 

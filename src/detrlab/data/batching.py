@@ -1,8 +1,9 @@
 """Batches: the order of images, the worker processes that read them, and the padding.
 
-The order depends only on (seed, epoch), augmentation only on (seed, epoch, image id). So any
-number of workers and any number of ranks give the same images with the same draws, and a run
-that resumes in the middle of an epoch continues exactly.
+The order depends only on (seed, epoch), augmentation only on (seed, epoch, image id), the side of
+square batches on (seed, epoch, number of the batch). So any number of workers and any number of
+ranks give the same images with the same draws, and a run that resumes in the middle of an epoch
+continues exactly.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from detrlab.config import DataConfig
+from detrlab.config import DataConfig, Phase, Phases
+from detrlab.data.augment import train_augmentation
 from detrlab.data.keyed import keyed
+from detrlab.data.repeats import epoch_length, repeated, times_before
 from detrlab.data.table import Table
 from detrlab.data.transforms import (
     evaluation_resize,
     evaluation_size,
     normalize,
     to_target,
-    train_augmentation,
 )
 from detrlab.errors import UserError
 from detrlab.structures import ImageBatch, Sample, Target
@@ -70,12 +72,17 @@ def pad(images: Sequence[torch.Tensor], config: DataConfig) -> ImageBatch:
     return ImageBatch(pixels, padding)
 
 
-def train_order(table: Table, *, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
+def train_order(
+    table: Table, *, batch: int, seed: int, epoch: int, repeat_threshold: float = 0.0
+) -> list[np.ndarray]:
     """The positions of the images in each training batch of an epoch.
 
     The last, partial batch is dropped, unless it is the only one.
     """
-    order = keyed("order", seed, epoch).permutation(len(table))
+    draws = keyed("order", seed, epoch)
+    order = draws.permutation(len(table))
+    if repeat_threshold > 0:
+        order = repeated(order, table, repeat_threshold, draws)
     if len(order) <= batch:
         return [order] if len(order) else []
     return [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
@@ -113,6 +120,7 @@ class Loader:
         world: number of processes that share each epoch.
         workers: worker processes; None takes ``config.workers``, 0 reads in this process.
         pin_memory: copy batches into pinned memory, for faster transfers to a GPU.
+        phases: when the augmentation begins and stops; None augments in every epoch.
 
     Raises:
         UserError: the batch size or the rank is impossible.
@@ -130,6 +138,7 @@ class Loader:
         world: int = 1,
         workers: int | None = None,
         pin_memory: bool = False,
+        phases: Phases | None = None,
     ) -> None:
         if batch < 1:
             raise UserError(f"batch size {batch} is too small: use at least 1")
@@ -141,7 +150,7 @@ class Loader:
                 f"evenly: choose a batch size that {world} divides"
             )
         self.table, self.config, self.batch, self.train = table, config, batch, train
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.phases = seed, rank, world, phases
         count = config.workers if workers is None else workers
         self._workers = min(count, num_batches(table, config, batch=batch, train=train))
         share = min(batch // world if train else batch, len(table))
@@ -167,11 +176,24 @@ class Loader:
 
     def order(self, epoch: int = 0) -> list[np.ndarray]:
         """The positions of the images in each batch of this rank."""
+        return [key.positions for key in self._plan(epoch)]
+
+    def _plan(self, epoch: int) -> list[_Key]:
         if not self.train:
-            whole = eval_order(self.table, self.config, batch=self.batch)
-            return whole[self.rank :: self.world]
-        whole = train_order(self.table, batch=self.batch, seed=self.seed, epoch=epoch)
-        return [part[self.rank :: self.world] for part in whole]
+            whole = eval_order(self.table, self.config, batch=self.batch)[self.rank :: self.world]
+            return [
+                _Key(epoch, i, positions, np.zeros_like(positions))
+                for i, positions in enumerate(whole)
+            ]
+        threshold = self.config.repeat_threshold
+        whole = train_order(
+            self.table, batch=self.batch, seed=self.seed, epoch=epoch, repeat_threshold=threshold
+        )
+        mine = slice(self.rank, None, self.world)
+        return [
+            _Key(epoch, i, positions[mine], copies[mine])
+            for i, (positions, copies) in enumerate(zip(whole, times_before(whole), strict=True))
+        ]
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
@@ -183,7 +205,7 @@ class Loader:
         Raises:
             UserError: an image cannot be read (the message names the file) or a worker died.
         """
-        self._keys[:] = [(epoch, positions) for positions in self.order(epoch)[start:]]
+        self._keys[:] = self._plan(epoch)[start:]
         with _undisturbed():
             items = iter(self._loader)
         while True:
@@ -207,7 +229,7 @@ class Loader:
         place = Path("/dev/shm")
         if not place.is_dir():
             return True
-        needed = 4 * 3 * images * (self.config.max_size + 1) ** 2
+        needed = 4 * 3 * images * (self.config.longest_side + 1) ** 2
         status = os.statvfs(place)
         return needed * self._workers * (PREFETCH + 1) * self.world < (
             status.f_bavail * status.f_frsize
@@ -226,12 +248,17 @@ def num_batches(
 ) -> int:
     """How many batches ``batches`` gives a rank in one epoch from its start."""
     if train:
-        return max(len(table) // batch, min(len(table), 1))
+        return max(epoch_length(table, config.repeat_threshold) // batch, min(len(table), 1))
     return len(eval_order(table, config, batch=batch)[rank::world])
 
 
-_Key = tuple[int, np.ndarray]
-"""Epoch, and the positions of a batch's images."""
+class _Key(NamedTuple):
+    """What a batch is made from: its images, and how often each came before in the epoch."""
+
+    epoch: int
+    number: int
+    positions: np.ndarray
+    copies: np.ndarray
 
 
 class _Reader(Dataset[Any]):
@@ -239,15 +266,17 @@ class _Reader(Dataset[Any]):
 
     def __init__(self, loader: Loader, workers: int, *, through_pipe: bool) -> None:
         self._table, self._config, self._train = loader.table, loader.config, loader.train
-        self._seed = loader.seed
+        self._seed, self._phases = loader.seed, loader.phases
         self._through_pipe = through_pipe and workers > 0
         # The position each worker is reading, for the message if the worker dies.
         self._reading = torch.full((workers,), -1).share_memory_()
 
     def __getitem__(self, key: _Key) -> list[Any] | UserError:
-        epoch, positions = key
+        images = zip(key.positions.tolist(), key.copies.tolist(), strict=True)
+        phase: Phase = "whole" if self._phases is None else self._phases.of(key.epoch)
+        side = self._side(key, phase)
         try:
-            samples = [self._sample(epoch, i) for i in positions.tolist()]
+            samples = [self._sample(key.epoch, i, copy, phase, side) for i, copy in images]
         except UserError as error:
             return error  # raised here, it would arrive as a traceback
         self._note(-1)
@@ -263,13 +292,28 @@ class _Reader(Dataset[Any]):
             "--workers, or --workers 0 to read in the training process"
         )
 
-    def _sample(self, epoch: int, i: int) -> Sample:
-        self._note(i)
-        sample = self._table.read(i)
+    def _side(self, key: _Key, phase: Phase) -> int:
+        """Of the batch's square images, the same in all processes."""
+        sides = self._config.sides
+        if not self._train or phase == "plain" or len(sides) == 1:
+            return self._config.image_size
+        return sides[int(keyed("side", self._seed, key.epoch, key.number).integers(len(sides)))]
+
+    def _sample(self, epoch: int, i: int, copy: int, phase: Phase, side: int) -> Sample:
+        sample = self._read(i)
         if not self._train:
             return evaluation_resize(sample, self._config)
-        draws = keyed("augmentation", self._seed, epoch, sample.image_id)
-        return train_augmentation(self._config)(sample, draws)
+        again = (copy,) if copy else ()
+        draws = keyed("augmentation", self._seed, epoch, sample.image_id, *again)
+        augment = train_augmentation(self._config, phase=phase, side=side, partner=self._partner)
+        return augment(sample, draws)
+
+    def _partner(self, draws: np.random.Generator) -> Sample:
+        return self._read(int(draws.integers(len(self._table))))
+
+    def _read(self, i: int) -> Sample:
+        self._note(i)
+        return self._table.read(i)
 
     def _note(self, position: int) -> None:
         worker = get_worker_info()

@@ -1,4 +1,4 @@
-"""Image transforms: the originals' augmentation, two of our own, and evaluation.
+"""Image transforms: resizing, DETR's augmentation, one that zooms, and evaluation.
 
 Boxes are xyxy in pixels of the current image; only ``to_target`` turns them into fractions.
 All random draws come from the generator that is passed in.
@@ -202,25 +202,25 @@ def jitter(image: Tensor, brightness: float, contrast: float, saturation: float)
     return pixels.clamp_(0, 255).round_().byte()
 
 
-def train_augmentation(config: DataConfig) -> Augmentation:
-    """The augmentation that ``config.augmentation`` names."""
-    size, bound = config.image_size, config.max_size
-    if config.augmentation == "detr":
-        return DetrAugmentation(size, bound)
-    if config.augmentation == "light":  # for small detectors and short trainings
-        return ZoomAugmentation(size, bound, crops=0.5, crop_from=0.7, shrinks_to=0.8, colour=0.2)
-    if config.augmentation == "strong":  # against overfitting in many epochs
-        return ZoomAugmentation(size, bound, crops=0.7, crop_from=0.4, shrinks_to=0.6, colour=0.4)
-    return lambda sample, _draws: evaluation_resize(sample, config)
+def evaluation_resize(sample: Sample, config: DataConfig, side: int | None = None) -> Sample:
+    """The sample at the size at which a detector is evaluated; ``side`` as below."""
+    height, width = sample.image.shape[-2:]
+    return resize(sample, *evaluation_size(height, width, config, side))
 
 
-def evaluation_resize(sample: Sample, config: DataConfig) -> Sample:
-    """The sample at the size at which a detector is evaluated."""
-    return resize_short_side(sample, config.image_size, config.max_size)
+def evaluation_size(
+    height: int, width: int, config: DataConfig, side: int | None = None
+) -> tuple[int, int]:
+    """(height, width) that an image of this size is evaluated at.
 
-
-def evaluation_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
-    """(height, width) that an image of this size is evaluated at."""
+    Args:
+        height: in pixels.
+        width: in pixels.
+        config: says how images are resized.
+        side: of square images, if not ``config.image_size``; only training batches differ.
+    """
+    if config.resize == "square":
+        return (side or config.image_size,) * 2
     return resized_size(height, width, config.image_size, config.max_size)
 
 

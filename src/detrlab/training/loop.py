@@ -225,6 +225,7 @@ class _Run:
             world=processes.world,
             workers=self.options.workers if workers is None else workers,
             pin_memory=processes.device.type == "cuda",
+            phases=config.train.phases,
         )
 
     def _note(self, report: StepReport, share: Batch) -> None:

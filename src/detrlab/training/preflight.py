@@ -60,13 +60,18 @@ class WorstCase:
 
     @classmethod
     def of(cls, table: Table, config: DataConfig) -> WorstCase:
-        """The largest sides and the most objects over all images of a table."""
+        """The largest sides and the most objects over all images of a table.
+
+        A mosaic of the four images with most objects has them all.
+        """
         shapes = {tuple(size) for size in table.sizes.tolist()}
-        resized = [evaluation_size(height, width, config) for height, width in shapes]
+        side = max(config.sides)
+        resized = [evaluation_size(height, width, config, side) for height, width in shapes]
+        together = 4 if config.augmentation == "dense" and config.mosaic else 1
         return cls(
             height=max(height for height, _ in resized),
             width=max(width for _, width in resized),
-            objects=int(np.diff(table.starts).max()),
+            objects=int(np.sort(np.diff(table.starts))[-together:].sum()),
         )
 
     def batch(self, images: int, device: torch.device) -> tuple[ImageBatch, list[Target]]:

@@ -117,6 +117,16 @@ def claim(run: RunFolder, config: RunConfig, resume: bool, stack: ExitStack) -> 
 _MAY_CHANGE = {"data.data", "data.workers", "train.micro_batch", "train.epochs", "train.patience"}
 
 
+def _counts_from_the_end(config: RunConfig) -> bool:
+    """Whether what an epoch does hangs on the number of all epochs."""
+    train = config.train
+    return (
+        train.schedule in ("cosine", "flat_cosine")
+        or train.plain_epochs > 0
+        or config.data.augmentation == "dense"  # its mosaic stops after a part of them
+    )
+
+
 def _resumed_settings(saved: RunConfig, asked: RunConfig, path: Path) -> RunConfig:
     """The saved settings, with the new values of those that may change.
 
@@ -124,7 +134,7 @@ def _resumed_settings(saved: RunConfig, asked: RunConfig, path: Path) -> RunConf
         UserError: another setting differs.
     """
     accepted = set(_MAY_CHANGE)
-    if saved.train.schedule == "cosine":
+    if _counts_from_the_end(saved):
         accepted -= {"train.epochs"}
     if saved.train.weights not in ("imagenet", "none"):
         accepted |= {"data.mean", "data.std"}  # taken from the checkpoint
@@ -239,7 +249,9 @@ def build_engine(
         config=settings,
         num_queries=config.model.num_queries,
         processes=processes,
-        average=None if settings.ema_decay is None else WeightAverage(network, settings.ema_decay),
+        average=None
+        if settings.ema_decay is None
+        else WeightAverage(network, settings.ema_decay, settings.ema_warmup),
     )
 
 
