@@ -116,6 +116,10 @@ class ModelConfig(Record):
         """How class logits are read."""
         raise NotImplementedError
 
+    def preprocessing(self) -> DataConfig:
+        """Image size and normalisation of the published weights."""
+        return DataConfig()
+
     def build_backbone(self, *, pretrained: bool) -> nn.Module:
         """The backbone, with ImageNet weights if asked for."""
         raise NotImplementedError
@@ -208,6 +212,11 @@ class DataConfig(Record):
         """
         proportion = self.max_size / self.image_size
         return self.change(image_size=image_size, max_size=max(32, round(image_size * proportion)))
+
+
+def unit_square(side: int) -> DataConfig:
+    """Images as the real-time detectors see them: stretched to a square, values from 0 to 1."""
+    return DataConfig(image_size=side, resize="square", mean=(0, 0, 0), std=(1, 1, 1))
 
 
 class LearningRateGroup(Record):

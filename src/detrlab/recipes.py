@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detrlab.config import DataConfig, Recipe, TrainConfig
+from detrlab.config import BACKBONE_GROUP, DataConfig, Recipe, TrainConfig, unit_square
 from detrlab.errors import UserError, did_you_mean
 
 # 500 epochs are the published checkpoints' schedule; the repository's default is 300 and 200.
@@ -85,6 +85,26 @@ RECIPES: dict[str, Recipe] = {
                 mean=_LITE0_MEAN,
                 std=_LITE0_STD,
             ),
+        ),
+        Recipe(
+            name="photos",
+            description="Fine-tune the packaged COCO detector, DEIMv2-Femto, on some hundred "
+            "photographs: an hour on a laptop's CPU.",
+            train=TrainConfig(
+                epochs=24,
+                batch=8,
+                learning_rate=5e-4,
+                groups=(BACKBONE_GROUP.change(factor=0.5),),
+                decay_norms=False,
+                schedule="flat_cosine",
+                flat_part=0.5,
+                final_factor=0.02,
+                warmup_steps=100,
+                ema_decay=0.998,
+                plain_epochs=2,
+                weights="coco",
+            ),
+            data=unit_square(512).change(augmentation="mild", repeat_threshold=0.3),
         ),
         Recipe(
             name="cppe5",

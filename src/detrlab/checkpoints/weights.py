@@ -24,6 +24,8 @@ HUB = "hf:"
 ASSETS = Path(__file__).parents[1] / "assets"
 BUILT_IN = {"shapes": ASSETS / "shapes.safetensors"}
 """Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
+IN_THE_BOX = "deimv2-femto"
+"""The preset whose COCO weights are in the package (``benchmarks/packaged_detector.py``)."""
 
 
 class Start(NamedTuple):
@@ -172,6 +174,8 @@ def open_weights(
     if weights == "coco":
         if preset is None:
             raise UserError("weights 'coco' need the name of a detector")
+        if preset == IN_THE_BOX:
+            return read(ASSETS / f"{preset}-coco.safetensors", told=told, likely=likely)
         entry = published.published(preset, backbone or "resnet50")
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
     if weights == "figures":

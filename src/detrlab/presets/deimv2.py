@@ -76,6 +76,7 @@ class DeimV2Femto(DeimV2N):
     width: int = Field(96, ge=8, le=8192)
     ffn_width: int = Field(256, ge=2, le=65_536)
     points: tuple[int, ...] = (4, 2)
+    image_size: ClassVar[int] = 416
     layer_kind: ClassVar[type[DecoderLayer]] = DecoderLayer
     backbone_maps: ClassVar[int] = 1
 
@@ -103,6 +104,7 @@ class DeimV2Atto(DeimV2Femto):
     num_queries: int = Field(100, ge=1, le=100_000)
     width: int = Field(64, ge=8, le=8192)
     ffn_width: int = Field(160, ge=2, le=65_536)
+    image_size: ClassVar[int] = 320
 
 
 class DeimV2Pico(DeimV2Femto):
@@ -113,6 +115,7 @@ class DeimV2Pico(DeimV2Femto):
     num_queries: int = Field(200, ge=1, le=100_000)
     width: int = Field(112, ge=8, le=8192)
     ffn_width: int = Field(320, ge=2, le=65_536)
+    image_size: ClassVar[int] = 640
 
 
 def late_matcher() -> HungarianMatcher:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from detrlab.config import ModelConfig, TrainConfig
+from detrlab.config import DataConfig, ModelConfig, TrainConfig, unit_square
 from detrlab.losses.distribution import FineGrained, self_distillation
 from detrlab.losses.matching import FocalCost
 from detrlab.losses.pairs import Weighted
@@ -64,6 +64,7 @@ class DFine(ModelConfig):
     """About how many denoising queries of one kind an image gets."""
     label_noise: float = Field(0.5, ge=0, le=2)
     box_noise: float = Field(1.0, ge=0)
+    image_size: ClassVar[int] = 640
     edge_scale: ClassVar[float] = 4.0
     """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
     expansion: ClassVar[float] = 0.5
@@ -81,6 +82,10 @@ class DFine(ModelConfig):
     def scoring(self) -> Scoring:
         """One sigmoid per class."""
         return SigmoidScoring()
+
+    def preprocessing(self) -> DataConfig:
+        """Squares, values from 0 to 1."""
+        return unit_square(self.image_size)
 
     @property
     def fused(self) -> int:

@@ -196,6 +196,9 @@ class _Run:
         start = progress.step - epoch * self.steps_per_epoch
         if start >= self.steps_per_epoch:
             return  # the run was stopped during the evaluation
+        train = self.config.train
+        if epoch >= train.epochs - train.plain_epochs:  # never, without such epochs
+            self.engine.criterion = self.config.model.criterion(train).at_the_end()
         self.engine.network.train()
         shares = self.train_loader.epoch(epoch, start)
         clock = time.perf_counter()
