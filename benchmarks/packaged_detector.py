@@ -43,7 +43,6 @@ def main() -> None:
         classes,
         ids,
         config.preprocessing(),
-        threshold=0.4,
         provenance=SOURCE | {"file": options.file.name},
     )
     print(f"wrote {path}: {path.stat().st_size:,} bytes")

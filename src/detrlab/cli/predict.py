@@ -19,8 +19,9 @@ class Options:
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Image files, or folders of them."""
-    model: Annotated[str, tyro.conf.arg(aliases=["--weights"])]
-    """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
+    model: Annotated[str, tyro.conf.arg(aliases=["--weights"])] = "deimv2-femto"
+    """A checkpoint, or a detector with published weights. The default comes with detrlab and finds
+    the 80 classes of COCO; shapes is a small one for generated pictures."""
     conf: float | None = None
     """Leave out detections that score less; by default the checkpoint's own suggestion, or 0.3."""
     imgsz: int | None = None

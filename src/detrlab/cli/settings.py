@@ -17,9 +17,9 @@ from detrlab.recipes import recipe as named_recipe
 class RecipeOptions:
     """Settings of a run. The recipe sets all of them; each flag changes one."""
 
-    recipe: str = "laptop"
-    """The recipe, a full set of settings: tiny, laptop, cppe5, cppe5-improved, paper, or a YAML
-    file."""
+    recipe: str | None = "laptop"
+    """The recipe, a full set of settings: tiny, laptop, photos, cppe5, cppe5-improved, paper, or a
+    YAML file."""
     data: str | None = None
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     epochs: int | None = None
@@ -53,6 +53,7 @@ class RecipeOptions:
         Raises:
             UserError: an unknown recipe or setting, or an impossible value.
         """
+        assert self.recipe is not None, "the verb chooses one"
         if self.recipe.endswith((".yaml", ".yml")):
             recipe = Recipe.load(self.recipe)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 class Options(RecipeOptions):
     """Train one detector on your data."""
 
-    model: str = "deformable-detr-two-stage"
-    """Name of the detector: see detrlab models."""
+    recipe: str | None = None
+    """The recipe, a full set of settings: photos, laptop, tiny, cppe5, cppe5-improved, paper, or a
+    YAML file. By default photos for the detectors that it suits, otherwise laptop."""
+    model: str | None = None
+    """Name of the detector: see detrlab models. By default the one that comes with detrlab,
+    trained on COCO; with another recipe deformable-detr-two-stage."""
     output: str | None = None
     """Folder of the run; runs/train/MODEL by default. An existing run is never overwritten."""
     resume: bool = False
@@ -49,12 +53,13 @@ def run(options: Options) -> int:
     from detrlab.data import num_batches, open_data
     from detrlab.training import loop
 
-    recipe = options.settled()
+    model, recipe_name = _what(options)
+    recipe = replace(options, recipe=recipe_name).settled()
     given = {"train.seed": options.seed, "train.patience": options.patience}
     recipe = change_settings(recipe, {name: v for name, v in given.items() if v is not None})
     data = open_data(recipe.data.data)
-    config = loop.plan(options.model, recipe, data)
-    folder = options.output or f"runs/train/{options.model}"
+    config = loop.plan(model, recipe, data)
+    folder = options.output or f"runs/train/{model}"
     if options.resume and options.epochs is not None:
         config = _keep_drop_epoch(config, folder, options.set)
     steps = num_batches(data.train, config.data, batch=config.train.batch, train=True)
@@ -81,9 +86,20 @@ def run(options: Options) -> int:
         again = [word for word in sys.argv[1:] if word != "--resume"]
         say(f"stopped; resume with: {shlex.join(['detrlab', *again, '--resume'])}")
         return 130
-    print_metrics(outcome.metrics, title=f"{options.model} on the validation split, last weights")
+    print_metrics(outcome.metrics, title=f"{model} on the validation split, last weights")
     say(f"weights, curves and metrics: {outcome.folder.path}")
     return 0
+
+
+def _what(options: Options) -> tuple[str, str]:
+    """The model and the recipe that are meant, where one or both are not given."""
+    from detrlab.checkpoints.weights import IN_THE_BOX
+
+    if options.recipe is None:
+        model = options.model or IN_THE_BOX
+        return model, "photos" if model == IN_THE_BOX else "laptop"
+    usual = IN_THE_BOX if options.recipe == "photos" else "deformable-detr-two-stage"
+    return options.model or usual, options.recipe
 
 
 def _keep_drop_epoch(config: RunConfig, folder: str, settings: Sequence[str]) -> RunConfig:

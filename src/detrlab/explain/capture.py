@@ -81,7 +81,9 @@ def record(network: Network, images: ImageBatch) -> Recording:
         tuple(Call(module, *inputs) for module, inputs, _ in calls if module in part)
         for part in attentions
     )
-    return Recording(output.layers, output.proposals, memory, queries, encoder, decoder)
+    # A decoder may predict before its first layer (``DistributionDecoder``).
+    layers = output.layers[-len(decoder) :]
+    return Recording(layers, output.proposals, memory, queries, encoder, decoder)
 
 
 def _attentions(part: nn.Module) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from detrlab.boxes import cxcywh_to_xyxy
 from detrlab.drawing import draw_boxes
 from detrlab.explain.canvas import PANEL, Box, Panel, grid, set_title
 from detrlab.explain.denoising import draw_denoising
+from detrlab.explain.edges import draw_edges
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
 from detrlab.explain.query_use import QueryUse, explained_share
@@ -61,6 +62,8 @@ def draw_all(
         figures["encoder"] = draw_encoder(explanation, points, layer)
     for query in queries:
         figures[f"query-{query}"] = draw_heads(explanation, query, layer)
+    if "corners" in explanation.recording.layers[-1].details:
+        figures["edges"] = draw_edges(explanation, queries)
     if explanation.proposals is not None:
         figures["proposals"] = draw_proposals(explanation)
     if explanation.target is not None and len(explanation.target.labels):
