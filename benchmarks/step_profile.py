@@ -26,7 +26,7 @@ KINDS = {
     "convolutions": ("mkldnn_convolution", "convolution", "_slow_conv2d", "thnn_conv"),
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"),
     "deformable attention": ("detrlab::deformable", "GeneratedBackwardFor_detrlab"),
-    "dropout (with its ReLU or sum)": ("_Dropout", "_ReluDropout", "_AddDropout"),
+    "dropout (with its ReLU or sum)": ("_Dropout", "_ActivationDropout", "_AddDropout"),
     "norms and softmax": (
         "native_layer_norm",
         "native_group_norm",

@@ -44,9 +44,19 @@ class _MultiheadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def reset_parameters(self) -> None:
-        """Xavier for the matrices, zero for the biases, as ``nn.MultiheadAttention``."""
+        """Xavier for the matrices, zero for the biases, as DETR."""
         xavier_matrices(self)
         nn.init.zeros_(self.in_proj_bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def reset_as_pytorch(self) -> None:
+        """Exactly as ``nn.MultiheadAttention``, whose out-projection keeps a linear layer's start.
+
+        The real-time detectors start so; DETR draws that matrix anew.
+        """
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.in_proj_bias)
+        self.out_proj.reset_parameters()
         nn.init.zeros_(self.out_proj.bias)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:

@@ -42,16 +42,17 @@ def xavier_matrices(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-class ReluDropout(nn.Module):
-    """ReLU, then dropout with probability ``p`` in training."""
+class ActivationDropout(nn.Module):
+    """An activation, then dropout with probability ``p`` in training."""
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, activation: Callable[[Tensor], Tensor], p: float) -> None:
         super().__init__()
+        self.activation = activation
         self.p = p
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return dropout(tokens.relu(), self.p if self.training else 0.0)
+        return dropout(self.activation(tokens), self.p if self.training else 0.0)
 
 
 class AddDropout(nn.Module):
@@ -67,13 +68,19 @@ class AddDropout(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout between."""
+    """Two linear layers with an activation and dropout between."""
 
-    def __init__(self, width: int, ffn_width: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        ffn_width: int,
+        dropout: float,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+    ) -> None:
         super().__init__()
         self.linear1 = nn.Linear(width, ffn_width)
         self.linear2 = nn.Linear(ffn_width, width)
-        self.activation = ReluDropout(dropout)
+        self.activation = ActivationDropout(activation, dropout)
 
     def reset_parameters(self) -> None:
         """Xavier for the matrices; biases keep PyTorch's default."""

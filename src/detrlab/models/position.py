@@ -94,6 +94,41 @@ class LevelPosition(nn.Module):
         ]
 
 
+class GridPosition(nn.Module):
+    """Position of the cells of a map, whether padded or not, as in RT-DETR and after it.
+
+    The originals list the embeddings column after column, while the tokens run row after row.
+    So cell (y, x) of a map that is not square gets the embedding of another cell; trained
+    weights expect that.
+
+    Args:
+        width: D of the embedding.
+
+    Source: ``build_2d_sincos_position_embedding`` of lyuwenyu/RT-DETR.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, paddings: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """As ``SinePosition``."""
+        return [self._embed(padding).to(dtype) for padding in paddings]
+
+    def _embed(self, padding: Tensor) -> Tensor:
+        batch, height, width = padding.shape
+        # In single precision whatever the network's, as in the originals.
+        count = torch.arange(
+            max(height, width, self.width), dtype=torch.float32, device=padding.device
+        )
+        quarter = self.width // 4
+        rates = 1.0 / TEMPERATURE ** (count[:quarter] / quarter)
+        columns, rows = torch.meshgrid(count[:width], count[:height], indexing="ij")
+        x, y = (each.flatten()[:, None] * rates for each in (columns, rows))
+        embedded = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=-1)  # (H W, D)
+        return embedded.expand(batch, -1, -1)
+
+
 def box_sine_features(boxes: Tensor, width: int) -> Tensor:
     """Sine embedding of boxes, coordinate after coordinate (x first, unlike the image's).
 

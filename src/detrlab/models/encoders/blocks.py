@@ -58,7 +58,11 @@ class RepBlock(nn.Module):
 
 
 class Csp(nn.Module):
-    """Half of the channels pass through blocks, half pass by; their sum, projected if needed."""
+    """Half of the channels pass through blocks, half pass by; their sum, projected if needed.
+
+    RT-DETR, D-FINE and DEIM have two first convolutions instead of one (``conv2`` for what passes
+    by, ``conv1``): stacked they are ours, so checkpoints of both load.
+    """
 
     def __init__(
         self, channels: int, hidden: int, out: int, blocks: int, activation: nn.Module
@@ -117,3 +121,11 @@ class Elan(nn.Module):
         third = self.cv2(second)
         fourth = self.cv3(third)
         return self.cv4(torch.cat([first, second, third, fourth], dim=1))
+
+
+def halve_by_channel(width: int) -> nn.Sequential:
+    """Half the height and width: a 1x1 convolution, then a strided 3x3 of each channel (SCDown).
+
+    Source: arXiv 2410.13842, section 5.1; arXiv 2405.14458 (YOLOv10), section 3.2.
+    """
+    return nn.Sequential(ConvNorm(width, width), ConvNorm(width, width, 3, 2, groups=width))
