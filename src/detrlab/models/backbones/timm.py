@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
 
-
 Trains = Literal["late", "body", "all", "none"]
 
 
