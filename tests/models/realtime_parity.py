@@ -21,7 +21,7 @@ from tests.models.make_parity_fixtures import ORIGINALS, digest, drawn, read, wr
 from torch import Tensor
 
 FOLDER = Path(__file__).with_name("parity_realtime")
-SEEDS = {"rt-detr-r18": 0, "rt-detr-v2-r18": 0}
+SEEDS = {"rt-detr-r18": 2, "rt-detr-v2-r18": 1}
 """The cases whose numbers are stored, and their seeds."""
 
 STATISTICS = ("running_mean", "running_var")
@@ -151,7 +151,8 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     elif name.endswith("sampling_offsets.bias"):
         noise = 2 * noise
     elif len(shape) > 1:
-        gain = 3.0 if "score_head" in name else 1.4 if len(shape) == 4 else 1.0
+        rough = "sampling_offsets" in name or "bbox_head" in name
+        gain = 2.0 if "score_head" in name else 0.5 if rough else 1.0
         noise = noise * (gain * (3 / shape[1:].numel()) ** 0.5)
     elif name.endswith("weight"):  # of a norm
         noise = 1.0 + 0.3 * noise
