@@ -236,7 +236,8 @@ class DiscreteAttention(DeformableAttention):
             scores,
             computing_dtype(values),
         )
-        return sample_cells(values, memory.level_shapes, locations, weights)
+        shapes, ratios = memory.level_shapes, memory.valid_ratios
+        return sample_cells(values, shapes, ratios, locations, weights)
 
 
 _NEVER = -1e4

@@ -151,19 +151,26 @@ def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights
 
 
 def sample_cells(
-    values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights: Tensor
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    locations: Tensor,
+    weights: Tensor,
 ) -> Tensor:
-    """The weighted sum of single cells of all levels; arguments and result as of ``sample``.
+    """The weighted sum of single cells of all levels.
 
-    A point outside takes the nearest cell of the border.
+    A point outside takes the nearest unpadded cell. Arguments and result are those of ``sample``,
+    with ``valid_ratios`` (B, L, 2) as of ``attend``.
 
     Differs from the reference in maps that are not square, where its columns end at the height.
 
     Source: arXiv 2407.17140, section 3; ``deformable_attention_core_func_v2`` of
     lyuwenyu/RT-DETR.
     """
-    sides = torch.tensor([(w, h) for h, w in level_shapes], device=locations.device)[:, None]
-    cells = (locations * sides + 0.5).long().clamp(min=0).minimum(sides - 1)
+    sides = torch.tensor([(w, h) for h, w in level_shapes], device=locations.device)
+    last = (valid_ratios * sides).round().long()[:, None, None, :, None] - 1  # (B, 1, 1, L, 1, 2)
+    sides = sides[:, None]
+    cells = (locations * sides + 0.5).long().clamp(min=0).minimum(last)
     starts = [0, *itertools.accumulate(height * width for height, width in level_shapes)][:-1]
     rows = cells[..., 1] * sides[..., 0] + cells[..., 0]
     rows = rows + torch.tensor(starts, device=rows.device)[:, None]  # (B, Q, M, L, P)
