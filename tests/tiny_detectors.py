@@ -1,7 +1,7 @@
 """Small detectors on a small ResNet, as the parity tests need them."""
 
 from detrlab.config import ModelConfig
-from detrlab.presets import model_config
+from detrlab.presets import PRESETS, model_config
 
 BLOCKS = (1, 1, 1, 2)  # a dilated stage's first block is not dilated: it takes two to see it
 PLANES = {"tiny": (8, 16, 24, 32), "std": (64, 128, 256, 512)}
@@ -9,10 +9,22 @@ PLANES = {"tiny": (8, 16, 24, 32), "std": (64, 128, 256, 512)}
 
 def tiny_resnet(width: str = "tiny") -> str:
     """The timm name of a ResNet in torchvision's layout, registered on first use."""
+    return _registered(f"detrlab_test_resnet_{width}", layers=BLOCKS, channels=PLANES[width])
+
+
+def tiny_resnet_d(*, basic: bool, layers: tuple[int, ...] = (1, 1, 1, 1)) -> str:
+    """The timm name of a ResNet-D of full width, of basic blocks or bottlenecks."""
+    name = (
+        f"detrlab_test_resnet_d_{'basic' if basic else 'bottleneck'}_{'_'.join(map(str, layers))}"
+    )
+    stem = {"stem_width": 32, "stem_type": "deep", "avg_down": True}
+    return _registered(name, basic=basic, layers=layers, **stem)
+
+
+def _registered(name: str, *, basic: bool = False, **arguments) -> str:
     import timm
     from timm.models import resnet
 
-    name = f"detrlab_test_resnet_{width}"
     if not timm.is_model(name):
 
         def entry(pretrained=False, **kwargs):
@@ -23,11 +35,10 @@ def tiny_resnet(width: str = "tiny") -> str:
                 resnet.ResNet,
                 name,
                 False,
-                block=resnet.Bottleneck,
-                layers=BLOCKS,
-                channels=PLANES[width],
+                block=resnet.BasicBlock if basic else resnet.Bottleneck,
                 pretrained_cfg={"url": "", "num_classes": 1000, "input_size": (3, 224, 224)},
                 feature_cfg={"out_indices": (0, 1, 2, 3, 4)},
+                **arguments,
                 **kwargs,
             )
 
@@ -46,8 +57,13 @@ TINY = {
     "num_queries": 24,
     "dropout": 0.0,
 }
+ENCODER = {"encoder_width": 64, "encoder_ffn_width": 96}
+"""Where the encoder has sizes of its own."""
 
 
 def tiny_config(preset: str, num_classes: int = 5, planes: str = "tiny", **changes) -> ModelConfig:
     """A preset shrunk to the sizes that the parity tests use."""
-    return model_config(preset, num_classes, **{"backbone": tiny_resnet(planes), **TINY, **changes})
+    fields = PRESETS[preset].model_fields
+    sizes = {name: value for name, value in {**TINY, **ENCODER}.items() if name in fields}
+    values = {"backbone": tiny_resnet(planes), **sizes, **changes}
+    return model_config(preset, num_classes, **values)

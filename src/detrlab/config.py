@@ -102,8 +102,9 @@ class ModelConfig(Record):
     """Dilate the last stage instead of striding it (DC5)."""
     backbone_norms: Literal["frozen", "trained"] = "frozen"
     """Frozen batch norm needs pretrained statistics; without them, train the norms."""
-    backbone_trains: Literal["late", "all", "none"] = "late"
-    """``late``: all but the stem and the first stage, as the originals."""
+    backbone_trains: Literal["late", "body", "all", "none"] = "late"
+    """``late``: all but the stem and the first stage, as the originals; ``body``: all but the
+    stem."""
 
     @model_validator(mode="after")
     def _norms_can_train(self) -> Self:

@@ -53,7 +53,7 @@ def test_what_was_saved_comes_back(tmp_path, preset):
     assert checkpoint.provenance == keep["provenance"]
     assert checkpoint.extra == keep["extra"]
     assert checkpoint.versions["torch"] == torch.__version__
-    assert list(checkpoint.state) == sorted(network.state_dict())
+    assert sorted(checkpoint.state) == sorted(network.state_dict())
 
     images = ImageBatch(torch.rand(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool))
     again = checkpoint.build()

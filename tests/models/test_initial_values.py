@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from detrlab.models.attention import DeformableAttention, _MultiheadAttention
+from detrlab.models.backbones.timm import build_backbone
 from detrlab.models.heads import BoxHead
 from detrlab.presets import PRESETS, build_network
 from detrlab.structures import ImageBatch, Target
-from tiny_detectors import tiny_config
+from tiny_detectors import tiny_config, tiny_resnet_d
 
 pytestmark = pytest.mark.usefixtures("plain_ops")
 
 DENSE = [preset for preset in PRESETS if preset.startswith("detr")]
 DEFORMABLE = [preset for preset in PRESETS if preset not in DENSE]
 POINTS = [each for each in PRESETS if each.startswith("deformable") and "stage" not in each]
+REALTIME = [preset for preset in PRESETS if hasattr(tiny_config(preset), "expansion")]
 PROPOSING = [preset for preset in DEFORMABLE if preset not in POINTS]
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 SMALL = ["detr", "deformable-detr-two-stage", "dino-4scale"]
@@ -90,7 +92,7 @@ def test_proposals_start_as_their_anchors(preset):
     finest = 0.05
     sides = {round(side, 5) for side in output.proposals.boxes[..., 2:].flatten().tolist()}
     assert sides <= {*(finest * 2**level for level in range(4)), 1.0}  # 1.0: no proposal can be
-    assert len(sides) > 1
+    assert len(sides) > 1 or preset in REALTIME  # they list the chosen proposals only
     # Deltas are zero, so that every layer repeats the proposals it was given.
     torch.testing.assert_close(output.layers[0].boxes, output.final.boxes, rtol=1e-5, atol=1e-6)
     for head in of_kind(network, BoxHead):
@@ -139,16 +141,69 @@ def test_transformer(preset):
         assert_xavier(attention.in_proj_weight)  # packed: as one (3D, D) matrix
         assert not attention.in_proj_bias.any()
         assert not attention.out_proj.bias.any()
+    for norm in of_kind(network, torch.nn.LayerNorm):
+        assert norm.eps == 1e-5
+        assert (norm.weight == 1).all()
+        assert not norm.bias.any()
+
+
+@pytest.mark.parametrize("preset", [each for each in PRESETS if each not in REALTIME])
+def test_layers_are_drawn_anew(preset):
+    network = built(preset)
     for stack in (network.encoder.layers, network.decoder.layers):
         assert_xavier(stack[0].ffn.linear1.weight)
         # Copies of one layer whose matrices were drawn anew: biases are equal, weights not.
         assert stack[0].ffn.linear1.bias.any()
         assert torch.equal(stack[0].ffn.linear1.bias, stack[1].ffn.linear1.bias)
         assert not torch.equal(stack[0].ffn.linear1.weight, stack[1].ffn.linear1.weight)
-    for norm in of_kind(network, torch.nn.LayerNorm):
-        assert norm.eps == 1e-5
-        assert (norm.weight == 1).all()
-        assert not norm.bias.any()
+
+
+def linear_start(weight):
+    """PyTorch's own initial values of a linear layer or a 1x1 convolution."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    return bound * 0.9 < weight.abs().max() <= bound
+
+
+def test_real_time_layers_start_equal():
+    for preset in ("rt-detr-r50", "rt-detr-v2-r50"):
+        network = built(preset)
+        first, *others = network.decoder.layers
+        for other in others:
+            for one, same in zip(first.parameters(), other.parameters(), strict=True):
+                assert torch.equal(one, same)
+        first_head, second_head, *_ = network.decoder.heads
+        assert not torch.equal(first_head.classes.weight, second_head.classes.weight)
+        for attention in of_kind(network, _MultiheadAttention):
+            assert linear_start(attention.out_proj.weight)
+        (within,) = network.encoder.within[0].layers[:1]
+        assert linear_start(within.ffn.linear1.weight)
+        assert_xavier(network.decoder.position.network.layers[0].weight)
+        labels = network.queries.labels
+        assert not labels[-1].any(), "what the original puts into empty places"
+        assert labels[:-1].any(1).all()
+        projection = network.encoder.outputs[0].conv.weight
+        if preset == "rt-detr-r50":
+            assert linear_start(first.ffn.linear1.weight)
+            assert linear_start(projection)
+        else:
+            assert_xavier(first.ffn.linear1.weight)
+            assert_xavier(projection.flatten(1))
+
+
+def test_a_basic_resnet_starts_as_timms():
+    name = tiny_resnet_d(basic=True)
+    network = built("rt-detr-r18", backbone=name).backbone
+    plain = build_backbone(
+        name, stages=3, dilation=False, norms="trained", trains="all", pretrained=False
+    ).eval()
+    state = network.state_dict()
+    shortcut = [each for each in state if each.startswith("body.layer1.0.downsample")]
+    plain.load_state_dict({name: value for name, value in state.items() if name not in shortcut})
+    assert len(shortcut) == 6
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, other in zip(network(pixels), plain(pixels), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_detrs_projection_keeps_pytorchs_default():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detrlab.checkpoints.rtdetr import HYBRID_ENCODER, derived
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.presets.deimv2 import DeimV2Femto, DeimV2N
@@ -80,26 +81,10 @@ FEED_FORWARD: tuple[Row, ...] = (
 )
 
 _HYBRID: tuple[Row, ...] = (
-    ("encoder.projections.{i}.{rest}", ("encoder.input_proj.{i}.{rest}",)),
-    (
-        "encoder.within.{i}.layers.{j}.attention.{rest}",
-        ("encoder.encoder.{i}.layers.{j}.self_attn.{rest}",),
-    ),
-    (
-        "encoder.within.{i}.layers.{j}.attention_norm.{rest}",
-        ("encoder.encoder.{i}.layers.{j}.norm1.{rest}",),
-    ),
-    (
-        "encoder.within.{i}.layers.{j}.ffn.{rest}",
-        ("encoder.encoder.{i}.layers.{j}.{rest}",),
-    ),
-    (
-        "encoder.within.{i}.layers.{j}.ffn_norm.{rest}",
-        ("encoder.encoder.{i}.layers.{j}.norm2.{rest}",),
-    ),
-    ("encoder.laterals.{i}.{rest}", ("encoder.lateral_convs.{i}.{rest}",)),
+    ("encoder.projections.{rest}", ("encoder.input_proj.{rest}",)),
     ("encoder.halvings.{i}.0.{rest}", ("encoder.downsample_convs.{i}.0.cv1.{rest}",)),
     ("encoder.halvings.{i}.1.{rest}", ("encoder.downsample_convs.{i}.0.cv2.{rest}",)),
+    *HYBRID_ENCODER,
 )
 
 _BLOCKS: tuple[Row, ...] = (
@@ -139,5 +124,6 @@ def layout(config: ModelConfig) -> Layout | None:
         (DFine, "official D-FINE", D_FINE),
     ):
         if isinstance(config, kind):
-            return Layout(name, rows, config.decoder_layers)
+            layers, others = config.decoder_layers, derived(config)
+            return Layout(name, rows, layers, counts_batches=True, derived=others)
     return None

@@ -1,8 +1,8 @@
-"""The layouts of the original repositories: DETR, Deformable-DETR, DINO; and of detrex's DINO."""
+"""The layouts of the original repositories, from DETR on, and of detrex's DINO."""
 
 from __future__ import annotations
 
-from detrlab.checkpoints import deim, detrex
+from detrlab.checkpoints import deim, detrex, rtdetr
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -14,6 +14,7 @@ from detrlab.presets.deformable import (
 from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
+from detrlab.presets.rtdetr import RtDetr
 
 _SHARED: tuple[Row, ...] = (
     ("backbone.body.{rest}", ("backbone.0.body.{rest}",)),
@@ -155,6 +156,8 @@ def layout(config: ModelConfig) -> Layout:
     if (found := deim.layout(config)) is not None:
         return found
     assert isinstance(config, TransformerConfig)
+    if isinstance(config, RtDetr):
+        return rtdetr.layout(config)
     if isinstance(config, DinoDetrex):
         rows = detrex.rows(config.levels, config.backbone_maps)
         return Layout("detrex", rows, config.decoder_layers)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -29,11 +29,8 @@ Row = tuple[str, tuple[str, ...]]
 Parts = tuple[str, ...]
 """The names whose tensors, stacked, make one of ours; nearly always a single one."""
 
-BOOKKEEPING = (
-    *("num_batches_tracked", "total_params", "total_ops"),
-    *("decoder.anchors", "decoder.valid_mask", "num_points_scale"),
-)
-"""Suffixes of counters and of what follows from the sizes; they are no weights and are dropped."""
+BOOKKEEPING = ("num_batches_tracked", "total_params", "total_ops")
+"""Suffixes of counters; they are no weights and are dropped."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,10 @@ class Layout:
         needs_all_aliases: whether a file must hold every alias of a tensor (PyTorch's own
             files do; safetensors keep only one of them).
         fallbacks: where a tensor is read from when the file has none of its names.
+        counts_batches: whether their norms hold ``num_batches_tracked``: it is written, and not
+            asked for.
+        derived: tensors of theirs that follow from the architecture: they are written, and
+            ignored in a file.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Layout:
     decoder_layers: int
     needs_all_aliases: bool = True
     fallbacks: tuple[Row, ...] = ()
+    counts_batches: bool = False
+    derived: Mapping[str, Tensor] = field(default_factory=dict)
 
     def names(self, ours: str) -> tuple[Parts, ...]:
         """Their aliases for one of our names, each as the parts to stack.
@@ -145,6 +148,7 @@ def translate(tensors: Mapping[str, Tensor], layout: Layout, wanted: Iterable[st
                     f"{layout.name} weights of this model, but they differ: the file is "
                     "damaged, or it is another model (with iterative refinement?)"
                 )
+    consumed.update(layout.derived)
     return Translation(found, missing, [name for name in tensors if name not in consumed])
 
 
@@ -175,8 +179,6 @@ def export(
 ) -> dict[str, Tensor]:
     """Our state dict in their names.
 
-    ``num_batches_tracked`` is left out: nobody's layout has it.
-
     Args:
         tensors: by our names.
         layout: the table to use.
@@ -185,13 +187,13 @@ def export(
     """
     exported: dict[str, Tensor] = {}
     for ours, tensor in tensors.items():
-        if ours.endswith(BOOKKEEPING):
+        if ours.endswith(BOOKKEEPING) and not layout.counts_batches:
             continue
         aliases = layout.names(ours)
         for parts in aliases[:1] if one_name_each else aliases:
-            pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)
+            pieces = tensor.chunk(len(parts)) if tensor.dim() else (tensor,) * len(parts)
             exported.update(zip(parts, pieces, strict=True))
-    return exported
+    return exported | layout.derived
 
 
 def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:

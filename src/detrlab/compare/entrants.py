@@ -11,7 +11,15 @@ import yaml
 
 from detrlab.config import DataConfig, ModelConfig, Recipe, TrainConfig
 from detrlab.errors import UserError, did_you_mean
-from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, model_config, preset, settings
+from detrlab.presets import (
+    BESIDE_THE_LADDER,
+    FIVE,
+    LADDER,
+    PRESETS,
+    model_config,
+    preset,
+    settings,
+)
 from detrlab.recipes import RECIPES
 
 _FIXED = ("model.preset", "model.num_classes", "data.data", "train.seed")
@@ -60,10 +68,14 @@ def ladder() -> tuple[Entrant, ...]:
 
 
 def in_order(presets: Sequence[str]) -> list[str]:
-    """Presets in the order of the ladder, each variant after the rung it is a variant of."""
+    """Presets in the order of the ladder, each variant after the rung it is a variant of.
+
+    Those that are no part of it follow, in the order of ``PRESETS``.
+    """
+    rungs = [*LADDER, *(name for name in PRESETS if name not in LADDER)]
     return sorted(
         presets,
-        key=lambda name: (LADDER.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER),
+        key=lambda name: (rungs.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER),
     )
 
 

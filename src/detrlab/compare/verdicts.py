@@ -94,7 +94,7 @@ def _step_before(name: str, ours: Sequence[str]) -> str | None:
     """The nearest detector of the comparison that ``name`` builds on."""
     if all(each in PRESETS for each in ours):
         rung = BESIDE_THE_LADDER.get(name)
-        below = LADDER[: LADDER.index(name)] if rung is None else [rung]
+        below = LADDER[: LADDER.index(name)] if name in LADDER else [rung]
         known = [each for each in below if each in ours]
         if known:
             return known[-1]

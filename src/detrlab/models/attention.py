@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detrlab.models.layers import xavier_matrices
 from detrlab.ops import dense
 from detrlab.ops.deformable import attend
+from detrlab.ops.reference import computing_dtype, locations_and_weights, sample_cells
 from detrlab.structures import Memory, References
 
 
@@ -165,15 +166,20 @@ class DeformableAttention(nn.Module):
         if may_hold(memory.padding):
             values = values.masked_fill(memory.padding[..., None], 0.0)
         offsets, scores = self.where(query)
-        mixed = attend(
-            values.unflatten(-1, (self.num_heads, -1)),
-            memory.level_shapes,
-            memory.valid_ratios,
-            references,
-            offsets,
-            scores,
-        )
-        return self.output_proj(mixed)
+        values = values.unflatten(-1, (self.num_heads, -1))
+        return self.output_proj(self.mix(values, memory, references, offsets, scores))
+
+    def mix(
+        self,
+        values: Tensor,
+        memory: Memory,
+        references: References,
+        offsets: Tensor,
+        scores: Tensor,
+    ) -> Tensor:
+        """The weighted sum of what is sampled, as ``ops.attend``."""
+        shapes, ratios = memory.level_shapes, memory.valid_ratios
+        return attend(values, shapes, ratios, references, offsets, scores)
 
     def where(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets (B, Q, M, L, P, 2) and scores (B, Q, M, L * P), as ``ops.attend`` reads them.
@@ -195,6 +201,43 @@ class DeformableAttention(nn.Module):
             ]
             scores = torch.cat(levels, dim=-1)
         return offsets.unflatten(-2, (self.levels, self.points)), scores
+
+
+class DiscreteAttention(DeformableAttention):
+    """Deformable attention that reads single cells instead of interpolating between four.
+
+    Where it samples has no gradient, so the sampling offsets do not train: it is for detectors
+    that were trained with interpolation.
+
+    Source: arXiv 2407.17140, section 3 ("discrete sampling"); ``cross_attn_method: discrete`` of
+    lyuwenyu/RT-DETR.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, levels: int, points: int | Sequence[int]
+    ) -> None:
+        super().__init__(width, num_heads, levels, points)
+        self.sampling_offsets.requires_grad_(False)
+
+    def mix(
+        self,
+        values: Tensor,
+        memory: Memory,
+        references: References,
+        offsets: Tensor,
+        scores: Tensor,
+    ) -> Tensor:
+        """The weighted sum of the cells."""
+        locations, weights = locations_and_weights(
+            memory.level_shapes,
+            memory.valid_ratios,
+            references,
+            offsets,
+            scores,
+            computing_dtype(values),
+        )
+        shapes, ratios = memory.level_shapes, memory.valid_ratios
+        return sample_cells(values, shapes, ratios, locations, weights)
 
 
 _NEVER = -1e4

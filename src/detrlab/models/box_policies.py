@@ -95,3 +95,24 @@ def refine(
     boxes = decode_boxes(deltas, queries.references)
     centers, sizes = boxes.detach().split(2, dim=-1)
     return Predictions(logits, boxes), queries._replace(references=References(centers, sizes))
+
+
+def refine_twice(
+    head: PredictionHead, states: Tensor, queries: Queries, previous: Predictions | None
+) -> tuple[Predictions, Queries]:
+    """As ``refine``, but a layer's boxes also train the layer before it.
+
+    They start from the boxes of the layer before with their gradient; where the layer looks, the
+    references have none.
+
+    Source: arXiv 2203.03605, section 3.5 ("Look Forward Twice"), as lyuwenyu/RT-DETR does it:
+    unlike DINO it does not normalise the states.
+    """
+    logits, deltas = head(states)
+    refined = decode_boxes(deltas, queries.references)
+    centers, sizes = refined.detach().split(2, dim=-1)
+    boxes = refined
+    if previous is not None:
+        boxes = decode_boxes(deltas, References(*previous.details["refined"].split(2, dim=-1)))
+    following = queries._replace(references=References(centers, sizes))
+    return Predictions(logits, boxes, {"refined": refined}), following

@@ -29,6 +29,7 @@ class Decoder(nn.Module):
         norm: applied to the states that the heads read, not to those the next layer reads.
         boxes: how deltas become boxes and the next references, see ``box_policies``.
         position: what gives the queries their position before each layer.
+        evaluated: how many layers run in evaluation mode; None for all.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Decoder(nn.Module):
         norm: nn.Module,
         boxes: BoxPolicy,
         position: QueryPosition = keep_position,
+        evaluated: int | None = None,
     ) -> None:
         super().__init__()
         assert len(heads) in (1, len(layers)), (len(heads), len(layers))
@@ -46,12 +48,14 @@ class Decoder(nn.Module):
         self.norm = norm
         self.boxes = boxes
         self.position = position
+        self.evaluated = evaluated
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """Predictions of every layer, the first first."""
         predictions: list[Predictions] = []
         previous = None
-        for index, layer in enumerate(self.layers):
+        layers = self.layers if self.training else self.layers[: self.evaluated]
+        for index, layer in enumerate(layers):
             queries = layer(self.position(queries, memory), memory)
             head: Any = self.heads[index % len(self.heads)]
             previous, queries = self.boxes(head, self.norm(queries.content), queries, previous)

@@ -5,7 +5,6 @@ Source: arXiv 2410.13842 (D-FINE), section 4.1 ("Fine-grained Distribution Refin
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -129,6 +128,7 @@ class DistributionDecoder(nn.Module):
         start: the head of the box that the distributions lie around.
         activation: of the quality networks.
         scale: see ``steps``.
+        evaluated: how many layers run in evaluation mode; None for all.
     """
 
     def __init__(
@@ -140,6 +140,7 @@ class DistributionDecoder(nn.Module):
         start: BoxHead,
         activation: Activation = F.relu,
         scale: float = 4.0,
+        evaluated: int | None = None,
     ) -> None:
         super().__init__()
         assert len(positions) == len(classes) == len(layers)
@@ -153,6 +154,7 @@ class DistributionDecoder(nn.Module):
         self.start = start
         self.quality = nn.ModuleList(LocationQuality(activation) for _ in layers)
         self.edges = Edges(scale)
+        self.evaluated = evaluated
 
     def forward(self, queries: Queries, memory: Memory) -> tuple[Predictions, ...]:
         """The first box, then the predictions of every layer; the last are the answer."""
@@ -160,7 +162,8 @@ class DistributionDecoder(nn.Module):
         corners: Tensor | float = 0.0
         before: Tensor | float = 0.0
         initial = anchors(queries)
-        for index, layer in enumerate(self.layers):
+        layers = self.layers if self.training else self.layers[: self.evaluated]
+        for index, layer in enumerate(layers):
             queries = layer(self._positions[index](queries, memory), memory)
             content = queries.content
             logits = self.classes[index](content)
@@ -190,7 +193,3 @@ def _taught(student: Predictions, teacher: Predictions) -> Predictions:
     }
     return student._replace(details={**student.details, **lesson})
 
-
-def copies(head: nn.Module, count: int) -> list[nn.Module]:
-    """Copies of a head, equal at the start."""
-    return [copy.deepcopy(head) for _ in range(count)]

@@ -30,6 +30,11 @@ def stack(layer: Layer, count: int) -> list[Layer]:
     return copies
 
 
+def equal_copies(layer: Layer, count: int) -> list[Layer]:
+    """``count`` copies of one layer with the same initial values, as in the real-time originals."""
+    return [copy.deepcopy(layer) for _ in range(count)]
+
+
 def _reset(*parts: Any) -> None:
     for part in parts:
         part.reset_parameters()

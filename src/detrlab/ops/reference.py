@@ -7,6 +7,7 @@ Source: arXiv 2010.04159, section 4.1 and appendix A.1.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -147,3 +148,36 @@ def sample(values: Tensor, level_shapes: LevelShapes, locations: Tensor, weights
         total = total + (samples * weights[:, :, :, index]).sum(-1)
     output = total.view(batch, heads * width, queries).transpose(1, 2)
     return output.to(values.dtype)
+
+
+def sample_cells(
+    values: Tensor,
+    level_shapes: LevelShapes,
+    valid_ratios: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """The weighted sum of single cells of all levels.
+
+    A point outside takes the nearest unpadded cell. Arguments and result are those of ``sample``,
+    with ``valid_ratios`` (B, L, 2) as of ``attend``.
+
+    Differs from the reference in maps that are not square, where its columns end at the height.
+
+    Source: arXiv 2407.17140, section 3; ``deformable_attention_core_func_v2`` of
+    lyuwenyu/RT-DETR.
+    """
+    sides = torch.tensor([(w, h) for h, w in level_shapes], device=locations.device)
+    last = (valid_ratios * sides).round().long()[:, None, None, :, None] - 1  # (B, 1, 1, L, 1, 2)
+    sides = sides[:, None]
+    cells = (locations * sides + 0.5).long().clamp(min=0).minimum(last)
+    starts = [0, *itertools.accumulate(height * width for height, width in level_shapes)][:-1]
+    rows = cells[..., 1] * sides[..., 0] + cells[..., 0]
+    rows = rows + torch.tensor(starts, device=rows.device)[:, None]  # (B, Q, M, L, P)
+    rows = rows.transpose(1, 2).flatten(3)  # (B, M, Q, L * P)
+    found = values.to(weights.dtype).transpose(1, 2)  # (B, M, S, D)
+    width = found.shape[-1]
+    found = found.gather(2, rows.flatten(2)[..., None].expand(-1, -1, -1, width))
+    found = found.unflatten(2, rows.shape[2:])
+    total = (found * weights.transpose(1, 2).flatten(3)[..., None]).sum(3)  # (B, M, Q, D)
+    return total.transpose(1, 2).flatten(2).to(values.dtype)

@@ -46,6 +46,18 @@ from detrlab.presets.dino import (
     DnDeformableDetr,
     MixedDeformableDetr,
 )
+from detrlab.presets.rtdetr import (
+    RtDetr,
+    RtDetrR18,
+    RtDetrR34,
+    RtDetrR101,
+    RtDetrV2,
+    RtDetrV2R18,
+    RtDetrV2R18Discrete,
+    RtDetrV2R34,
+    RtDetrV2R50M,
+    RtDetrV2R101,
+)
 
 PRESETS: dict[str, type[ModelConfig]] = {
     "detr": Detr,
@@ -63,6 +75,16 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "dino-4scale": Dino,
     "dino-5scale": Dino5Scale,
     "dino-4scale-detrex": DinoDetrex,
+    "rt-detr-r18": RtDetrR18,
+    "rt-detr-r34": RtDetrR34,
+    "rt-detr-r50": RtDetr,
+    "rt-detr-r101": RtDetrR101,
+    "rt-detr-v2-r18": RtDetrV2R18,
+    "rt-detr-v2-r18-dsp": RtDetrV2R18Discrete,
+    "rt-detr-v2-r34": RtDetrV2R34,
+    "rt-detr-v2-r50-m": RtDetrV2R50M,
+    "rt-detr-v2-r50": RtDetrV2,
+    "rt-detr-v2-r101": RtDetrV2R101,
     "d-fine-n": DFineN,
     "d-fine-s": DFine,
     "d-fine-m": DFineM,

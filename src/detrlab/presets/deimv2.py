@@ -6,26 +6,22 @@ Source: arXiv 2509.20787; Intellindust-AI-Lab/DEIMv2.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from detrlab.losses.matching import HungarianMatcher, ScoreIouCost
 from detrlab.losses.pairs import Weighted
 from detrlab.models.attention import SelfAttention
-from detrlab.models.backbones.hgnet import HGNet
 from detrlab.models.decoder import keep_position
 from detrlab.models.encoders.lite import LiteEncoder
 from detrlab.models.layers import DecoderLayer, GatedDecoderLayer, RMSNorm, SwiGlu
-from detrlab.presets.dfine import DeimN
+from detrlab.presets.dfine import DeimN, initialised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor
-
     from detrlab.config import TrainConfig
     from detrlab.losses.criterion import Criterion
     from detrlab.models.anchors import BoxPosition
@@ -37,11 +33,8 @@ class DeimV2N(DeimN):
 
     preset: str = "deimv2-n"
     project: ClassVar[bool] = False
+    combine: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(torch.add)
     layer_kind: ClassVar[type[DecoderLayer]] = GatedDecoderLayer
-
-    def combine(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """What a fusing block reads of two maps."""
-        return torch.add
 
     def position_widths(self) -> tuple[int, ...]:
         """Of the network that makes a query's position from its box."""
@@ -53,13 +46,15 @@ class DeimV2N(DeimN):
 
     def decoder_layer(self) -> DecoderLayer:
         """A layer of the decoder."""
-        return self.layer_kind(
-            SelfAttention(self.width, self.num_heads, 0.0),
-            self.attention(),
-            SwiGlu(self.width, self.ffn_width // 2),
-            width=self.width,
-            dropout=0.0,
-            norm=RMSNorm,
+        return initialised(
+            self.layer_kind(
+                SelfAttention(self.width, self.num_heads, self.dropout),
+                self.attention(),
+                SwiGlu(self.width, self.ffn_width // 2),
+                width=self.width,
+                dropout=self.dropout,
+                norm=RMSNorm,
+            )
         )
 
     def criterion(self, train: TrainConfig) -> Criterion:
@@ -74,16 +69,17 @@ class DeimV2Femto(DeimV2N):
     backbone: str = "hgnetv2_femto"
     num_queries: int = Field(150, ge=1, le=100_000)
     width: int = Field(96, ge=8, le=8192)
+    encoder_width: int = Field(96, ge=8, le=8192)
     ffn_width: int = Field(256, ge=2, le=65_536)
-    points: tuple[int, ...] = (4, 2)
+    points: int | tuple[int, ...] = (4, 2)
     image_size: ClassVar[int] = 416
     layer_kind: ClassVar[type[DecoderLayer]] = DecoderLayer
-    backbone_maps: ClassVar[int] = 1
+    backbone_maps: ClassVar[int | None] = 1
 
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
-        assert isinstance(backbone, HGNet)
-        return LiteEncoder(backbone.channels[-1], self.width, self.fuse_width, self.fuse_blocks)
+        channels: Any = backbone.channels
+        return LiteEncoder(channels[-1], self.width, self.fuse_width, self.fusing_blocks)
 
     def corner_heads(self) -> Sequence[nn.Module]:
         """One head of distributions for all layers."""
@@ -103,6 +99,7 @@ class DeimV2Atto(DeimV2Femto):
     backbone: str = "hgnetv2_atto"
     num_queries: int = Field(100, ge=1, le=100_000)
     width: int = Field(64, ge=8, le=8192)
+    encoder_width: int = Field(64, ge=8, le=8192)
     ffn_width: int = Field(160, ge=2, le=65_536)
     image_size: ClassVar[int] = 320
 
@@ -114,6 +111,7 @@ class DeimV2Pico(DeimV2Femto):
     backbone: str = "hgnetv2_pico"
     num_queries: int = Field(200, ge=1, le=100_000)
     width: int = Field(112, ge=8, le=8192)
+    encoder_width: int = Field(112, ge=8, le=8192)
     ffn_width: int = Field(320, ge=2, le=65_536)
     image_size: ClassVar[int] = 640
 

@@ -72,8 +72,14 @@ class TransformerConfig(ModelConfig):
         return PredictionHead(self.width, num_logits, self.scoring.initial_bias)
 
 
-def timm_backbone(config: ModelConfig, *, stages: int, pretrained: bool) -> Backbone:
-    """A timm backbone that gives its last ``stages`` feature maps.
+def timm_backbone(
+    config: ModelConfig,
+    *,
+    stages: int,
+    pretrained: bool,
+    change: Callable[[nn.Module], None] | None = None,
+) -> Backbone:
+    """A timm backbone that gives its last ``stages`` feature maps, see ``build_backbone``.
 
     Raises:
         UserError: the backbone is unknown, has no such maps, or no weights can be found.
@@ -85,6 +91,7 @@ def timm_backbone(config: ModelConfig, *, stages: int, pretrained: bool) -> Back
         norms=config.backbone_norms,
         trains=config.backbone_trains,
         pretrained=pretrained,
+        change=change,
     )
     if list(backbone.strides) != sorted(set(backbone.strides)) and not config.dilation:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
+from detrlab.models.backbones.timm import Trains
 
 # For each stage: channels in, inside and out, blocks, strided, light blocks, kernel, layers.
 _SMALL: list[list[Any]] = [
@@ -98,14 +99,15 @@ def freeze(
     backbone: HGNet,
     *,
     norms: Literal["frozen", "trained"],
-    trains: Literal["late", "all", "none"],
+    trains: Trains,
 ) -> HGNet:
-    """Fix what does not train: all norms, and the stem (``late``) or everything (``none``)."""
+    """Fix what does not train: norms, and the stem, the stem and the first stage, or all."""
     if norms == "frozen":
         from timm.utils.model import freeze_batch_norm_2d
 
         freeze_batch_norm_2d(backbone)
-    fixed = {"late": [backbone.stem], "none": [backbone], "all": []}[trains]
-    for part in fixed:
+    stem = backbone.stem
+    fixed = {"body": [stem], "late": [stem, backbone.stages[0]], "none": [backbone], "all": []}
+    for part in fixed[trains]:
         part.requires_grad_(False)
     return backbone

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
+
+Trains = Literal["late", "body", "all", "none"]
 
 
 class Backbone(nn.Module):
@@ -46,8 +48,9 @@ def build_backbone(
     stages: int,
     dilation: bool,
     norms: Literal["frozen", "trained"],
-    trains: Literal["late", "all", "none"],
+    trains: Trains,
     pretrained: bool,
+    change: Callable[[nn.Module], None] | None = None,
 ) -> Backbone:
     """A backbone from a timm name.
 
@@ -57,8 +60,10 @@ def build_backbone(
         dilation: dilate the last stage instead of striding it (DC5). In the dilated stage the
             first block keeps dilation 1, as torchvision's ``replace_stride_with_dilation``.
         norms: ``frozen`` replaces batch norms by fixed affine maps.
-        trains: ``late`` freezes the stem and the first stage (stride 4), as the originals.
+        trains: ``late`` freezes the stem and the first stage (stride 4), as the originals;
+            ``body`` freezes the stem only.
         pretrained: start from ImageNet weights.
+        change: what to do to the body before norms and parameters are frozen.
 
     Raises:
         UserError: unknown name, no feature maps, no dilation, or weights that cannot be had.
@@ -67,6 +72,8 @@ def build_backbone(
     """
     body = _create(name, stages=stages, dilation=dilation, pretrained=pretrained)
     _require_channels_first(name, body)
+    if change is not None:
+        change(body)
     if norms == "frozen":
         from timm.utils.model import freeze_batch_norm_2d
 
@@ -76,9 +83,7 @@ def build_backbone(
     return Backbone(body)
 
 
-def frozen_parameters(
-    body: nn.Module, trains: Literal["late", "all", "none"]
-) -> Iterable[nn.Parameter]:
+def frozen_parameters(body: nn.Module, trains: Trains) -> Iterable[nn.Parameter]:
     """The parameters that do not train.
 
     timm's feature extractors hold their layers in the order they run, so the stem and the
@@ -94,8 +99,9 @@ def frozen_parameters(
     first_stage = next((row for row in stages if row["reduction"] == 4), stages[0])["module"]
     # Flattened extractors call the module "stages.0" "stages_0".
     prefixes = (f"{first_stage}.", f"{first_stage.replace('.', '_')}.")
-    last = max((i for i, (key, _) in enumerate(named) if key.startswith(prefixes)), default=-1)
-    return [parameter for _, parameter in named[: last + 1]]
+    stage = [i for i, (key, _) in enumerate(named) if key.startswith(prefixes)] or [-1]
+    count = stage[0] if trains == "body" else stage[-1] + 1
+    return [parameter for _, parameter in named[: max(0, count)]]
 
 
 def _create(name: str, *, stages: int, dilation: bool, pretrained: bool) -> nn.Module:

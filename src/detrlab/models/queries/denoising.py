@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -201,21 +201,33 @@ class DenoisingQueries(nn.Module):
         return blocked
 
 
-class RealTimeDenoising(DenoisingQueries):
-    """Contrastive denoising as in RT-DETR and after it.
+class RtDetrDenoising(DenoisingQueries):
+    """Contrastive denoising as in RT-DETR.
 
-    ``number`` is divided by the objects of the fullest image whatever it is, an empty place holds
-    a box of no size in the corner, and a box that noise has turned inside out stays a box.
+    ``number`` is divided by the objects of the fullest image whatever it is, and an empty place
+    holds a box of no size in the corner.
 
-    Source: lyuwenyu/RT-DETR and Peterande/D-FINE, ``denoising.py``.
+    Source: lyuwenyu/RT-DETR, ``denoising.py``.
     """
 
     eps: ClassVar[float] = 1e-5
     empty_place: ClassVar[float] = math.log(1e-5)
 
+    def __init__(self, source: nn.Module, num_classes: int, width: int, **options: Any) -> None:
+        super().__init__(source, num_classes, width, **options)
+        with torch.no_grad():
+            self.labels[num_classes:] = 0.0  # what the originals put into empty places
+
     def num_groups(self, most: int) -> int:
         """How many groups there are when the largest image holds ``most`` objects."""
         return max(1, self.number // most)
+
+
+class RealTimeDenoising(RtDetrDenoising):
+    """Contrastive denoising as in D-FINE: a box that noise has turned inside out stays a box.
+
+    Source: Peterande/D-FINE, ``denoising.py``.
+    """
 
     def disturb(self, targets: Sequence[Target], noise: Noise) -> tuple[Tensor, Tensor]:
         """Labels (R, N) and boxes (R, N, 4) with noise."""
