@@ -6,6 +6,7 @@ from detrlab.checkpoints import detrex, rtdetr
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
+from detrlab.presets import ORIGINALS
 from detrlab.presets.deformable import (
     DeformableDetr,
     DeformableDetrRefine,
@@ -15,6 +16,15 @@ from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
 from detrlab.presets.rtdetr import RtDetr
+
+RESNETS: dict[tuple[tuple[int, ...], str], str] = {
+    ((2, 2, 2, 2), "basic"): "resnet18",
+    ((3, 4, 6, 3), "basic"): "resnet34",
+    ((3, 4, 6, 3), "bottleneck"): "resnet50",
+    ((3, 4, 23, 3), "bottleneck"): "resnet101",
+    ((3, 8, 36, 3), "bottleneck"): "resnet152",
+}
+"""Blocks of each stage and their kind -> timm's name."""
 
 _SHARED: tuple[Row, ...] = (
     ("backbone.body.{rest}", ("backbone.0.body.{rest}",)),
@@ -147,6 +157,11 @@ def _dino(source: str) -> tuple[Row, ...]:
     return (*_DINO_HEADS, *rows)
 
 
+def holds(config: ModelConfig) -> bool:
+    """Whether one of the original repositories has this detector, at some size."""
+    return config.preset in ORIGINALS or isinstance(config, DabDeformableDetr | RtDetr)
+
+
 def layout(config: ModelConfig) -> Layout:
     """How the original repositories name the tensors of this architecture.
 
@@ -165,6 +180,21 @@ def layout(config: ModelConfig) -> Layout:
     rows = rows_for(config, "the original repositories", DETR, PLAIN, REFINE, TWO_STAGE)
     name = "official DETR" if isinstance(config, Detr) else "official Deformable DETR"
     return Layout(name, rows, config.decoder_layers)
+
+
+def remarks(config: ModelConfig) -> list[str]:
+    """What a person should know who uses our weights in the originals' code."""
+    real_time = isinstance(config, RtDetr)
+    lines = []
+    if config.backbone not in [f"{name}d" if real_time else name for name in RESNETS.values()]:
+        which = "its ResNets" if real_time else "torchvision's ResNets"
+        lines.append(f"the originals' code has only {which}: {config.backbone} must be added to it")
+    if real_time:
+        height, width = rtdetr.EVALUATION_SIZE
+        lines.append(f"it evaluates images of {height} x {width}, as the published settings say")
+    elif config.backbone_norms == "trained":
+        lines.append("the originals freeze batch norms: further training would not change them")
+    return lines
 
 
 def rows_for(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detrlab.checkpoints import coco, hf, hf_config, native, pth
+from detrlab.checkpoints import coco, hf, hf_config, native, pth, rtdetr
 from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
@@ -112,7 +112,9 @@ def _imported(
     if classes in ((), placeholders):  # 91 rows are COCO's
         classes = coco.CLASSES if count == len(coco.CLASSES) else placeholders
     ids = tuple(range(count))
-    if layout.name == "detrex" and count == len(coco.BY_ID):  # its rows are COCO's 80 categories
+    real_time = layout.name.startswith("official RT-DETR")
+    if (layout.name == "detrex" or real_time) and count == len(coco.BY_ID):
+        # The rows are COCO's 80 categories.
         ids, classes = zip(*sorted(coco.BY_ID.items()), strict=True)
     state = _translated(tensors, layout, config, str(path))
     checkpoint = native.Checkpoint(
@@ -120,7 +122,7 @@ def _imported(
         config=config,
         classes=classes,
         category_ids=ids,
-        preprocessing=preprocessing or DataConfig(),
+        preprocessing=preprocessing or (rtdetr.PREPROCESSING if real_time else DataConfig()),
         provenance={"imported": path.name, "layout": layout.name},
     )
     theirs = {ours: " + ".join(layout.names(ours)[0]) for ours in state}

@@ -160,7 +160,7 @@ def open_weights(
     Args:
         weights: as the user wrote it.
         preset: the detector they are for; needed by ``coco``.
-        backbone: of that detector, for ``coco``; ``resnet50`` if it is not given.
+        backbone: of that detector, for ``coco``; its usual one if it is not given.
         told: settings that are known and that a file may not show.
         likely: as ``told``, but guesses.
         progress: callback for downloads.
@@ -172,7 +172,7 @@ def open_weights(
     if weights == "coco":
         if preset is None:
             raise UserError("weights 'coco' need the name of a detector")
-        entry = published.published(preset, backbone or "resnet50")
+        entry = published.published(preset, backbone)
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
     if weights == "figures":
         return read(_require_figures(preset))
