@@ -23,6 +23,16 @@ def test_the_published_numbers():
         ("dino-4scale", "resnet50"): (49.0, None, ""),
         ("dino-5scale", "resnet50"): (49.4, None, ""),
         ("dino-4scale-detrex", "resnet50"): (49.2, None, ""),
+        ("rt-detr-r18", "resnet18d"): (46.4, 30, ""),
+        ("rt-detr-r34", "resnet34d"): (48.9, 46, ""),
+        ("rt-detr-r50-m", "resnet50d"): (51.3, 50, ""),
+        ("rt-detr-r50", "resnet50d"): (53.1, 68, ""),
+        ("rt-detr-r101", "resnet101d"): (54.3, 130, ""),
+        ("rt-detr-v2-r18", "resnet18d"): (47.9, 30, ""),
+        ("rt-detr-v2-r34", "resnet34d"): (49.9, 46, ""),
+        ("rt-detr-v2-r50-m", "resnet50d"): (51.9, 50, ""),
+        ("rt-detr-v2-r50", "resnet50d"): (53.4, 68, ""),
+        ("rt-detr-v2-r101", "resnet101d"): (54.3, 130, ""),
     }
     found = {
         (each.preset, each.backbone): (each.ap["ap"], each.gflops, each.sha256)
@@ -37,8 +47,9 @@ def test_every_entry_is_complete():
     for each in published.PUBLISHED:
         assert each.preset in PRESETS
         assert each.url.startswith("https://")
-        assert each.config.num_classes == (80 if "detrex" in each.preset else 91)
-        assert each.hub.count("/") == (not each.preset.startswith("dino"))
+        categories = "detrex" in each.preset or each.preset.startswith("rt-detr")
+        assert each.config.num_classes == (80 if categories else 91)
+        assert each.hub.count("/") == (not each.preset.startswith(("dino", "rt-detr")))
     detr = published.published("detr")
     assert detr.url == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
 

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import detrlab
+from detrlab.benchmark.cost import gflops
 from detrlab.checkpoints import official
 from detrlab.config import TrainConfig
 from detrlab.models.attention import DiscreteAttention
@@ -292,6 +293,30 @@ PUBLISHED = {
     ("dino-4scale", "resnet50"): (626, 538, 46_893_182, 46_670_782),
     ("dino-5scale", "resnet50"): (630, 542, 47_255_806, 47_033_406),
 }
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("rt-detr-r18", 20), ("rt-detr-r34", 31), ("rt-detr-r50-m", 36), ("rt-detr-r50", 42),
+        ("rt-detr-r101", 76), ("rt-detr-v2-r18", 20), ("rt-detr-v2-r34", 31),
+        ("rt-detr-v2-r50-m", 36), ("rt-detr-v2-r50", 42), ("rt-detr-v2-r101", 76),
+    ],
+)  # fmt: skip
+def test_real_time_detectors_have_the_published_size(preset, millions):
+    with torch.device("meta"):
+        network = build_network(model_config(preset, 80))
+    assert sum(each.numel() for each in network.parameters()) // 10**6 == millions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "published"), [("rt-detr-r18", 60), ("rt-detr-r34", 92), ("rt-detr-r50", 136)]
+)
+def test_real_time_detectors_have_the_published_cost(preset, published):
+    network = build_network(model_config(preset, 80)).eval()
+    # Their tables count a multiplication and an addition as two.
+    assert abs(2 * gflops(network, (640, 640)) - published) < 1
 
 
 @pytest.mark.parametrize(("preset", "backbone"), PUBLISHED)

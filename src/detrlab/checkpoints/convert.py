@@ -11,11 +11,10 @@ import torch
 from detrlab import files
 from detrlab.checkpoints import hf, hf_config, native, official
 from detrlab.checkpoints.reading import Imported
-from detrlab.checkpoints.recognise import RESNETS, arguments_of, is_original
+from detrlab.checkpoints.recognise import arguments_of
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 from detrlab.presets.deformable import DeformableDetrTwoStage
-from detrlab.presets.dino import DabDeformableDetr
 
 
 def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
@@ -78,7 +77,7 @@ def _write_native(checkpoint: native.Checkpoint, target: Path) -> list[str]:
 
 def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
     config = checkpoint.config
-    if not (is_original(config) or isinstance(config, DabDeformableDetr)):
+    if not official.holds(config):
         raise UserError(
             f"the original repositories have no such detector ({config.preset}): it cannot be "
             "converted to their layout"
@@ -88,20 +87,13 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
     written = io.BytesIO()  # torch.save itself reports a full disk as an internal error
     torch.save({"model": state, "args": arguments_of(config)}, written)
     files.write_bytes(target, written.getvalue())
-    lines = [
+    return [
         f"wrote {target}: {len(state)} tensors of the {layout.name} layout under 'model', settings "
         "under 'args'",
         f"not kept: the names of the {config.num_classes} classes, the image size "
         f"({checkpoint.preprocessing.image_size}) and the normalisation",
+        *official.remarks(config),
     ]
-    if config.backbone not in RESNETS.values():
-        lines.append(
-            f"the originals' code has only torchvision's ResNets: {config.backbone} must be "
-            "added to it"
-        )
-    if config.backbone_norms == "trained":
-        lines.append("the originals freeze batch norms: further training would not change them")
-    return lines
 
 
 def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str]:

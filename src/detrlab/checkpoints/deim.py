@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from detrlab.checkpoints.rtdetr import HYBRID_ENCODER, derived
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from detrlab.checkpoints.rtdetr import HYBRID_ENCODER, count, derived, points_of, side
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
+from detrlab.errors import UserError
+from detrlab.models.backbones.hgnet import NAMES, stages_of
 from detrlab.presets.deimv2 import DeimV2Femto, DeimV2N
 from detrlab.presets.dfine import DFine
 
@@ -127,3 +134,74 @@ def layout(config: ModelConfig) -> Layout | None:
             layers, others = config.decoder_layers, derived(config)
             return Layout(name, rows, layers, counts_batches=True, derived=others)
     return None
+
+
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of D-FINE, DEIM or DEIMv2."""
+    signs = ("enc_score_head.weight", "pre_bbox_head.layers.0.weight", "up")
+    return all(f"decoder.{sign}" in tensors for sign in signs)
+
+
+_SIZES = {"hgnetv2_b0": "s", "hgnetv2_b2": "m", "hgnetv2_b4": "l", "hgnetv2_b5": "x"}
+
+
+def sizes_of(
+    tensors: Mapping[str, Tensor], where: str, hints: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The preset and the settings that a state dict shows, as ``rtdetr.sizes_of``.
+
+    D-FINE and DEIM have the same tensors: a file is taken for D-FINE's, unless ``preset`` in the
+    hints names a detector of DEIM.
+    """
+    backbone = _backbone(tensors, where)
+    levels = len(points := points_of(tensors[f"{_LAYER}.cross_attn.num_points_scale"].tolist()))
+    if f"{_LAYER}.swish_ffn.w12.weight" in tensors:
+        lite = "encoder.fpn_block.cv1.conv.weight" in tensors
+        preset = f"deimv2-{backbone.removeprefix('hgnetv2_')}" if lite else "deimv2-n"
+        ffn_width = side(tensors, f"{_LAYER}.swish_ffn.w12.weight")
+    else:
+        family = "deim-d-fine" if str(hints.get("preset")).startswith("deim-") else "d-fine"
+        size = "n" if levels == 2 else _SIZES.get(backbone, "s")
+        preset, ffn_width = f"{family}-{size}", side(tensors, f"{_LAYER}.linear1.weight")
+    sizes = {
+        "num_classes": side(tensors, "decoder.dec_score_head.0.weight"),
+        "width": side(tensors, "decoder.dec_score_head.0.weight", 1),
+        "encoder_width": side(tensors, "encoder.input_proj.0.conv.weight"),
+        "ffn_width": ffn_width,
+        "decoder_layers": count(tensors, r"decoder\.decoder\.layers\.(\d+)\."),
+        "points": points,
+        "levels": levels,
+        "backbone": backbone,
+    }
+    attended = "encoder.encoder.0.layers.0.linear1.weight"
+    if attended in tensors:
+        sizes["encoder_ffn_width"] = side(tensors, attended)
+    return preset, sizes
+
+
+_LAYER = "decoder.decoder.layers.0"
+
+
+def _backbone(tensors: Mapping[str, Tensor], where: str) -> str:
+    """The HGNetV2 whose stages have these widths and blocks.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def shape(stages: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:
+        return tuple((row[1], row[2], row[3]) for row in stages)
+
+    found = tuple(
+        (
+            side(tensors, f"backbone.stages.{stage}.blocks.0.layers.1.{inner}.weight"),
+            side(tensors, f"backbone.stages.{stage}.blocks.0.aggregation.1.conv.weight"),
+            count(tensors, rf"backbone\.stages\.{stage}\.blocks\.(\d+)\."),
+        )
+        for stage, inner in enumerate(("conv", "conv", "conv2.conv", "conv2.conv"))
+        if f"backbone.stages.{stage}.blocks.0.aggregation.1.conv.weight" in tensors
+    )
+    for name in NAMES:
+        if shape(stages_of(name)) == found:
+            return name
+    raise UserError(f"{where}: the backbone is no HGNetV2 that detrlab knows: {', '.join(NAMES)}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detrlab.checkpoints.recognise import RESNETS, is_original, variant_of
+from detrlab.checkpoints.official import RESNETS
+from detrlab.checkpoints.recognise import is_original, variant_of
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
 from detrlab.presets import model_config

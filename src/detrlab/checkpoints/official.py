@@ -6,6 +6,8 @@ from detrlab.checkpoints import deim, detrex, rtdetr
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
+from detrlab.models.backbones import hgnet
+from detrlab.presets import ORIGINALS
 from detrlab.presets.deformable import (
     DeformableDetr,
     DeformableDetrRefine,
@@ -15,6 +17,15 @@ from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
 from detrlab.presets.rtdetr import RtDetr
+
+RESNETS: dict[tuple[tuple[int, ...], str], str] = {
+    ((2, 2, 2, 2), "basic"): "resnet18",
+    ((3, 4, 6, 3), "basic"): "resnet34",
+    ((3, 4, 6, 3), "bottleneck"): "resnet50",
+    ((3, 4, 23, 3), "bottleneck"): "resnet101",
+    ((3, 8, 36, 3), "bottleneck"): "resnet152",
+}
+"""Blocks of each stage and their kind -> timm's name."""
 
 _SHARED: tuple[Row, ...] = (
     ("backbone.body.{rest}", ("backbone.0.body.{rest}",)),
@@ -147,6 +158,11 @@ def _dino(source: str) -> tuple[Row, ...]:
     return (*_DINO_HEADS, *rows)
 
 
+def holds(config: ModelConfig) -> bool:
+    """Whether one of the original repositories has this detector, at some size."""
+    return config.preset in ORIGINALS or isinstance(config, DabDeformableDetr | RtDetr)
+
+
 def layout(config: ModelConfig) -> Layout:
     """How the original repositories name the tensors of this architecture.
 
@@ -167,6 +183,22 @@ def layout(config: ModelConfig) -> Layout:
     rows = rows_for(config, "the original repositories", DETR, PLAIN, REFINE, TWO_STAGE)
     name = "official DETR" if isinstance(config, Detr) else "official Deformable DETR"
     return Layout(name, rows, config.decoder_layers)
+
+
+def remarks(config: ModelConfig) -> list[str]:
+    """What a person should know who uses our weights in the originals' code."""
+    real_time = isinstance(config, RtDetr)
+    lines = []
+    known = [f"{name}d" if real_time else name for name in RESNETS.values()]
+    if config.backbone not in (*known, *hgnet.NAMES):
+        which = "its ResNets" if real_time else "torchvision's ResNets"
+        lines.append(f"the originals' code has only {which}: {config.backbone} must be added to it")
+    if isinstance(config, RtDetr):
+        side = config.image_size
+        lines.append(f"it evaluates images of {side} x {side}, as the published settings say")
+    elif config.backbone_norms == "trained":
+        lines.append("the originals freeze batch norms: further training would not change them")
+    return lines
 
 
 def rows_for(

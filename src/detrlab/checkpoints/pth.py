@@ -24,6 +24,8 @@ from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_g
 from detrlab.errors import UserError
 
 _STATE_DICT_NAMES = ("model", "state_dict", "model_state_dict")
+_INFINITE = "decoder.anchors"
+"""Holds infinities where a cell may not propose; it is no weight."""
 
 
 class PthContents(NamedTuple):
@@ -127,6 +129,9 @@ def _sort_out(path: Path, contents: Any) -> PthContents:
             "model.state_dict() in it"
         )
     state = next((contents[name] for name in _STATE_DICT_NAMES if name in contents), contents)
+    averaged = contents.get("ema")
+    if isinstance(averaged, dict) and "module" in averaged:  # what RT-DETR's code evaluates
+        state = averaged["module"]
     if (
         not isinstance(state, dict)
         or not state
@@ -139,7 +144,7 @@ def _sort_out(path: Path, contents: Any) -> PthContents:
             f"alone or under {', '.join(map(repr, _STATE_DICT_NAMES))}"
         )
     for name, tensor in state.items():
-        _check_tensor(f"{path}: {name!r}", tensor)
+        _check_tensor(f"{path}: {name!r}", tensor, finite=not name.endswith(_INFINITE))
     arguments = contents.get("args", {})
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
@@ -151,14 +156,14 @@ def _sort_out(path: Path, contents: Any) -> PthContents:
     )
 
 
-def _check_tensor(where: str, tensor: Tensor) -> None:
+def _check_tensor(where: str, tensor: Tensor, *, finite: bool) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise UserError(f"{where} is not an ordinary tensor ({tensor.layout}, {tensor.device})")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UserError(
             f"{where} claims {tensor.numel():,} numbers but holds fewer: it may fill the memory"
         )
-    if not tensor.isfinite().all():
+    if finite and not tensor.isfinite().all():
         raise UserError(
             f"{where} holds numbers that are NaN or infinite: the training that wrote it had failed"
         )

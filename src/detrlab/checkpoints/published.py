@@ -1,8 +1,8 @@
 """The published weights: where they are, how accurate, and where they are kept on this machine.
 
 Source: the model tables of facebookresearch/detr, fundamentalvision/Deformable-DETR,
-IDEA-Research/DINO and IDEA-Research/detrex; AP75 and the sizes S, M, L of DETR from arXiv
-2005.12872, table 1.
+IDEA-Research/DINO, IDEA-Research/detrex and lyuwenyu/RT-DETR; AP75 and the sizes S, M, L of DETR
+from arXiv 2005.12872, table 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Published:
         sha256: what its checksum begins with; empty if none was published.
         hub: the same weights on the Hugging Face Hub; empty where they are not.
         epochs: how long it was trained.
-        gflops: published multiply-adds of an 800 x 1066 image, in 10^9; None where unknown.
+        gflops: published multiply-adds in 10^9, of an 800 x 1066 image, in RT-DETR of 640 x 640;
+            None where unknown.
         ap: on COCO val2017 in percent, with ``ap50`` and the others where they were published.
         rows: of the class head.
     """
@@ -73,6 +74,13 @@ def _dino(preset: str, file: str, url: str, ap: float, rows: int = COCO_ROWS) ->
     return Published(preset, _R50, url, file, "", "", 12, None, {"ap": ap}, rows)
 
 
+def _rt_detr(preset: str, file: str, epochs: int, gflops: int, ap: float, ap50: float) -> Published:
+    url = f"https://github.com/lyuwenyu/storage/releases/download/v0.1/{file}"
+    backbone = PRESETS[preset].model_fields["backbone"].default
+    values = {"ap": ap, "ap50": ap50}
+    return Published(preset, backbone, url, file, "", "", epochs, gflops, values, 80)
+
+
 _DINO_FOLDER = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
 _DETREX = "https://github.com/IDEA-Research/detrex-storage/releases/download/v0.2.0"
 _R50, _R101 = "resnet50", "resnet101"
@@ -103,11 +111,22 @@ PUBLISHED: tuple[Published, ...] = (
     _dino("dino-5scale", "checkpoint0011_5scale.pth", _DINO_FOLDER, 49.4),
     _dino("dino-4scale-detrex", "dino_r50_4scale_12ep_49_2AP.pth",
           f"{_DETREX}/dino_r50_4scale_12ep_49_2AP.pth", 49.2, 80),
+    # The multiply-adds are half of the published GFLOPs.
+    _rt_detr("rt-detr-r18", "rtdetr_r18vd_dec3_6x_coco_from_paddle.pth", 72, 30, 46.4, 63.7),
+    _rt_detr("rt-detr-r34", "rtdetr_r34vd_dec4_6x_coco_from_paddle.pth", 72, 46, 48.9, 66.8),
+    _rt_detr("rt-detr-r50-m", "rtdetr_r50vd_m_6x_coco_from_paddle.pth", 72, 50, 51.3, 69.5),
+    _rt_detr("rt-detr-r50", "rtdetr_r50vd_6x_coco_from_paddle.pth", 72, 68, 53.1, 71.2),
+    _rt_detr("rt-detr-r101", "rtdetr_r101vd_6x_coco_from_paddle.pth", 72, 130, 54.3, 72.8),
+    _rt_detr("rt-detr-v2-r18", "rtdetrv2_r18vd_120e_coco.pth", 120, 30, 47.9, 64.9),
+    _rt_detr("rt-detr-v2-r34", "rtdetrv2_r34vd_120e_coco_ema.pth", 120, 46, 49.9, 67.5),
+    _rt_detr("rt-detr-v2-r50-m", "rtdetrv2_r50vd_m_7x_coco_ema.pth", 84, 50, 51.9, 69.9),
+    _rt_detr("rt-detr-v2-r50", "rtdetrv2_r50vd_6x_coco_ema.pth", 72, 68, 53.4, 71.6),
+    _rt_detr("rt-detr-v2-r101", "rtdetrv2_r101vd_6x_coco_from_paddle.pth", 72, 130, 54.3, 72.8),
 )  # fmt: skip
 
 
-def published(preset: str, backbone: str = _R50) -> Published:
-    """The published weights of a detector.
+def published(preset: str, backbone: str | None = None) -> Published:
+    """The published weights of a detector, by default with its usual backbone.
 
     Raises:
         UserError: there are none for it, or none with that backbone.
@@ -120,7 +139,7 @@ def published(preset: str, backbone: str = _R50) -> Published:
             f"there are no published COCO weights for {preset!r}{hint}; there are for {having}"
         )
     for each in of_preset:
-        if each.backbone == backbone:
+        if backbone in (None, each.backbone):
             return each
     having = " and ".join(each.backbone for each in of_preset)
     raise UserError(

@@ -19,6 +19,7 @@ from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
+from detrlab.presets.rtdetr import RtDetr
 
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HF_INDEX = "model.safetensors.index.json"
@@ -112,7 +113,8 @@ def _imported(
     if classes in ((), placeholders):  # 91 rows are COCO's
         classes = coco.CLASSES if count == len(coco.CLASSES) else placeholders
     ids = tuple(range(count))
-    if layout.name == "detrex" and count == len(coco.BY_ID):  # its rows are COCO's 80 categories
+    if (layout.name == "detrex" or isinstance(config, RtDetr)) and count == len(coco.BY_ID):
+        # The rows are COCO's 80 categories.
         ids, classes = zip(*sorted(coco.BY_ID.items()), strict=True)
     state = _translated(tensors, layout, config, str(path))
     checkpoint = native.Checkpoint(
@@ -120,7 +122,7 @@ def _imported(
         config=config,
         classes=classes,
         category_ids=ids,
-        preprocessing=preprocessing or DataConfig(),
+        preprocessing=preprocessing or config.preprocessing(),
         provenance={"imported": path.name, "layout": layout.name},
     )
     theirs = {ours: " + ".join(layout.names(ours)[0]) for ours in state}

@@ -8,20 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from detrlab.checkpoints import detrex, hf, official
+from detrlab.checkpoints import deim, detrex, hf, official, rtdetr
 from detrlab.checkpoints.rules import Layout
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
 from detrlab.presets import ORIGINALS, model_config
-
-RESNETS: dict[tuple[tuple[int, ...], str], str] = {
-    ((2, 2, 2, 2), "basic"): "resnet18",
-    ((3, 4, 6, 3), "basic"): "resnet34",
-    ((3, 4, 6, 3), "bottleneck"): "resnet50",
-    ((3, 4, 23, 3), "bottleneck"): "resnet101",
-    ((3, 8, 36, 3), "bottleneck"): "resnet152",
-}
-"""Blocks of each stage and their kind -> timm's name."""
 
 # Settings that names and shapes do not show, or not always, and their usual values.
 _UNSEEN: dict[str, Any] = {
@@ -103,6 +94,30 @@ def recognise(
     """
     told = {name: value for name, value in (told or {}).items() if name in _UNSEEN}
     hints = {**_UNSEEN, **(likely or {}), **told}
+    spelling = None
+    for family in (deim, rtdetr):
+        if family.fits(tensors):
+            preset, sizes = family.sizes_of(tensors, where, hints)
+            break
+    else:
+        preset, sizes, spelling = _sizes_of(tensors, where, hints)
+    unseen = {
+        name: value
+        for name, value in hints.items()
+        if name in _UNSEEN.keys() - sizes.keys() and value is not None
+    }
+    variant = variant_of(preset, dilation=unseen["dilation"], levels=sizes.get("levels", 1))
+    config = model_config(variant, **{**unseen, **sizes})
+    # Dropout does not change what a detector computes once it is trained.
+    known = {*told, "dropout"}
+    assumed = {name: value for name, value in unseen.items() if name not in known}
+    return Recognised(_layout_of(config, spelling), config, assumed)
+
+
+def _sizes_of(
+    tensors: Mapping[str, Tensor], where: str, hints: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], hf.Spelling | None]:
+    """The preset, the settings that the shapes show, and how transformers spells the names."""
     preset, root = _structure(tensors, where)
     spelling = hf.spelling_of(tensors) if root == "model" else None
     seen = _Shapes(tensors, root, _layout_of(model_config(preset, 1), spelling))
@@ -123,17 +138,7 @@ def recognise(
         learned = _LEARNED_QUERIES.get(preset)
         if learned is not None:
             sizes["num_queries"] = seen.rows(learned)
-    unseen = {
-        name: value
-        for name, value in hints.items()
-        if name in _UNSEEN.keys() - sizes.keys() and value is not None
-    }
-    variant = variant_of(preset, dilation=unseen["dilation"], levels=sizes.get("levels", 1))
-    config = model_config(variant, **{**unseen, **sizes})
-    # Dropout does not change what a detector computes once it is trained.
-    known = {*told, "dropout"}
-    assumed = {name: value for name, value in unseen.items() if name not in known}
-    return Recognised(_layout_of(config, spelling), config, assumed)
+    return preset, sizes, spelling
 
 
 # The official training programs' own settings, and ours.
@@ -223,13 +228,12 @@ class _Shapes:
         depths = tuple(self._blocks(stage) for stage in range(1, 5))
         bottleneck = self.find("backbone.body.layer1.0.conv3.weight") is not None
         stem = self.rows("backbone.body.layer1.0.conv1.weight")
-        name = RESNETS.get((depths, "bottleneck" if bottleneck else "basic"))
+        name = official.RESNETS.get((depths, "bottleneck" if bottleneck else "basic"))
         if name is not None and stem == 64:
             return name
         if fallback is None:
-            raise UserError(
-                f"{where}: the backbone is none of {', '.join(RESNETS.values())}; say which it is"
-            )
+            known = ", ".join(official.RESNETS.values())
+            raise UserError(f"{where}: the backbone is none of {known}; say which it is")
         return fallback
 
     def _blocks(self, stage: int) -> int:

@@ -5,10 +5,16 @@ DEIM's RT-DETRv2 has the second one.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from detrlab.checkpoints.rules import Layout, Row
+from detrlab.config import DataConfig
+from detrlab.errors import UserError
 from detrlab.models.queries.proposals import anchor_logits
 from detrlab.presets.rtdetr import RtDetr, RtDetrV2
 from detrlab.structures import Memory
@@ -27,10 +33,12 @@ def _resnet() -> tuple[Row, ...]:
         short = f"{theirs}.short" if stage == 0 else f"{theirs}.short.conv"
         renamed[f"{ours}.downsample.1"] = f"{short}.conv"
         renamed[f"{ours}.downsample.2"] = f"{short}.norm"
-    return tuple(
+    rows = (
         (f"backbone.body.{ours}.{{rest}}", (f"backbone.{theirs}.{{rest}}",))
         for ours, theirs in renamed.items()
     )
+    # The originals do not have other backbones: they keep our names.
+    return (*rows, ("backbone.body.{rest}", ("backbone.body.{rest}",)))
 
 
 HYBRID_ENCODER: tuple[Row, ...] = (
@@ -142,13 +150,81 @@ def derived_anchors(levels: int, size: tuple[int, int]) -> dict[str, Tensor]:
     return {"decoder.anchors": logits, "decoder.valid_mask": usable[..., None]}
 
 
-SIGN = "decoder.dec_score_head.0.weight"
-"""A tensor that RT-DETR and its successors have."""
+def fits(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is RT-DETR's; its successors have other decoder layers."""
+    signs = ("enc_score_head.weight", "decoder.layers.0.cross_attn.value_proj.weight")
+    return all(f"decoder.{sign}" in tensors for sign in signs)
 
-_BACKBONES = {
-    ((2, 2, 2, 2), False): "r18",
-    ((3, 4, 6, 3), False): "r34",
-    ((3, 4, 6, 3), True): "r50",
-    ((3, 4, 23, 3), True): "r101",
+
+_RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, str | None]] = {
+    ((2, 2, 2, 2), False): ("r18", "resnet18d"),
+    ((3, 4, 6, 3), False): ("r34", "resnet34d"),
+    ((3, 4, 6, 3), True): ("r50", "resnet50d"),
+    ((3, 4, 23, 3), True): ("r101", "resnet101d"),
 }
-"""Blocks of each stage, whether they are bottlenecks -> the end of a preset's name."""
+"""Blocks of each stage, whether they are bottlenecks -> end of the preset's name, timm's name."""
+
+
+def side(tensors: Mapping[str, Tensor], name: str, dimension: int = 0) -> int:
+    """A tensor's size; 1 where it is missing, which loading will report."""
+    found = tensors.get(name)
+    return 1 if found is None or found.dim() <= dimension else max(1, found.shape[dimension])
+
+
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that a pattern finds in the names."""
+    numbers = [int(match[1]) for name in tensors if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
+
+
+def sizes_of(
+    tensors: Mapping[str, Tensor], where: str, hints: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The preset and the settings that a state dict shows.
+
+    Args:
+        tensors: the state dict.
+        where: names the file in errors.
+        hints: ``num_heads``, and ``backbone`` where it is no ResNet-D of a usual depth.
+
+    Raises:
+        UserError: the backbone is unknown.
+    """
+    layer, attended = "decoder.decoder.layers.0", "encoder.encoder.0.layers.0"
+    blocks = tuple(count(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
+    bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
+    usual = "r50" if bottleneck else "r18", hints["backbone"]
+    size, backbone = _RESNETS.get((blocks, bottleneck), usual)
+    if backbone is None:
+        raise UserError(f"{where}: the backbone is no usual ResNet-D; say which it is")
+    encoder_width = side(tensors, "encoder.lateral_convs.0.conv.weight")
+    sizes: dict[str, Any] = {
+        "num_classes": side(tensors, "decoder.dec_score_head.0.weight"),
+        "width": side(tensors, "decoder.dec_score_head.0.weight", 1),
+        "ffn_width": side(tensors, f"{layer}.linear1.weight"),
+        "encoder_width": encoder_width,
+        "encoder_layers": count(tensors, r"encoder\.encoder\.0\.layers\.(\d+)\."),
+        "decoder_layers": count(tensors, r"decoder\.decoder\.layers\.(\d+)\."),
+        "expansion": side(tensors, "encoder.fpn_blocks.0.conv1.conv.weight") / encoder_width,
+        "levels": count(tensors, r"encoder\.input_proj\.(\d+)\."),
+        "backbone": backbone,
+    }
+    if sizes["encoder_layers"]:
+        sizes["encoder_ffn_width"] = side(tensors, f"{attended}.linear1.weight")
+    samples = side(tensors, f"{layer}.cross_attn.attention_weights.weight") // hints["num_heads"]
+    sizes["points"] = max(1, samples // max(1, sizes["levels"]))
+    scale = tensors.get(f"{layer}.cross_attn.num_points_scale")
+    if scale is not None and len(set(scale.tolist())) > 1:
+        sizes["points"] = points_of(scale.tolist())
+    if size == "r50" and sizes["expansion"] == 0.5:
+        size = "r50-m"
+    version = "v2-" if "decoder.enc_output.proj.weight" in tensors else ""
+    return f"rt-detr-{version}{size}", sizes
+
+
+def points_of(scale: list[float]) -> tuple[int, ...]:
+    """Points of each level from one part of each: 1/3, 1/3, 1/3, 1/2, 1/2 are 3 and 2."""
+    points: list[int] = []
+    while sum(points) < len(scale):
+        points.append(max(1, round(1 / max(scale[sum(points)], 1e-3))))
+    return tuple(points)

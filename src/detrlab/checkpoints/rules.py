@@ -44,8 +44,8 @@ class Layout:
         needs_all_aliases: whether a file must hold every alias of a tensor (PyTorch's own
             files do; safetensors keep only one of them).
         fallbacks: where a tensor is read from when the file has none of its names.
-        counts_batches: whether their norms hold ``num_batches_tracked``: it is written, and not
-            asked for.
+        counts_batches: whether their norms hold ``num_batches_tracked``: it is written, and
+            starts from 0 when it is read.
         derived: tensors of theirs that follow from the architecture: they are written, and
             ignored in a file.
     """
@@ -132,6 +132,8 @@ def translate(tensors: Mapping[str, Tensor], layout: Layout, wanted: Iterable[st
     consumed: set[str] = set()
     for ours in wanted:
         if ours.endswith(BOOKKEEPING):
+            if layout.counts_batches:
+                found[ours] = torch.tensor(0)
             continue
         aliases = layout.names(ours)
         consumed.update(name for parts in aliases for name in parts)
@@ -193,7 +195,7 @@ def export(
         for parts in aliases[:1] if one_name_each else aliases:
             pieces = tensor.chunk(len(parts)) if tensor.dim() else (tensor,) * len(parts)
             exported.update(zip(parts, pieces, strict=True))
-    return exported | layout.derived
+    return {**exported, **layout.derived}
 
 
 def listed(names: Iterable[str], limit: int = 5, *, quote: bool = True) -> str:

@@ -162,7 +162,7 @@ def open_weights(
     Args:
         weights: as the user wrote it.
         preset: the detector they are for; needed by ``coco``.
-        backbone: of that detector, for ``coco``; ``resnet50`` if it is not given.
+        backbone: of that detector, for ``coco``; its usual one if it is not given.
         told: settings that are known and that a file may not show.
         likely: as ``told``, but guesses.
         progress: callback for downloads.
@@ -176,7 +176,7 @@ def open_weights(
             raise UserError("weights 'coco' need the name of a detector")
         if preset == IN_THE_BOX:
             return read(ASSETS / f"{preset}-coco.safetensors", told=told, likely=likely)
-        entry = published.published(preset, backbone or "resnet50")
+        entry = published.published(preset, backbone)
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
     if weights == "figures":
         return read(_require_figures(preset))
@@ -187,6 +187,7 @@ def open_weights(
             f"weights {weights!r} are neither a file nor one of {', '.join(WORDS)}, "
             f"hf:REPOSITORY{_closest(weights)}"
         )
+    likely = {"preset": preset, **likely}
     return read(Path(weights).expanduser(), told=told, likely=likely)
 
 

@@ -73,10 +73,11 @@ def in_order(presets: Sequence[str]) -> list[str]:
     Those that are no part of it follow, in the order of ``PRESETS``.
     """
     rungs = [*LADDER, *(name for name in PRESETS if name not in LADDER)]
-    return sorted(
-        presets,
-        key=lambda name: (rungs.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER),
-    )
+
+    def place(name: str) -> tuple[int, bool]:
+        return rungs.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER
+
+    return sorted(presets, key=place)
 
 
 def varied(model: str, variations: Iterable[str]) -> tuple[Entrant, ...]:

@@ -30,7 +30,13 @@ from detrlab.models.decoder import Decoder
 from detrlab.models.encoders.blocks import ConvNorm, Csp
 from detrlab.models.encoders.hybrid import HybridEncoder, WithinLevel, concatenate
 from detrlab.models.heads import PredictionHead
-from detrlab.models.layers import DecoderLayer, EncoderLayer, FeedForward, equal_copies
+from detrlab.models.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    equal_copies,
+    xavier_matrices,
+)
 from detrlab.models.network import Network
 from detrlab.models.queries.denoising import DenoisingQueries, RtDetrDenoising
 from detrlab.models.queries.selected import SelectedQueries
@@ -231,6 +237,14 @@ class RtDetrR34(RtDetrR18):
     decoder_layers: int = Field(4, ge=1, le=100)
 
 
+class RtDetrR50M(RtDetr):
+    """RT-DETR with a ResNet-50, narrower fusing blocks and half of the layers at evaluation."""
+
+    preset: str = "rt-detr-r50-m"
+    expansion: float = Field(0.5, gt=0, le=4)
+    evaluated_layers: int | None = Field(3, ge=1)
+
+
 class RtDetrR101(RtDetr):
     """RT-DETR with a ResNet-101 and a wider encoder."""
 
@@ -254,16 +268,8 @@ class RtDetrV2(RtDetr):
     def decoder_layer(self) -> DecoderLayer:
         """A decoder layer."""
         layer = super().decoder_layer()
-        layer.ffn.reset_parameters()
+        xavier_matrices(layer.ffn)
         return layer
-
-
-class RtDetrV2R50M(RtDetrV2):
-    """RT-DETRv2 with a ResNet-50, narrower fusing blocks and half of the layers at evaluation."""
-
-    preset: str = "rt-detr-v2-r50-m"
-    expansion: float = Field(0.5, gt=0, le=4)
-    evaluated_layers: int | None = Field(3, ge=1)
 
 
 class RtDetrV2R18(RtDetrR18, RtDetrV2):
@@ -289,6 +295,12 @@ class RtDetrV2R34(RtDetrR34, RtDetrV2):
     """RT-DETRv2 with a ResNet-34."""
 
     preset: str = "rt-detr-v2-r34"
+
+
+class RtDetrV2R50M(RtDetrR50M, RtDetrV2):
+    """RT-DETRv2 with a ResNet-50, narrower fusing blocks and half of the layers at evaluation."""
+
+    preset: str = "rt-detr-v2-r50-m"
 
 
 class RtDetrV2R101(RtDetrR101, RtDetrV2):

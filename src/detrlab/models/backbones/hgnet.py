@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from detrlab.errors import UserError, did_you_mean
 from detrlab.models.backbones.timm import Trains
 
-# For each stage: channels in, inside and out, blocks, strided, light blocks, kernel, layers.
 _SMALL: list[list[Any]] = [
     [16, 16, 64, 1, False, False, 3, 3],
     [64, 32, 256, 1, True, False, 3, 3],
@@ -24,6 +23,20 @@ _SIZES: dict[str, list[list[Any]]] = {
     "pico": [*_SMALL, [256, 64, 512, 2, True, True, 5, 3]],
 }
 NAMES = tuple(f"hgnetv2_{size}" for size in (*_SIZES, *(f"b{index}" for index in range(6))))
+
+
+def stages_of(name: str) -> list[list[Any]]:
+    """For each stage: channels in, inside and out, blocks, strided, light blocks, kernel, layers.
+
+    Raises:
+        UserError: unknown name.
+    """
+    from timm.models.hgnet import model_cfgs
+
+    if name not in NAMES:
+        raise UserError(f"unknown HGNetV2 {name!r}{did_you_mean(name, NAMES)}")
+    size = name.removeprefix("hgnetv2_")
+    return _SIZES.get(size) or [model_cfgs[name][f"stage{number}"] for number in range(1, 5)]
 
 
 class HGNet(nn.Module):
@@ -46,22 +59,21 @@ class HGNet(nn.Module):
         super().__init__()
         from timm.models.hgnet import HighPerfGpuNet, model_cfgs
 
-        if name not in NAMES:
-            raise UserError(f"unknown HGNetV2 {name!r}{did_you_mean(name, NAMES)}")
-        size = name.removeprefix("hgnetv2_")
-        if size in _SIZES:
-            rows = {f"stage{index}": row for index, row in enumerate(_SIZES[size], 1)}
-            layout: dict[str, Any] = {"stem_type": "v2", "stem_chs": [16, 16], **rows}
-        else:
-            layout = model_cfgs[name]
-            rows = {key: row for key, row in layout.items() if key.startswith("stage")}
+        rows = stages_of(name)
         # timm's network always has four stages; the smallest sizes end after three.
-        whole = {**layout, "stage4": layout.get("stage4", layout["stage3"])}
-        network = HighPerfGpuNet(whole, num_classes=0, head_hidden_size=None, use_lab=affine)
+        four = [*rows, rows[-1]][:4]
+        layout = {f"stage{number}": row for number, row in enumerate(four, 1)}
+        stem = model_cfgs.get(name, {"stem_chs": [16, 16]})["stem_chs"]
+        network = HighPerfGpuNet(
+            {"stem_type": "v2", "stem_chs": stem, **layout},
+            num_classes=0,
+            head_hidden_size=None,
+            use_lab=affine,
+        )
         self.stem = network.stem
         self.stages = nn.ModuleList(network.stages[: len(rows)])
         self.maps = maps
-        self.channels = tuple(row[2] for row in rows.values())[-maps:]
+        self.channels = tuple(row[2] for row in rows)[-maps:]
         self.strides = tuple(4 * 2**index for index in range(len(rows)))[-maps:]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

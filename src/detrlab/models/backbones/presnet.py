@@ -22,5 +22,8 @@ def add_first_shortcut(body: nn.Module) -> None:
     if not isinstance(block, BasicBlock) or block.downsample is not None:
         return
     channels = block.conv1.in_channels
-    block.downsample = downsample_avg(channels, channels, kernel_size=1)
-    nn.init.dirac_(block.downsample[1].weight)
+    shortcut = downsample_avg(channels, channels, kernel_size=1)
+    for each in shortcut.modules():
+        if isinstance(each, nn.Conv2d):
+            nn.init.dirac_(each.weight)
+    block.downsample = shortcut
