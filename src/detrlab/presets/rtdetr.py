@@ -14,7 +14,7 @@ from torch import nn
 
 from detrlab.config import TrainConfig
 from detrlab.losses.matching import FocalCost
-from detrlab.losses.quality import Varifocal
+from detrlab.losses.quality import MatchabilityAware, Varifocal
 from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import (
     DeformableAttention,
@@ -37,13 +37,19 @@ from detrlab.models.layers import (
     xavier_matrices,
 )
 from detrlab.models.network import Network
-from detrlab.models.queries.denoising import RtDetrDenoising
+from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
 from detrlab.models.queries.selected import SelectedQueries
 from detrlab.presets.parts import TransformerConfig, set_criterion, timm_backbone
 from detrlab.scoring import Scoring, SigmoidScoring
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from detrlab.losses.criterion import Criterion
+    from detrlab.losses.pairs import MatchedPairs
+    from detrlab.models.heads import Activation
 
 
 class RtDetr(TransformerConfig):
@@ -73,6 +79,7 @@ class RtDetr(TransformerConfig):
     box_noise: float = Field(1.0, ge=0)
     fusing_blocks: ClassVar[int] = 3
     """In each fusing block of the encoder."""
+    denoising_queries: ClassVar[type[RtDetrDenoising]] = RtDetrDenoising
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -99,6 +106,16 @@ class RtDetr(TransformerConfig):
     def scoring(self) -> Scoring:
         """One sigmoid per class."""
         return SigmoidScoring()
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.relu
+
+    @property
+    def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
+        """The loss term of the classes."""
+        return Varifocal()
 
     def build_backbone(self, *, pretrained: bool) -> Backbone:
         """A timm backbone that gives its last maps."""
@@ -144,7 +161,7 @@ class RtDetr(TransformerConfig):
 
     def build_queries(self) -> nn.Module:
         """The cells with the best class, behind denoising queries."""
-        return RtDetrDenoising(
+        return self.denoising_queries(
             SelectedQueries(self.num_queries, self.width, self.box_head(), mixed=False),
             self.num_classes,
             self.width,
@@ -152,6 +169,11 @@ class RtDetr(TransformerConfig):
             label_noise=self.label_noise,
             box_noise=self.box_noise,
         )
+
+    def head(self) -> PredictionHead:
+        """A prediction head."""
+        bias = self.scoring.initial_bias
+        return PredictionHead(self.width, self.num_classes, bias, self.activation)
 
     def box_head(self) -> PredictionHead:
         """A head whose boxes start as the references."""
@@ -166,9 +188,17 @@ class RtDetr(TransformerConfig):
             [self.box_head() for _ in range(self.decoder_layers)],
             norm=nn.Identity(),
             boxes=refine_twice,
-            position=BoxPosition((4, 2 * self.width, self.width), F.relu),
+            position=self.query_position(),
             evaluated=self.evaluated_layers,
         )
+
+    def query_position(self) -> BoxPosition:
+        """What gives the queries their position before each layer."""
+        return BoxPosition((4, 2 * self.width, self.width), self.activation)
+
+    def feed_forward(self) -> FeedForward:
+        """The feed-forward network of a decoder layer."""
+        return FeedForward(self.width, self.ffn_width, self.dropout, self.activation)
 
     def decoder_layer(self) -> DecoderLayer:
         """A decoder layer; its feed-forward network keeps PyTorch's initial values."""
@@ -183,11 +213,11 @@ class RtDetr(TransformerConfig):
         return DeformableAttention(self.width, self.num_heads, self.levels, self.points)
 
     def criterion(self, train: TrainConfig) -> Criterion:
-        """Varifocal, L1 and GIoU (weights 1, 5, 2; costs 2 of the focal loss, 5, 2)."""
+        """The class loss, L1 and GIoU (weights 1, 5, 2; costs 2 of the focal loss, 5, 2)."""
         return set_criterion(
             train,
             self.scoring,
-            Varifocal(),
+            self.class_loss,
             FocalCost(),
             class_weight=1.0,
             class_cost_weight=2.0,
@@ -252,6 +282,34 @@ class RtDetrV2R18(RtDetrR18, RtDetrV2):
     """RT-DETRv2 with a ResNet-18."""
 
     preset: str = "rt-detr-v2-r18"
+
+
+class DeimRtDetrV2R18(RtDetrV2R18):
+    """DEIM on RT-DETRv2: the matchability-aware loss, and SiLU in the decoder.
+
+    Source: arXiv 2412.04234; Intellindust-AI-Lab/DEIM, ``configs/base/rt_deim.yml``.
+    """
+
+    preset: str = "deim-rt-detr-v2-r18"
+    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.silu
+
+    @property
+    def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
+        """The loss term of the classes."""
+        return MatchabilityAware()
+
+    def query_position(self) -> BoxPosition:
+        """What gives the queries their position before each layer."""
+        position = BoxPosition((4, self.width, self.width, self.width), self.activation)
+        last = position.network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.reset_parameters()  # the original draws only the others anew
+        return position
 
 
 class RtDetrV2R18Discrete(RtDetrV2R18):
