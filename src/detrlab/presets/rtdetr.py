@@ -67,7 +67,7 @@ class RtDetr(TransformerConfig):
     expansion: float = Field(1.0, gt=0, le=4)
     """Width of the encoder's fusing blocks, in widths of the encoder."""
     evaluated_layers: int | None = Field(None, ge=1)
-    """Decoder layers that run at evaluation; None for all."""
+    """Decoder layers that run at evaluation at most; None for all."""
     levels: int = Field(3, ge=1, le=4)
     """Maps read from the backbone, counted from the coarsest."""
     points: int | tuple[int, ...] = 4
@@ -94,11 +94,6 @@ class RtDetr(TransformerConfig):
             raise ValueError(
                 f"points {self.points} should be one number, or {self.levels} of them, one for "
                 "each level"
-            )
-        if self.evaluated_layers is not None and self.evaluated_layers > self.decoder_layers:
-            raise ValueError(
-                f"evaluated_layers {self.evaluated_layers} must be at most decoder_layers "
-                f"{self.decoder_layers}"
             )
         return self
 
