@@ -17,8 +17,8 @@ from detrlab.presets import PRESETS, build_network, model_config
 from tiny_detectors import tiny_config, tiny_resnet_d
 
 ORIGINAL = Path(__file__).resolve().parents[3] / "shared" / "originals"
-NAMES = [name for name in PRESETS if name.startswith("rt-detr")]
-SMALL = ["rt-detr-r18", "rt-detr-v2-r18", "rt-detr-v2-r50"]
+NAMES = [name for name in PRESETS if "rt-detr" in name]
+SMALL = ["rt-detr-r18", "rt-detr-v2-r18", "rt-detr-v2-r50", "deim-rt-detr-v2-r18"]
 LOAD = """
 import sys, torch
 sys.path.insert(0, {originals!r})

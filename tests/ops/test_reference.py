@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 from ops_cases import SHAPES, border_locations, make_case, naive_locations, naive_sample
@@ -75,3 +78,26 @@ def test_half_precision_computes_in_float32():
     actual = reference.sample(half, case.shapes, case.locations, case.weights)
     assert actual.dtype == torch.bfloat16
     assert torch.equal(actual, expected.bfloat16())
+
+
+def test_single_cells_equal_plain_loops():
+    case = make_case()
+    batch, queries, heads, levels, points, _ = case.locations.shape
+    width = case.values.shape[-1]
+    expected = torch.zeros(batch, queries, heads, width, dtype=torch.float64)
+    for b, q, m, level, point in itertools.product(
+        *map(range, (batch, queries, heads, levels, points))
+    ):
+        height, columns = case.shapes[level]
+        start = sum(h * w for h, w in case.shapes[:level])
+        cell = []
+        for axis, side in enumerate((columns, height)):
+            valid = max(1, round(case.valid_ratios[b, level, axis].item() * side))
+            place = math.floor(case.locations[b, q, m, level, point, axis].item() * side + 0.5)
+            cell.append(min(max(place, 0), valid - 1))
+        value = case.values[b, start + cell[1] * columns + cell[0], m]
+        expected[b, q, m] += case.weights[b, q, m, level, point] * value
+    found = reference.sample_cells(
+        case.values, case.shapes, case.valid_ratios, case.locations, case.weights
+    )
+    torch.testing.assert_close(found, expected.flatten(2), rtol=0, atol=1e-12)

@@ -219,7 +219,8 @@ def sizes_of(
     if size == "r50" and sizes["expansion"] == 0.5:
         size = "r50-m"
     version = "v2-" if "decoder.enc_output.proj.weight" in tensors else ""
-    return f"rt-detr-{version}{size}", sizes
+    whose = "deim-" if "decoder.query_pos_head.layers.2.weight" in tensors else ""
+    return f"{whose}rt-detr-{version}{size}", sizes
 
 
 def points_of(scale: list[float]) -> tuple[int, ...]:

@@ -141,8 +141,8 @@ class DeformableAttention(nn.Module):
         total = num_heads * sum(self.counts)
         self.sampling_offsets = nn.Linear(width, total * 2)
         self.attention_weights = nn.Linear(width, total)
-        self.value_proj = nn.Linear(width, width) if project else nn.Identity()
-        self.output_proj = nn.Linear(width, width) if project else nn.Identity()
+        self.value_proj: nn.Module = nn.Linear(width, width) if project else nn.Identity()
+        self.output_proj: nn.Module = nn.Linear(width, width) if project else nn.Identity()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -153,9 +153,9 @@ class DeformableAttention(nn.Module):
         xavier_matrices(self)
         for linear in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(linear.weight)
-        for linear in (self.attention_weights, self.value_proj, self.output_proj):
-            if isinstance(linear, nn.Linear):
-                nn.init.zeros_(linear.bias)
+        for each in (self.attention_weights, self.value_proj, self.output_proj):
+            if isinstance(each, nn.Linear):
+                nn.init.zeros_(each.bias)
         directions = offset_directions(self.num_heads, self.counts)
         self.sampling_offsets.bias.copy_(directions.flatten())
 

@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         norm: applied to the states that the heads read, not to those the next layer reads.
         boxes: how deltas become boxes and the next references, see ``box_policies``.
         position: what gives the queries their position before each layer.
-        evaluated: how many layers run in evaluation mode; None for all.
+        evaluated: how many layers run in evaluation mode at most; None for all.
     """
 
     def __init__(

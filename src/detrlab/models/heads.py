@@ -52,7 +52,9 @@ class BoxHead(Mlp):
         Source: ``DeformableDETR.__init__`` of the original code.
         """
         self.start_at_zero()
-        self.layers[-1].bias[2:].fill_(size_logit)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias[2:].fill_(size_logit)
 
 
 class PredictionHead(nn.Module):

@@ -184,8 +184,9 @@ class GatedDecoderLayer(DecoderLayer):
     Source: arXiv 2410.13842 (D-FINE), section 5.1 ("target gating layer").
     """
 
-    def __init__(self, *parts: Any, width: int, **options: Any) -> None:
-        super().__init__(*parts, width=width, **options)
+    def __init__(self, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        width = options["width"]
         self.gate = nn.Linear(2 * width, 2 * width)
         nn.init.zeros_(self.gate.weight)  # both gates start at one half
         nn.init.zeros_(self.gate.bias)

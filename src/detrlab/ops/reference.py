@@ -168,7 +168,8 @@ def sample_cells(
     lyuwenyu/RT-DETR.
     """
     sides = torch.tensor([(w, h) for h, w in level_shapes], device=locations.device)
-    last = (valid_ratios * sides).round().long()[:, None, None, :, None] - 1  # (B, 1, 1, L, 1, 2)
+    last = (valid_ratios * sides).round().long().clamp(min=1) - 1
+    last = last[:, None, None, :, None]  # (B, 1, 1, L, 1, 2)
     sides = sides[:, None]
     cells = (locations * sides + 0.5).long().clamp(min=0).minimum(last)
     starts = [0, *itertools.accumulate(height * width for height, width in level_shapes)][:-1]

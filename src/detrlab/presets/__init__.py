@@ -47,6 +47,7 @@ from detrlab.presets.dino import (
     MixedDeformableDetr,
 )
 from detrlab.presets.rtdetr import (
+    DeimRtDetrV2R18,
     RtDetr,
     RtDetrR18,
     RtDetrR34,
@@ -87,6 +88,7 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "rt-detr-v2-r50-m": RtDetrV2R50M,
     "rt-detr-v2-r50": RtDetrV2,
     "rt-detr-v2-r101": RtDetrV2R101,
+    "deim-rt-detr-v2-r18": DeimRtDetrV2R18,
     "d-fine-n": DFineN,
     "d-fine-s": DFine,
     "d-fine-m": DFineM,

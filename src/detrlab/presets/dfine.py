@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detrlab.losses.distribution import FineGrained, self_distillation
-from detrlab.losses.pairs import Weighted
-from detrlab.losses.quality import MatchabilityAware, Varifocal
+from detrlab.losses.pairs import MatchedPairs, Weighted
+from detrlab.losses.quality import MatchabilityAware
 from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import DeformableAttention, SelfAttention
 from detrlab.models.backbones.hgnet import NAMES, HGNet, freeze
@@ -24,7 +24,7 @@ from detrlab.models.encoders.blocks import ConvNorm, Elan, halve_by_channel
 from detrlab.models.encoders.hybrid import concatenate
 from detrlab.models.heads import Activation, BoxHead, Mlp, PredictionHead
 from detrlab.models.layers import FeedForward, GatedDecoderLayer, equal_copies
-from detrlab.models.queries.denoising import DenoisingQueries, RealTimeDenoising
+from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
 from detrlab.presets.rtdetr import RtDetr, silu
 
 if TYPE_CHECKING:
@@ -48,14 +48,13 @@ class DFine(RtDetr):
     points: int | tuple[int, ...] = (3, 6, 3)
     expansion: float = Field(0.5, gt=0, le=4)
     fusing_blocks: ClassVar[int] = 1
-    denoising_kind: ClassVar[type[DenoisingQueries]] = RealTimeDenoising
+    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
     edge_scale: ClassVar[float] = 4.0
     """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
     backbone_maps: ClassVar[int | None] = None
     """Maps read from the backbone, where they are not as many as levels."""
     affine: ClassVar[bool] = True
     """A learned scale and shift after each activation of HGNetV2."""
-    activation: ClassVar[Activation] = staticmethod(F.relu)
 
     def build_backbone(self, *, pretrained: bool) -> nn.Module:
         """HGNetV2, or any timm backbone that gives maps.
@@ -148,16 +147,12 @@ class DFine(RtDetr):
         head.start_at_zero()
         return equal_copies(head, self.decoder_layers)
 
-    def class_loss(self) -> Callable[..., Tensor]:
-        """The class loss."""
-        return Varifocal()
-
     def criterion(self, train: TrainConfig) -> Criterion:
         """VFL, L1, GIoU, FGL and DDF (weights 1, 5, 2, 0.15, 1.5; costs 2, 5, 2)."""
         usual = super().criterion(train)
         scores, *boxes = usual.terms
         terms = (
-            scores._replace(function=self.class_loss()),
+            scores,
             *(term._replace(union=True) for term in boxes),
             Weighted("fine", 0.15, FineGrained(self.edge_scale), union=True),
             Weighted("distil", 1.5, self_distillation, union=True),
@@ -221,10 +216,14 @@ class DFineX(DFineL):
 class _Deim:
     """What DEIM changes on D-FINE: the class loss is MAL; SiLU in the decoder; all norms train."""
 
-    activation: ClassVar[Activation] = staticmethod(F.silu)
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.silu
 
-    def class_loss(self) -> Callable[..., Tensor]:
-        """The class loss."""
+    @property
+    def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
+        """The loss term of the classes."""
         return MatchabilityAware()
 
 

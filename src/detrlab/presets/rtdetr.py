@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detrlab.config import DataConfig, TrainConfig, unit_square
 from detrlab.losses.matching import FocalCost
-from detrlab.losses.quality import Varifocal
+from detrlab.losses.quality import MatchabilityAware, Varifocal
 from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import (
     DeformableAttention,
@@ -38,13 +38,19 @@ from detrlab.models.layers import (
     xavier_matrices,
 )
 from detrlab.models.network import Network
-from detrlab.models.queries.denoising import DenoisingQueries, RtDetrDenoising
+from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
 from detrlab.models.queries.selected import SelectedQueries
 from detrlab.presets.parts import TransformerConfig, set_criterion, timm_backbone
 from detrlab.scoring import Scoring, SigmoidScoring
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from detrlab.losses.criterion import Criterion
+    from detrlab.losses.pairs import MatchedPairs
+    from detrlab.models.heads import Activation
 
 
 class RtDetr(TransformerConfig):
@@ -62,7 +68,7 @@ class RtDetr(TransformerConfig):
     expansion: float = Field(1.0, gt=0, le=4)
     """Width of the encoder's fusing blocks, in widths of the encoder."""
     evaluated_layers: int | None = Field(None, ge=1)
-    """Decoder layers that run at evaluation; None for all."""
+    """Decoder layers that run at evaluation at most; None for all."""
     levels: int = Field(3, ge=1, le=4)
     """Maps read from the backbone, counted from the coarsest."""
     points: int | tuple[int, ...] = 4
@@ -74,9 +80,9 @@ class RtDetr(TransformerConfig):
     box_noise: float = Field(1.0, ge=0)
     fusing_blocks: ClassVar[int] = 3
     """In each fusing block of the encoder."""
+    denoising_queries: ClassVar[type[RtDetrDenoising]] = RtDetrDenoising
     combine: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(concatenate)
     """What a fusing block reads of two maps."""
-    denoising_kind: ClassVar[type[DenoisingQueries]] = RtDetrDenoising
     image_size: ClassVar[int] = 640
     project: ClassVar[bool] = True
     """Project the memory before proposals are read from it."""
@@ -95,17 +101,22 @@ class RtDetr(TransformerConfig):
                 f"points {self.points} should be one number, or {self.levels} of them, one for "
                 "each level"
             )
-        if self.evaluated_layers is not None and self.evaluated_layers > self.decoder_layers:
-            raise ValueError(
-                f"evaluated_layers {self.evaluated_layers} must be at most decoder_layers "
-                f"{self.decoder_layers}"
-            )
         return self
 
     @property
     def scoring(self) -> Scoring:
         """One sigmoid per class."""
         return SigmoidScoring()
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.relu
+
+    @property
+    def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
+        """The loss term of the classes."""
+        return Varifocal()
 
     def preprocessing(self) -> DataConfig:
         """Squares, values from 0 to 1."""
@@ -168,7 +179,7 @@ class RtDetr(TransformerConfig):
     def build_queries(self) -> nn.Module:
         """The cells with the best class, behind denoising queries."""
         head = self.box_head()
-        return self.denoising_kind(
+        return self.denoising_queries(
             SelectedQueries(self.num_queries, self.width, head, mixed=False, project=self.project),
             self.num_classes,
             self.width,
@@ -176,6 +187,11 @@ class RtDetr(TransformerConfig):
             label_noise=self.label_noise,
             box_noise=self.box_noise,
         )
+
+    def head(self) -> PredictionHead:
+        """A prediction head."""
+        bias = self.scoring.initial_bias
+        return PredictionHead(self.width, self.num_classes, bias, self.activation)
 
     def box_head(self) -> PredictionHead:
         """A head whose boxes start as the references."""
@@ -190,9 +206,17 @@ class RtDetr(TransformerConfig):
             [self.box_head() for _ in range(self.decoder_layers)],
             norm=nn.Identity(),
             boxes=refine_twice,
-            position=BoxPosition((4, 2 * self.width, self.width), F.relu),
+            position=self.query_position(),
             evaluated=self.evaluated_layers,
         )
+
+    def query_position(self) -> BoxPosition:
+        """What gives the queries their position before each layer."""
+        return BoxPosition((4, 2 * self.width, self.width), self.activation)
+
+    def feed_forward(self) -> FeedForward:
+        """The feed-forward network of a decoder layer."""
+        return FeedForward(self.width, self.ffn_width, self.dropout, self.activation)
 
     def decoder_layer(self) -> DecoderLayer:
         """A decoder layer; its feed-forward network keeps PyTorch's initial values."""
@@ -207,11 +231,11 @@ class RtDetr(TransformerConfig):
         return DeformableAttention(self.width, self.num_heads, self.levels, self.points)
 
     def criterion(self, train: TrainConfig) -> Criterion:
-        """Varifocal, L1 and GIoU (weights 1, 5, 2; costs 2 of the focal loss, 5, 2)."""
+        """The class loss, L1 and GIoU (weights 1, 5, 2; costs 2 of the focal loss, 5, 2)."""
         return set_criterion(
             train,
             self.scoring,
-            Varifocal(),
+            self.class_loss,
             FocalCost(),
             class_weight=1.0,
             class_cost_weight=2.0,
@@ -276,6 +300,34 @@ class RtDetrV2R18(RtDetrR18, RtDetrV2):
     """RT-DETRv2 with a ResNet-18."""
 
     preset: str = "rt-detr-v2-r18"
+
+
+class DeimRtDetrV2R18(RtDetrV2R18):
+    """DEIM on RT-DETRv2: the matchability-aware loss, and SiLU in the decoder.
+
+    Source: arXiv 2412.04234; Intellindust-AI-Lab/DEIM, ``configs/base/rt_deim.yml``.
+    """
+
+    preset: str = "deim-rt-detr-v2-r18"
+    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.silu
+
+    @property
+    def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
+        """The loss term of the classes."""
+        return MatchabilityAware()
+
+    def query_position(self) -> BoxPosition:
+        """What gives the queries their position before each layer."""
+        position = BoxPosition((4, self.width, self.width, self.width), self.activation)
+        last = position.network.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.reset_parameters()  # the original draws only the others anew
+        return position
 
 
 class RtDetrV2R18Discrete(RtDetrV2R18):
