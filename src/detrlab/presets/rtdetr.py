@@ -37,7 +37,11 @@ from detrlab.models.layers import (
     xavier_matrices,
 )
 from detrlab.models.network import Network
-from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
+from detrlab.models.queries.denoising import (
+    DenoisingQueries,
+    RealTimeDenoising,
+    RtDetrDenoising,
+)
 from detrlab.models.queries.selected import SelectedQueries
 from detrlab.presets.parts import TransformerConfig, set_criterion, timm_backbone
 from detrlab.scoring import Scoring, SigmoidScoring
@@ -79,7 +83,7 @@ class RtDetr(TransformerConfig):
     box_noise: float = Field(1.0, ge=0)
     fusing_blocks: ClassVar[int] = 3
     """In each fusing block of the encoder."""
-    denoising_queries: ClassVar[type[RtDetrDenoising]] = RtDetrDenoising
+    denoising_kind: ClassVar[type[DenoisingQueries]] = RtDetrDenoising
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -156,7 +160,7 @@ class RtDetr(TransformerConfig):
 
     def build_queries(self) -> nn.Module:
         """The cells with the best class, behind denoising queries."""
-        return self.denoising_queries(
+        return self.denoising_kind(
             SelectedQueries(self.num_queries, self.width, self.box_head(), mixed=False),
             self.num_classes,
             self.width,
@@ -286,7 +290,7 @@ class DeimRtDetrV2R18(RtDetrV2R18):
     """
 
     preset: str = "deim-rt-detr-v2-r18"
-    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
+    denoising_kind: ClassVar[type[DenoisingQueries]] = RealTimeDenoising
 
     @property
     def activation(self) -> Activation:
