@@ -66,7 +66,7 @@ def main() -> None:
     options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def ours(folder, name, size, batch):
+def ours(_folder, name, size, batch):
     # The originals' 91 rows of COCO classes.
     return subjects.ours(model_config(name, 91), size, batch)
 
@@ -108,7 +108,9 @@ def commit(folder, name):
     sys.path.insert(0, str(folder))
     import witness
 
-    return (folder / witness.CASES[name]["repo"].split("/")[0] / "COMMIT").read_text().split("\n")[:2]
+    return (
+        (folder / witness.CASES[name]["repo"].split("/")[0] / "COMMIT").read_text().split("\n")[:2]
+    )
 
 
 def peak_memory(library, folder, name, size, batch, learn):

@@ -1,6 +1,6 @@
-"""DINO at its published size, on photographs: ours beside the authors' code, in double precision.
+"""DINO at its published size on photographs: ours beside the authors' code, double precision.
 
-    python benchmarks/full_size_parity.py --originals DIR --photos A.jpg B.jpg C.jpg --output FILE.json
+    python benchmarks/full_size_parity.py --originals DIR --photos A B C --output FILE.json
 
 DIR holds ``witness.py`` and the repositories. ResNet-50, 900 queries, six layers each, 91 class
 rows; random weights, because the published ones are not needed to compare two programs. Compared
@@ -19,8 +19,8 @@ import torch
 from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import translate_strictly
 from detrlab.config import DataConfig, TrainConfig
-from detrlab.images import read_picture
 from detrlab.data.transforms import eval_transform
+from detrlab.images import read_picture
 from detrlab.models.queries.denoising import Noise
 from detrlab.presets import build_network, model_config
 from detrlab.structures import ImageBatch, Target
@@ -61,10 +61,8 @@ def original(folder, images, seed):
     import witness
 
     class Unwatched:  # every module's output would need gigabytes
-        seen: dict = {}
-
         def __init__(self, *_):
-            pass
+            self.seen = {}
 
         def __enter__(self):
             return self
@@ -102,7 +100,9 @@ def compare(record):
         for step in path:
             expected = expected[step]
         kinds = ("proposals", "proposals") if name == "proposal" else ("logits", "boxes")
-        for kind, ours, key in zip(kinds, found[name][:2], ("pred_logits", "pred_boxes"), strict=True):
+        for kind, ours, key in zip(
+            kinds, found[name][:2], ("pred_logits", "pred_boxes"), strict=True
+        ):
             gap = (ours.detach() - expected[key]).abs().max() / expected[key].abs().max()
             worst[kind] = max(worst[kind], gap.item())
         for term, key in (("class", "ce"), ("box", "bbox"), ("giou", "giou")):
@@ -113,7 +113,11 @@ def compare(record):
     wanted = [each["indices"] for each in theirs["matching"]]
     ours = [[(m.queries, m.objects) for m in each] for each in losses.matches.values()]
     same = sum(
-        all(torch.equal(a, b) for pair, other in zip(mine, his, strict=True) for a, b in zip(pair, other, strict=True))
+        all(
+            torch.equal(a, b)
+            for pair, other in zip(mine, his, strict=True)
+            for a, b in zip(pair, other, strict=True)
+        )
         for mine in ours
         for his in wanted
     )
@@ -147,7 +151,9 @@ def gradients(network, layout, record):
     for name, parameter in network.named_parameters():
         if parameter.grad is None:
             continue
-        theirs = next(record["grads"][each] for (each,) in layout.names(name) if each in record["grads"])
+        theirs = next(
+            record["grads"][each] for (each,) in layout.names(name) if each in record["grads"]
+        )
         worst = max(worst, (parameter.grad - theirs).norm().item() / norm)
     return worst
 

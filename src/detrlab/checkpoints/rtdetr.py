@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from detrlab.checkpoints.rules import Layout, Row
-from detrlab.config import DataConfig
 from detrlab.errors import UserError
 from detrlab.models.queries.proposals import anchor_logits
 from detrlab.presets.rtdetr import RtDetr, RtDetrV2
@@ -191,7 +190,9 @@ def sizes_of(
         UserError: the backbone is unknown.
     """
     layer, attended = "decoder.decoder.layers.0", "encoder.encoder.0.layers.0"
-    blocks = tuple(count(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
+    blocks = tuple(
+        count(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)
+    )
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
     usual = "r50" if bottleneck else "r18", hints["backbone"]
     size, backbone = _RESNETS.get((blocks, bottleneck), usual)

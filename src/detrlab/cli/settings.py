@@ -17,7 +17,7 @@ from detrlab.recipes import recipe as named_recipe
 class RecipeOptions:
     """Settings of a run. The recipe sets all of them; each flag changes one."""
 
-    recipe: str | None = "laptop"
+    recipe: str = "laptop"
     """The recipe, a full set of settings: tiny, laptop, photos, cppe5, cppe5-improved, paper, or a
     YAML file."""
     data: str | None = None
@@ -53,7 +53,6 @@ class RecipeOptions:
         Raises:
             UserError: an unknown recipe or setting, or an impossible value.
         """
-        assert self.recipe is not None, "the verb chooses one"
         if self.recipe.endswith((".yaml", ".yml")):
             recipe = Recipe.load(self.recipe)
         else:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Options(RecipeOptions):
     """Train one detector on your data."""
 
-    recipe: str | None = None
+    recipe: str = ""
     """The recipe, a full set of settings: photos, laptop, tiny, cppe5, cppe5-improved, paper, or a
-    YAML file. By default photos for the detectors that it suits, otherwise laptop."""
+    YAML file. By default photos for the detector that comes with detrlab, otherwise laptop."""
     model: str | None = None
     """Name of the detector: see detrlab models. By default the one that comes with detrlab,
     trained on COCO; with another recipe deformable-detr-two-stage."""
@@ -95,7 +95,7 @@ def _what(options: Options) -> tuple[str, str]:
     """The model and the recipe that are meant, where one or both are not given."""
     from detrlab.checkpoints.weights import IN_THE_BOX
 
-    if options.recipe is None:
+    if not options.recipe:
         model = options.model or IN_THE_BOX
         return model, "photos" if model == IN_THE_BOX else "laptop"
     usual = IN_THE_BOX if options.recipe == "photos" else "deformable-detr-two-stage"

@@ -119,8 +119,8 @@ def matching_costs(predictions: Predictions, target: Target, matcher: HungarianM
     logits, boxes = predictions.logits.float(), predictions.boxes.float()
     labels, wanted = target.labels[None], target.boxes[None].float()
     terms = {
-        name: weight * function(logits, boxes, labels, wanted)[0]
-        for name, weight, function in matcher.costs
+        each.name: each.weight * each.function(logits, boxes, labels, wanted)[0]
+        for each in matcher.costs
     }
     return torch.stack([terms[name] for name in ("class", "box", "giou")], dim=-1)
 

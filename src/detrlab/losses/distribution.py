@@ -46,9 +46,7 @@ class FineGrained:
 
 
 @torch.no_grad()
-def wanted_bins(
-    initial: Tensor, boxes: Tensor, bins: int, scale: float
-) -> tuple[Tensor, Tensor]:
+def wanted_bins(initial: Tensor, boxes: Tensor, bins: int, scale: float) -> tuple[Tensor, Tensor]:
     """Between which weights of the distribution each edge of an object lies.
 
     Args:

@@ -30,7 +30,7 @@ class Weighted(NamedTuple):
 
     name: str
     weight: float
-    function: Callable[..., Tensor | None]
+    function: Callable[..., Any]
     union: bool = False
 
 

@@ -15,9 +15,7 @@ from detrlab.losses.pairs import Counts
 from detrlab.structures import Pairs, Target
 
 
-def union(
-    sets: Sequence[Sequence[Match]], targets: Sequence[Target], num_queries: int
-) -> Pairs:
+def union(sets: Sequence[Sequence[Match]], targets: Sequence[Target], num_queries: int) -> Pairs:
     """Each query with the object that most sets give it; of several, the first after sorting.
 
     An object may have several queries.

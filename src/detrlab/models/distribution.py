@@ -172,10 +172,11 @@ class DistributionDecoder(nn.Module):
                 boxes = (self.start(content).to(start.dtype) + start).sigmoid()
                 predictions.append(Predictions(logits, boxes))
                 initial = boxes.detach()
-            corners = self.corners[index % len(self.corners)](content + before) + corners
-            boxes = self.edges(corners.to(initial.dtype), initial)
-            logits = self.quality[index](logits, corners)
-            details = {"corners": corners, "initial": initial}
+            moved: Tensor = self.corners[index % len(self.corners)](content + before) + corners
+            boxes = self.edges(moved.to(initial.dtype), initial)
+            logits = self.quality[index](logits, moved)
+            details = {"corners": moved, "initial": initial}
+            corners = moved
             predictions.append(Predictions(logits, boxes, details))
             before = content.detach()
             centers, sizes = boxes.detach().split(2, dim=-1)
@@ -192,4 +193,3 @@ def _taught(student: Predictions, teacher: Predictions) -> Predictions:
         "teacher_logits": teacher.logits.detach(),
     }
     return student._replace(details={**student.details, **lesson})
-

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from detrlab.losses.matching import HungarianMatcher, ScoreIouCost
 from detrlab.losses.pairs import Weighted
+from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import SelfAttention
 from detrlab.models.decoder import keep_position
 from detrlab.models.encoders.lite import LiteEncoder
@@ -24,7 +25,6 @@ from detrlab.presets.dfine import DeimN, initialised
 if TYPE_CHECKING:
     from detrlab.config import TrainConfig
     from detrlab.losses.criterion import Criterion
-    from detrlab.models.anchors import BoxPosition
     from detrlab.models.decoder import QueryPosition
 
 
@@ -33,12 +33,17 @@ class DeimV2N(DeimN):
 
     preset: str = "deimv2-n"
     project: ClassVar[bool] = False
-    combine: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(torch.add)
     layer_kind: ClassVar[type[DecoderLayer]] = GatedDecoderLayer
 
-    def position_widths(self) -> tuple[int, ...]:
-        """Of the network that makes a query's position from its box."""
-        return (4, self.width, self.width, self.width)
+    @property
+    def combine(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What a fusing block reads of two maps."""
+        return torch.add
+
+    def query_position(self) -> BoxPosition:
+        """What makes a query's position from its box."""
+        widths = (4, self.width, self.width, self.width)
+        return BoxPosition(widths, self.activation, bound=10.0)
 
     def positions(self, position: BoxPosition) -> Sequence[QueryPosition]:
         """The position of the first boxes serves all layers."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -22,8 +22,8 @@ from detrlab.models.backbones.hgnet import NAMES, HGNet, freeze
 from detrlab.models.distribution import BINS, DistributionDecoder
 from detrlab.models.encoders.blocks import ConvNorm, Elan, halve_by_channel
 from detrlab.models.encoders.hybrid import concatenate
-from detrlab.models.heads import Activation, BoxHead, Mlp, PredictionHead
-from detrlab.models.layers import FeedForward, GatedDecoderLayer, equal_copies
+from detrlab.models.heads import Activation, BoxHead, Mlp
+from detrlab.models.layers import GatedDecoderLayer, equal_copies
 from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
 from detrlab.presets.rtdetr import RtDetr, silu
 
@@ -48,7 +48,7 @@ class DFine(RtDetr):
     points: int | tuple[int, ...] = (3, 6, 3)
     expansion: float = Field(0.5, gt=0, le=4)
     fusing_blocks: ClassVar[int] = 1
-    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
+    denoising_kind: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
     edge_scale: ClassVar[float] = 4.0
     """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
     backbone_maps: ClassVar[int | None] = None
@@ -95,18 +95,13 @@ class DFine(RtDetr):
             return nn.Identity()
         return ConvNorm(self.encoder_width, self.width)
 
-    def head(self) -> PredictionHead:
-        """A prediction head."""
-        bias = self.scoring.initial_bias
-        return PredictionHead(self.width, self.num_classes, bias, self.activation)
-
     def build_decoder(self) -> nn.Module:
         """Queries, memory -> predictions of each layer."""
         start = BoxHead(self.width, self.activation)
         start.start_at_zero()
         return DistributionDecoder(
             equal_copies(self.decoder_layer(), self.decoder_layers),
-            self.positions(BoxPosition(self.position_widths(), self.activation, bound=10.0)),
+            self.positions(self.query_position()),
             equal_copies(self.head().classes, self.decoder_layers),
             self.corner_heads(),
             start,
@@ -115,9 +110,9 @@ class DFine(RtDetr):
             self.evaluated_layers,
         )
 
-    def position_widths(self) -> tuple[int, ...]:
-        """Of the network that makes a query's position from its box."""
-        return (4, 2 * self.width, self.width)
+    def query_position(self) -> BoxPosition:
+        """What makes a query's position from its box."""
+        return BoxPosition((4, 2 * self.width, self.width), self.activation, bound=10.0)
 
     def positions(self, position: BoxPosition) -> Sequence[QueryPosition]:
         """What gives queries their position before each layer."""
@@ -129,7 +124,7 @@ class DFine(RtDetr):
             GatedDecoderLayer(
                 SelfAttention(self.width, self.num_heads, self.dropout),
                 self.attention(),
-                FeedForward(self.width, self.ffn_width, self.dropout, self.activation),
+                self.feed_forward(),
                 width=self.width,
                 dropout=self.dropout,
             )
@@ -163,7 +158,8 @@ class DFine(RtDetr):
 def initialised(layer: DecoderLayer) -> DecoderLayer:
     """With the originals' initial values."""
     layer.reset_parameters()
-    layer.self_attention.reset_as_pytorch()
+    among: Any = layer.self_attention
+    among.reset_as_pytorch()
     return layer
 
 

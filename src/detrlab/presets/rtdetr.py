@@ -24,7 +24,6 @@ from detrlab.models.attention import (
     SelfAttention,
 )
 from detrlab.models.backbones.presnet import add_first_shortcut
-from detrlab.models.backbones.timm import Backbone
 from detrlab.models.box_policies import refine_twice
 from detrlab.models.decoder import Decoder
 from detrlab.models.encoders.blocks import ConvNorm, Csp
@@ -38,7 +37,10 @@ from detrlab.models.layers import (
     xavier_matrices,
 )
 from detrlab.models.network import Network
-from detrlab.models.queries.denoising import RealTimeDenoising, RtDetrDenoising
+from detrlab.models.queries.denoising import (
+    RealTimeDenoising,
+    RtDetrDenoising,
+)
 from detrlab.models.queries.selected import SelectedQueries
 from detrlab.presets.parts import TransformerConfig, set_criterion, timm_backbone
 from detrlab.scoring import Scoring, SigmoidScoring
@@ -80,9 +82,7 @@ class RtDetr(TransformerConfig):
     box_noise: float = Field(1.0, ge=0)
     fusing_blocks: ClassVar[int] = 3
     """In each fusing block of the encoder."""
-    denoising_queries: ClassVar[type[RtDetrDenoising]] = RtDetrDenoising
-    combine: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(concatenate)
-    """What a fusing block reads of two maps."""
+    denoising_kind: ClassVar[type[RtDetrDenoising]] = RtDetrDenoising
     image_size: ClassVar[int] = 640
     project: ClassVar[bool] = True
     """Project the memory before proposals are read from it."""
@@ -122,7 +122,7 @@ class RtDetr(TransformerConfig):
         """Squares, values from 0 to 1."""
         return unit_square(self.image_size)
 
-    def build_backbone(self, *, pretrained: bool) -> Backbone:
+    def build_backbone(self, *, pretrained: bool) -> nn.Module:
         """A timm backbone that gives its last maps."""
         return timm_backbone(
             self, stages=self.levels, pretrained=pretrained, change=add_first_shortcut
@@ -150,6 +150,11 @@ class RtDetr(TransformerConfig):
             halve=self.halving,
             output=self.memory_projection,
         )
+
+    @property
+    def combine(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What a fusing block reads of two maps."""
+        return concatenate
 
     def lateral(self) -> nn.Module:
         """What a coarse map passes before it is enlarged."""
@@ -179,7 +184,7 @@ class RtDetr(TransformerConfig):
     def build_queries(self) -> nn.Module:
         """The cells with the best class, behind denoising queries."""
         head = self.box_head()
-        return self.denoising_queries(
+        return self.denoising_kind(
             SelectedQueries(self.num_queries, self.width, head, mixed=False, project=self.project),
             self.num_classes,
             self.width,
@@ -199,7 +204,7 @@ class RtDetr(TransformerConfig):
         head.boxes.start_at_zero()
         return head
 
-    def build_decoder(self) -> Decoder:
+    def build_decoder(self) -> nn.Module:
         """Queries, memory -> predictions of each layer."""
         return Decoder(
             equal_copies(self.decoder_layer(), self.decoder_layers),
@@ -309,7 +314,7 @@ class DeimRtDetrV2R18(RtDetrV2R18):
     """
 
     preset: str = "deim-rt-detr-v2-r18"
-    denoising_queries: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
+    denoising_kind: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
 
     @property
     def activation(self) -> Activation:

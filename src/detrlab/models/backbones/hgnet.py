@@ -36,7 +36,8 @@ def stages_of(name: str) -> list[list[Any]]:
     if name not in NAMES:
         raise UserError(f"unknown HGNetV2 {name!r}{did_you_mean(name, NAMES)}")
     size = name.removeprefix("hgnetv2_")
-    return _SIZES.get(size) or [model_cfgs[name][f"stage{number}"] for number in range(1, 5)]
+    layouts: dict[str, Any] = model_cfgs
+    return _SIZES.get(size) or [layouts[name][f"stage{number}"] for number in range(1, 5)]
 
 
 class HGNet(nn.Module):
@@ -119,7 +120,12 @@ def freeze(
 
         freeze_batch_norm_2d(backbone)
     stem = backbone.stem
-    fixed = {"body": [stem], "late": [stem, backbone.stages[0]], "none": [backbone], "all": []}
+    fixed: dict[str, list[nn.Module]] = {
+        "body": [stem],
+        "late": [stem, backbone.stages[0]],
+        "none": [backbone],
+        "all": [],
+    }
     for part in fixed[trains]:
         part.requires_grad_(False)
     return backbone
