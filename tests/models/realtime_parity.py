@@ -21,15 +21,27 @@ from tests.models.make_parity_fixtures import ORIGINALS, digest, drawn, read, wr
 from torch import Tensor
 
 FOLDER = Path(__file__).with_name("parity_realtime")
-SEEDS = {"rt-detr-r18": 2, "rt-detr-v2-r18": 1}
+SEEDS = {
+    "rt-detr-r18": 2,
+    "rt-detr-v2-r18": 1,
+    "d-fine-n": 1,
+    "deim-n": 1,
+    "deimv2-femto": 1,
+    "deimv2-n": 1,
+}
 """The cases whose numbers are stored, and their seeds."""
 
 STATISTICS = ("running_mean", "running_var")
+CONSTANTS = ("decoder.up", "decoder.reg_scale")
+"""Parameters that are never trained."""
 SECTIONS = {
-    "decoder": ("RTDETRTransformer", "RTDETRTransformerv2"),
-    "encoder": ("HybridEncoder",),
-    "criterion": ("SetCriterion", "RTDETRCriterionv2", "DEIMCriterion"),
-    "backbone": ("PResNet",),
+    "decoder": (
+        *("RTDETRTransformer", "RTDETRTransformerv2"),
+        *("DFINETransformer", "DEIMTransformer"),
+    ),
+    "encoder": ("LiteEncoder", "HybridEncoder"),
+    "criterion": ("SetCriterion", "RTDETRCriterionv2", "DEIMCriterion", "DFINECriterion"),
+    "backbone": ("PResNet", "HGNetv2"),
 }
 """The parts of a configuration that are compared, and their names in the originals."""
 
@@ -37,13 +49,21 @@ SECTIONS = {
 # --- names ----------------------------------------------------------------------------------
 
 
-def our_set(path: str, layers: int) -> str:
-    """The name of our supervised set for an output in a record, or the end of a loss's name."""
+def our_set(path: str, layers: int, ahead: int = 0) -> str:
+    """The name of our supervised set for an output in a record, or the end of a loss's name.
+
+    Args:
+        path: of the output, or the end of a loss's name.
+        layers: of the decoder.
+        ahead: predictions before the first layer's, such as the box of D-FINE's first layer.
+    """
     if path in ("", "final"):
         return "final"
+    if path.endswith(("pre", "pre_outputs")):
+        return "denoising_layer0" if "dn" in path else "layer0"
     kind, _, number = path.rpartition("_" if path.startswith("_") else ".")
     index = int(number)
-    layer = "final" if index == layers - 1 else f"layer{index}"
+    layer = "final" if index == layers - 1 else f"layer{index + ahead}"
     if kind in ("_dn", "dn_aux_outputs", "dn_outputs"):
         return f"denoising_{layer}"
     if kind in ("_enc", "enc_aux_outputs"):
@@ -53,13 +73,14 @@ def our_set(path: str, layers: int) -> str:
 
 
 TERMS = {"vfl": "class", "mal": "class", "bbox": "box", "giou": "giou"}
+TERMS |= {"fgl": "fine", "ddf": "distil"}
 
 
-def our_loss(name: str, layers: int) -> tuple[str, str]:
+def our_loss(name: str, layers: int, ahead: int = 0) -> tuple[str, str]:
     """Set and term of an original's loss."""
     match = re.fullmatch(r"loss_([a-z]+)(.*)", name)
     assert match is not None, name
-    return our_set(match[2], layers), TERMS[match[1]]
+    return our_set(match[2], layers, ahead), TERMS[match[1]]
 
 
 def output_paths(outputs: dict) -> dict[str, dict]:
@@ -68,6 +89,8 @@ def output_paths(outputs: dict) -> dict[str, dict]:
     for name, value in outputs.items():
         if name.endswith("outputs") and isinstance(value, list):
             paths |= {f"{name}.{index}": each for index, each in enumerate(value)}
+        elif name.endswith("pre_outputs"):
+            paths[name] = value
     return paths
 
 
@@ -80,6 +103,11 @@ def num_layers(tree: dict) -> int:
     """Decoder layers."""
     decoder = section(tree, "decoder")
     return decoder.get("num_layers") or decoder["num_decoder_layers"]
+
+
+def num_ahead(tree: dict) -> int:
+    """Predictions before the first layer's."""
+    return 1 if {"DFINETransformer", "DEIMTransformer"} & tree.keys() else 0
 
 
 # --- records --------------------------------------------------------------------------------
@@ -98,12 +126,12 @@ def live(name: str, **options) -> dict:
 def summarise(record: dict) -> tuple[dict, dict[str, Tensor]]:
     """What is compared: plain values and tensors."""
     train, tree = record["train"], record["config"]["tree"]
-    layers = num_layers(tree)
+    layers, ahead = num_layers(tree), num_ahead(tree)
     tensors = {
         f"eval.{key}": record["eval"]["outputs"][f"pred_{key}"] for key in ("logits", "boxes")
     }
     for path, each in output_paths(train["outputs"]).items():
-        name = our_set(path, layers)
+        name = our_set(path, layers, ahead)
         tensors[f"logits.{name}"], tensors[f"boxes.{name}"] = (
             each["pred_logits"],
             each["pred_boxes"],
@@ -113,7 +141,8 @@ def summarise(record: dict) -> tuple[dict, dict[str, Tensor]]:
         tensors |= {f"noise.{index}": each for index, each in enumerate(draws)}
     for call in train["matching"]:
         for image, pairs in enumerate(call["indices"]):
-            tensors[f"pairs.{our_set(call['output'], layers)}.{image}"] = torch.stack(list(pairs))
+            name = our_set(call["output"], layers, ahead)
+            tensors[f"pairs.{name}.{image}"] = torch.stack(list(pairs))
     for image, target in enumerate(record["targets"]):
         tensors |= {f"target.{key}.{image}": target[key] for key in ("labels", "boxes")}
     for image, found in enumerate(record["eval"]["detections"]):
@@ -134,6 +163,9 @@ def summarise(record: dict) -> tuple[dict, dict[str, Tensor]]:
         "frozen": record["frozen"],
         "gradients": [(name, tuple(each.shape)) for name, each in record["grads"].items()],
         "losses": {name: float(each) for name, each in train["losses"].items()},
+        "late": {
+            name: float(each) for name, each in train.get("late", {"losses": {}})["losses"].items()
+        },
         "total": float(train["total"]),
         "gradient_norm": float(record["grad_norm"]),
     }
@@ -154,7 +186,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         rough = "sampling_offsets" in name or "bbox_head" in name
         gain = 2.0 if "score_head" in name else 0.5 if rough else 1.0
         noise = noise * (gain * (3 / shape[1:].numel()) ** 0.5)
-    elif name.endswith("weight"):  # of a norm
+    elif name.endswith(("weight", "scale")):  # of a norm
         noise = 1.0 + 0.3 * noise
     else:
         noise = 0.3 * noise - (3.0 if "score_head" in name else 0.0)
@@ -174,7 +206,8 @@ def run_original(name: str, seed: int, *, double: bool = True) -> dict:
     def randomise(model, _seed):
         with torch.no_grad():
             for parameter, each in model.named_parameters():
-                each.copy_(weight(parameter, each.shape, seed))
+                if not parameter.endswith(CONSTANTS):
+                    each.copy_(weight(parameter, each.shape, seed))
 
     witness.randomise = randomise
     witness._images = lambda case, _family, _small, draw: pixels(tuple(case.image_size), draw)
@@ -198,8 +231,15 @@ def store(name: str, path: Path) -> None:
         for each, value in tensors.items()
     }
     for each, value in record["state_dict"].items():
-        if each.endswith(STATISTICS):
+        if each.endswith((*STATISTICS, *CONSTANTS)):
             kept[f"state.{each}"] = value.float()
+    first = {each: re.sub(r"(?<=dec_bbox_head\.)\d", "0", each) for each, _ in values["state"]}
+    state = record["state_dict"]
+    values["aliases"] = {
+        each: other
+        for each, other in first.items()
+        if each != other and torch.equal(state[each], state[other])
+    }
     values |= {"seed": SEEDS[name], "image_size": tuple(record["pixel_values"].shape[2:])}
     write(path, values, kept)
 
@@ -223,8 +263,9 @@ def stored(name: str) -> tuple[dict, dict[str, Tensor], dict[str, Tensor], Tenso
     for each, shape in values["state"]:
         if f"state.{each}" in tensors:
             state[each] = tensors.pop(f"state.{each}")
-        elif each.endswith(("weight", "bias")):
-            state[each] = weight(each, torch.Size(shape), values["seed"])
+        elif each.endswith(("weight", "bias", ".scale")):
+            first = values.get("aliases", {}).get(each, each)
+            state[each] = weight(first, torch.Size(shape), values["seed"])
     return values, tensors, state, pixels(tuple(values["image_size"]), values["seed"])
 
 

@@ -1,4 +1,4 @@
-"""RT-DETR against the original authors' numbers: outputs, losses, matching, gradients.
+"""RT-DETR, D-FINE, DEIM and DEIMv2 against the original authors' numbers: outputs, losses, matching, gradients.
 
 As ``test_parity.py``; ``realtime_parity.py`` says what is compared.
 """
@@ -49,6 +49,8 @@ SINGLE = Tolerance(outputs=1e-4, losses=1e-4, gradients=3e-3)
 def configure(values):
     """Our settings from the original's configuration."""
     tree = values["tree"]
+    if originals.num_ahead(tree):
+        return configure_distributions(values)
     decoder, encoder = section(tree, "decoder"), section(tree, "encoder")
     backbone, criterion = section(tree, "backbone"), section(tree, "criterion")
     name = values["name"]
@@ -80,6 +82,41 @@ def configure(values):
         encoder_ffn_width=encoder["dim_feedforward"],
         encoder_layers=encoder["num_encoder_layers"],
         num_heads=encoder["nhead"],
+    )
+
+
+def configure_distributions(values):
+    """Our settings of D-FINE and after, from the original's configuration."""
+    tree, name = values["tree"], values["name"]
+    decoder, encoder = section(tree, "decoder"), section(tree, "encoder")
+    backbone, criterion = tree["HGNetv2"], section(tree, "criterion")
+    name = name.replace("deim-", "deim-d-fine-")
+    usual = PRESETS[name](preset=name, num_classes=values["classes"])
+    assert usual.expansion == encoder["expansion"]
+    assert usual.fusing_blocks == round(3 * encoder["depth_mult"])
+    assert usual.backbone == f"hgnetv2_{backbone['name'].lower()}"
+    assert usual.affine == backbone["use_lab"]
+    assert usual.backbone_norms == ("frozen" if backbone["freeze_norm"] else "trained")
+    assert usual.label_noise == decoder["label_noise_ratio"]
+    assert usual.points == tuple(decoder["num_points"])
+    assert usual.edge_scale == decoder["reg_scale"]
+    assert usual.decoder_layers == decoder["num_layers"]
+    assert usual.levels == decoder["num_levels"]
+    weights = {term.name: term.weight for term in usual.criterion(TrainConfig()).terms}
+    named = {
+        term: weights[originals.TERMS[term]]
+        for term in originals.TERMS
+        if originals.TERMS[term] in weights
+    }
+    for loss, weight in criterion["weight_dict"].items():
+        assert named.get(loss.removeprefix("loss_"), weight) == weight, loss
+    return usual.change(
+        width=decoder["hidden_dim"],
+        ffn_width=decoder["dim_feedforward"],
+        num_queries=decoder["num_queries"],
+        denoising=decoder["num_denoising"],
+        encoder_width=encoder["hidden_dim"],
+        encoder_ffn_width=encoder.get("dim_feedforward", usual.encoder_ffn_width),
     )
 
 
@@ -178,7 +215,10 @@ def check_all(values, tensors, state, pixels, dtype, tolerance, monkeypatch, mov
         for image, found in enumerate(matches):
             wanted = tensors[f"pairs.{name}.{image}"].long()
             assert torch.equal(torch.stack([found.queries, found.objects]), wanted), name
-    lost = check_losses(losses, criterion, values, tolerance)
+    lost = check_losses(losses, criterion, values["losses"], values, tolerance)
+    if values.get("late"):
+        late = criterion.at_the_end()
+        check_losses(late(output, targets), late, values["late"], values, tolerance)
     losses.total.backward()
     return max(worst), lost, check_gradients(network, layout, values, tensors, tolerance)
 
@@ -192,7 +232,7 @@ def check_names(network, layout, values):
             assert back[name].shape == tuple(shape), name
     fixed = {name for name, each in network.named_parameters() if not each.requires_grad}
     fixed = {name for each in fixed for parts in layout.names(each) for name in parts}
-    assert fixed == set(values["frozen"])
+    assert fixed == set(values["frozen"]) - set(originals.CONSTANTS)
 
 
 @torch.no_grad()
@@ -214,11 +254,11 @@ def check_evaluation(network, config, images, values, tensors, tolerance):
     return worst
 
 
-def check_losses(losses, criterion, values, tolerance):
+def check_losses(losses, criterion, expected, values, tolerance):
     """Every term of every set with its weight."""
-    weights = {name: weight for name, weight, _ in criterion.terms}
-    layers = originals.num_layers(values["tree"])
-    wanted = {originals.our_loss(name, layers): each for name, each in values["losses"].items()}
+    weights = {term.name: term.weight for term in criterion.terms}
+    sizes = originals.num_layers(values["tree"]), originals.num_ahead(values["tree"])
+    wanted = {originals.our_loss(name, *sizes): each for name, each in expected.items()}
     found = {
         (name, term): weights[term] * value.item()
         for name, row in losses.terms.items()
@@ -226,6 +266,8 @@ def check_losses(losses, criterion, values, tolerance):
     }
     # Without objects we have no denoising, and RT-DETRv2 one query that is to show nothing.
     empty = {key for key in {*found, *wanted} if "denoising" in key[0] and not _objects(losses)}
+    # D-FINE lists that the last layer learns from itself.
+    empty |= {key for key in wanted if key[1] == "distil" and wanted[key] == 0.0}
     assert set(found) - empty == set(wanted) - empty
     worst = 0.0
     for key in set(wanted) - empty:
@@ -244,7 +286,9 @@ def check_gradients(network, layout, values, tensors, tolerance):
     gradients = {name: each.grad for name, each in network.named_parameters() if each.requires_grad}
     assert all(each is not None for each in gradients.values())
     ours = {
-        name: each for name, each in export(gradients, layout).items() if name not in layout.derived
+        name: each
+        for name, each in export(gradients, layout, one_name_each=True).items()
+        if name not in layout.derived
     }
     wanted = {name for name, _ in values["gradients"]}
     for name in set(ours) - wanted:  # without objects, the label embedding takes no part there
@@ -300,6 +344,16 @@ LIVE = [
     ("rt-detr-v2-r50", "float32", None, (4, 1, 0)),
     ("deim-rt-detr-v2-r18", "float64", None, (4, 1, 0)),
     ("deim-rt-detr-v2-r18", "float32", None, (4, 1, 0)),
+    ("deimv2-femto", "float64", None, (0, 0, 0)),
+    ("deimv2-n", "float64", None, (0, 0, 0)),
+    *(
+        (name, dtype, None, (4, 1, 0))
+        for name in (
+            *("d-fine-n", "d-fine-s", "deim-n"),
+            *("deimv2-atto", "deimv2-femto", "deimv2-pico", "deimv2-n"),
+        )
+        for dtype in ("float64", "float32")
+    ),
 ]
 
 
