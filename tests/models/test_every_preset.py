@@ -25,6 +25,13 @@ STRIDES = (4, 8, 16, 32, 64)
 DINO = [name for name in PRESETS if hasattr(tiny_config(name), "temperature")]
 DENOISING = [name for name in PRESETS if hasattr(tiny_config(name), "denoising")]
 REALTIME = [name for name in PRESETS if hasattr(tiny_config(name), "expansion")]
+DISTRIBUTIONS = [name for name in PRESETS if hasattr(tiny_config(name), "edge_scale")]
+# Where several sets agree on pairs, the order decides between equally frequent ones.
+UNITED = [
+    name
+    for name in DISTRIBUTIONS
+    if any(term.union for term in tiny_config(name).criterion(TrainConfig()).terms)
+]
 PROPOSING = ["deformable-detr-two-stage", *DINO, *REALTIME]
 LEARNED = [name for name in PRESETS if name not in PROPOSING]
 every_preset = pytest.mark.parametrize("preset", PRESETS)
@@ -105,6 +112,8 @@ def test_targets_and_training_mode_do_not_change_detections(preset):
     plain = network.eval()(images)
     assert_same(output.layers, plain.layers)
     layers = ["layer0", "layer1", "final"]
+    if preset in DISTRIBUTIONS:  # the first layer predicts twice
+        layers = ["layer0", "layer1", "layer2", "final"]
     assert [each.name for each in plain.sets] == layers
     more = (["proposal"] if preset in PROPOSING else []) + (
         [f"denoising_{name}" for name in layers] if preset in DENOISING else []
@@ -115,8 +124,9 @@ def test_targets_and_training_mode_do_not_change_detections(preset):
         count = each.predictions.logits.shape[1]
         assert each.predictions.logits.shape == (2, count, logits)
         assert each.predictions.boxes.shape == (2, count, 4)
-        assert each.predictions.boxes.min() >= 0
-        assert each.predictions.boxes.max() <= 1
+        if "corners" not in each.predictions.details:  # those may reach over the edge
+            assert each.predictions.boxes.min() >= 0
+            assert each.predictions.boxes.max() <= 1
     assert plain.final.logits.shape[1] == 12
 
 
@@ -135,7 +145,7 @@ def test_every_trainable_parameter_gets_a_gradient(preset, sizes):
             assert parameter.grad.any() or not sum(sizes), name
 
 
-@every_preset
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name not in UNITED])
 @torch.no_grad()
 def test_the_order_of_objects_does_not_matter(preset):
     network, config = built(preset)

@@ -79,12 +79,21 @@ class DeimV2Femto(DeimV2N):
     points: int | tuple[int, ...] = (4, 2)
     image_size: ClassVar[int] = 416
     layer_kind: ClassVar[type[DecoderLayer]] = DecoderLayer
-    backbone_maps: ClassVar[int | None] = 1
+
+    @property
+    def maps(self) -> int:
+        """The smallest HGNetV2 end with the one map that is read."""
+        return 1
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The map of stride 16 of another backbone."""
+        return (-2,)
 
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
         channels: Any = backbone.channels
-        return LiteEncoder(channels[-1], self.width, self.fuse_width, self.fusing_blocks)
+        return LiteEncoder(channels[0], self.width, self.fuse_width, self.fusing_blocks)
 
     def corner_heads(self) -> Sequence[nn.Module]:
         """One head of distributions for all layers."""

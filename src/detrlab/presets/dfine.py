@@ -51,8 +51,6 @@ class DFine(RtDetr):
     denoising_kind: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
     edge_scale: ClassVar[float] = 4.0
     """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
-    backbone_maps: ClassVar[int | None] = None
-    """Maps read from the backbone, where they are not as many as levels."""
     affine: ClassVar[bool] = True
     """A learned scale and shift after each activation of HGNetV2."""
 
@@ -64,11 +62,15 @@ class DFine(RtDetr):
         """
         if self.backbone not in NAMES:
             return super().build_backbone(pretrained=pretrained)
-        maps = self.backbone_maps or self.levels
-        backbone = HGNet(self.backbone, maps, affine=self.affine)
+        backbone = HGNet(self.backbone, self.maps, affine=self.affine)
         if pretrained:
             backbone.load_imagenet(self.backbone)
         return freeze(backbone, norms=self.backbone_norms, trains=self.backbone_trains)
+
+    @property
+    def maps(self) -> int:
+        """Maps read from HGNetV2, counted from the coarsest."""
+        return self.levels
 
     @property
     def fuse_width(self) -> int:

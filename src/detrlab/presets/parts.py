@@ -75,7 +75,7 @@ class TransformerConfig(ModelConfig):
 def timm_backbone(
     config: ModelConfig,
     *,
-    stages: int,
+    stages: int | tuple[int, ...],
     pretrained: bool,
     change: Callable[[nn.Module], None] | None = None,
 ) -> Backbone:

@@ -125,8 +125,13 @@ class RtDetr(TransformerConfig):
     def build_backbone(self, *, pretrained: bool) -> nn.Module:
         """A timm backbone that gives its last maps."""
         return timm_backbone(
-            self, stages=self.levels, pretrained=pretrained, change=add_first_shortcut
+            self, stages=self.stages, pretrained=pretrained, change=add_first_shortcut
         )
+
+    @property
+    def stages(self) -> int | tuple[int, ...]:
+        """The backbone's maps that the encoder reads, see ``build_backbone``."""
+        return self.levels
 
     def build(self, backbone: nn.Module) -> Network:
         """The network around a backbone with ``channels``."""

@@ -45,7 +45,7 @@ def _feature_info(body: nn.Module) -> Any:
 def build_backbone(
     name: str,
     *,
-    stages: int,
+    stages: int | tuple[int, ...],
     dilation: bool,
     norms: Literal["frozen", "trained"],
     trains: Trains,
@@ -56,7 +56,8 @@ def build_backbone(
 
     Args:
         name: any timm model that gives feature maps.
-        stages: how many feature maps, counted from the coarsest.
+        stages: how many feature maps, counted from the coarsest; or the place of each of them,
+            -1 for the coarsest.
         dilation: dilate the last stage instead of striding it (DC5). In the dilated stage the
             first block keeps dilation 1, as torchvision's ``replace_stride_with_dilation``.
         norms: ``frozen`` replaces batch norms by fixed affine maps.
@@ -104,7 +105,9 @@ def frozen_parameters(body: nn.Module, trains: Trains) -> Iterable[nn.Parameter]
     return [parameter for _, parameter in named[: max(0, count)]]
 
 
-def _create(name: str, *, stages: int, dilation: bool, pretrained: bool) -> nn.Module:
+def _create(
+    name: str, *, stages: int | tuple[int, ...], dilation: bool, pretrained: bool
+) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
@@ -112,7 +115,8 @@ def _create(name: str, *, stages: int, dilation: bool, pretrained: bool) -> nn.M
         hint = did_you_mean(architecture, timm.list_models())
         hint = hint if "did you mean" in hint else "; timm.list_models() lists the names"
         raise UserError(f"unknown backbone {name!r}{hint}")
-    options: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(-stages, 0))}
+    places = tuple(range(-stages, 0)) if isinstance(stages, int) else stages
+    options: dict[str, Any] = {"features_only": True, "out_indices": places}
     if dilation:
         options["output_stride"] = 16
     from_package = pretrained and name.split(".")[0] in _PACKAGED_WEIGHTS

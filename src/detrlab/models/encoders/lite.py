@@ -16,7 +16,7 @@ class LiteEncoder(nn.Module):
     """Two levels without attention: the mean of the image is added to the coarse one.
 
     Args:
-        channels: of the backbone's last map.
+        channels: of the map of stride 16.
         width: D.
         hidden: of the fusing blocks.
         blocks: in each part of a fusing block.
@@ -34,13 +34,13 @@ class LiteEncoder(nn.Module):
         self.bottom_up = Elan(width, hidden, width, blocks, nn.SiLU(inplace=True))
 
     def forward(self, features: Sequence[Tensor], padding: Tensor) -> Memory:
-        """Encode the last feature map.
+        """Encode one feature map.
 
         Args:
-            features: (B, C, H, W), one of them.
+            features: (B, C, H, W) of stride 16 first; coarser ones are not read.
             padding: (B, H', W') bool of the whole image, True where padded.
         """
-        fine = self.projection(features[-1])
+        fine = self.projection(features[0])
         coarse = self.down1(fine)
         coarse = self.mix(coarse + F.adaptive_avg_pool2d(coarse, 1))
         # As doubling, where the fine map's sides are even.
