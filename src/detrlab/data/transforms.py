@@ -56,13 +56,37 @@ def resize_pixels(image: Tensor, height: int, width: int) -> Tensor:
     return resized[0]
 
 
-def resize(sample: Sample, height: int, width: int) -> Sample:
-    """The sample at another size; boxes are scaled by the actual ratio of each axis."""
+def resize_as_pillow(image: Tensor, height: int, width: int) -> Tensor:
+    """As ``resize_pixels``, equal to Pillow's to the bit.
+
+    For squares: scores of the small real-time detectors move by up to 0.02 with a grey level.
+    """
+    from PIL import Image
+
+    if image.shape[-2:] == (height, width):
+        return image
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    resized = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def resize(
+    sample: Sample,
+    height: int,
+    width: int,
+    pixels: Callable[[Tensor, int, int], Tensor] = resize_pixels,
+) -> Sample:
+    """The sample at another size; boxes are scaled by the actual ratio of each axis.
+
+    Args:
+        sample: to resize.
+        height: in pixels.
+        width: in pixels.
+        pixels: resizes the image.
+    """
     old_height, old_width = sample.image.shape[-2:]
     ratios = torch.tensor([width / old_width, height / old_height] * 2)
-    return sample._replace(
-        image=resize_pixels(sample.image, height, width), boxes=sample.boxes * ratios
-    )
+    return sample._replace(image=pixels(sample.image, height, width), boxes=sample.boxes * ratios)
 
 
 def resize_short_side(sample: Sample, short_side: int, max_size: int | None = None) -> Sample:
@@ -205,7 +229,11 @@ def jitter(image: Tensor, brightness: float, contrast: float, saturation: float)
 def evaluation_resize(sample: Sample, config: DataConfig, side: int | None = None) -> Sample:
     """The sample at the size at which a detector is evaluated; ``side`` as below."""
     height, width = sample.image.shape[-2:]
-    return resize(sample, *evaluation_size(height, width, config, side))
+    return resize(sample, *evaluation_size(height, width, config, side), _resizer(config))
+
+
+def _resizer(config: DataConfig) -> Callable[[Tensor, int, int], Tensor]:
+    return resize_as_pillow if config.resize == "square" else resize_pixels
 
 
 def evaluation_size(
@@ -240,7 +268,7 @@ def eval_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:
 
     def transform(image: Tensor) -> Tensor:
         height, width = evaluation_size(image.shape[-2], image.shape[-1], config)
-        return normalize(resize_pixels(image, height, width), config)
+        return normalize(_resizer(config)(image, height, width), config)
 
     return transform
 
