@@ -134,8 +134,17 @@ BESIDE_THE_LADDER = {
     "deformable-detr-single-scale-dc5": "deformable-detr-single-scale",
     "dino-5scale": "dino-4scale",
     "dino-4scale-detrex": "dino-4scale",
+    "rt-detr-v2-r18": "rt-detr-r18",
+    "rt-detr-v2-r34": "rt-detr-r34",
+    "rt-detr-v2-r50-m": "rt-detr-r50-m",
+    "rt-detr-v2-r50": "rt-detr-r50",
+    "rt-detr-v2-r101": "rt-detr-r101",
+    "rt-detr-v2-r18-dsp": "rt-detr-v2-r18",
+    "deim-rt-detr-v2-r18": "rt-detr-v2-r18",
+    **{f"deim-d-fine-{size}": f"d-fine-{size}" for size in "nsmlx"},
+    "deimv2-n": "deim-d-fine-n",
 }
-"""Variants of a rung that no other rung builds on, and the rung they are compared with."""
+"""Detectors that no rung builds on, and the one that they are compared with."""
 
 
 def preset(name: str) -> type[ModelConfig]:

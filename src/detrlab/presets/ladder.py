@@ -34,5 +34,8 @@ PUBLISHED_GAINS: dict[str, Gain] = {
     "mixed-deformable-detr": Gain("46.5 to 47.0 AP", _DINO),
     "dino-4scale": Gain("47.0 to 47.4 AP", _DINO),
     "dino-5scale": Gain("49.0 to 49.4 AP", "DINO, arXiv 2203.03605, table 1, 12 epochs"),
+    "rt-detr-v2-r18": Gain("46.5 to 47.9 AP", "RT-DETRv2, arXiv 2407.17140"),
+    "deim-rt-detr-v2-r18": Gain("47.9 to 49.0 AP", "DEIM, arXiv 2412.04234"),
+    "deim-d-fine-l": Gain("54.0 to 54.7 AP", "DEIM, arXiv 2412.04234"),
 }
 """By preset. Replacing the loss (``detr-sigmoid``) and the attention alone was not published."""
