@@ -47,7 +47,7 @@ def test_it_knows_cocos_classes_and_sees_squares():
     ],
 )
 def test_training_starts_from_it_by_default(given, expected):
-    assert train._what(train.Options(**given)) == expected
+    assert train.Options(**given).what() == expected
 
 
 @published

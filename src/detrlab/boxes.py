@@ -1,4 +1,4 @@
-"""Box conversion, overlap and the clamped inverse sigmoid: pure functions on tensors."""
+"""Box conversion, overlap, moved edges, the clamped inverse sigmoid: pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -72,3 +72,55 @@ def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:
     """
     values = values.clamp(0, 1)
     return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))
+
+
+# --- edges as distributions (D-FINE) ---------------------------------------------------------
+
+BINS = 32
+"""A distribution over the movement of an edge has one weight more."""
+REACH = 0.5
+"""``up`` of the original: how far an edge moves; never trained."""
+
+
+def edge_steps(reach: Tensor, scale: Tensor, bins: int = BINS) -> Tensor:
+    """W(n): how far an edge moves for each weight of its distribution, not evenly spaced.
+
+    Args:
+        reach: (1,); the edge moves by at most twice as many widths or heights of the box.
+        scale: (1,), in which units the movement is given: ``scale`` to a width or height.
+        bins: N, even.
+
+    Returns:
+        (N + 1,), rising and odd around the middle, which is 0.
+
+    Source: arXiv 2410.13842, equation 2.
+    """
+    bound = (reach * scale).abs()
+    factor = (bound + 1) ** (2 / (bins - 2))
+    powers = torch.arange(1, bins // 2, device=reach.device)
+    inner = factor**powers - 1
+    return torch.cat([-2 * bound, -inner.flip(0), torch.zeros_like(bound), inner, 2 * bound])
+
+
+def boxes_from_edges(initial: Tensor, moves: Tensor, scale: Tensor) -> Tensor:
+    """Move the edges of boxes.
+
+    Args:
+        initial: (..., 4) cxcywh fractions.
+        moves: (..., 4) of the left, top, right and bottom edge, outwards; ``scale`` to a width or
+            height.
+        scale: see ``edge_steps``.
+
+    Returns:
+        (..., 4) cxcywh fractions, which may reach beyond the image.
+    """
+    centers, sizes = initial.split(2, dim=-1)
+    low, high = moves.split(2, dim=-1)
+    half, unit = 0.5 * abs(scale), sizes / abs(scale)
+    corners = torch.cat([centers - (half + low) * unit, centers + (half + high) * unit], dim=-1)
+    return xyxy_to_cxcywh(corners)
+
+
+def split_edges(corners: Tensor) -> Tensor:
+    """(..., 4 * (N + 1)) -> (..., 4, N + 1)."""
+    return corners.unflatten(-1, (4, -1))

@@ -85,7 +85,7 @@ def test_80_classes_are_cocos(tmp_path):
     checkpoint = read(path, told={"backbone": config.backbone}).checkpoint
     assert checkpoint.category_ids[:12] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
     assert checkpoint.classes[-1] == "toothbrush"
-    assert checkpoint.preprocessing == rtdetr.PREPROCESSING
+    assert checkpoint.preprocessing == config.preprocessing()
 
 
 def test_other_backbones_keep_their_names(tmp_path):

@@ -47,6 +47,8 @@ def test_the_ladder_changes_one_idea_at_a_time():
             ["dilation: False -> True"],
             ["levels: 4 -> 5"],
             ["label_noise: 0.5 -> 0.2", "box_noise: 0.4 -> 1.0"],
+            ["backbone_norms: frozen -> trained", "backbone_trains: body -> all"],
+            [],  # the idea alone
         )
 
 

@@ -1,4 +1,4 @@
-"""RT-DETR, D-FINE, DEIM and DEIMv2 against the original authors' numbers: outputs, losses, matching, gradients.
+"""The real-time detectors against the authors' numbers: outputs, losses, matching, gradients.
 
 As ``test_parity.py``; ``realtime_parity.py`` says what is compared.
 """

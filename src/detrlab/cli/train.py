@@ -14,6 +14,7 @@ import tyro
 from detrlab.cli.settings import RecipeOptions
 
 if TYPE_CHECKING:
+    from detrlab.config import Recipe
     from detrlab.training.folder import RunConfig
 
 
@@ -44,6 +45,22 @@ class Options(RecipeOptions):
     trackers: tuple[str, ...] = ()
     """Experiment trackers, if installed: tensorboard, wandb, mlflow, trackio ..."""
 
+    def what(self) -> tuple[str, str]:
+        """The model and the recipe that are meant, where one or both are not given."""
+        from detrlab.checkpoints.weights import IN_THE_BOX
+
+        if not self.recipe:
+            model = self.model or IN_THE_BOX
+            return model, "photos" if model == IN_THE_BOX else "laptop"
+        usual = IN_THE_BOX if self.recipe == "photos" else "deformable-detr-two-stage"
+        return self.model or usual, self.recipe
+
+    def settled(self) -> Recipe:
+        """The recipe with every flag applied."""
+        if self.recipe:
+            return super().settled()
+        return replace(self, recipe=self.what()[1]).settled()
+
 
 def run(options: Options) -> int:
     """Train; returns the exit code."""
@@ -53,8 +70,8 @@ def run(options: Options) -> int:
     from detrlab.data import num_batches, open_data
     from detrlab.training import loop
 
-    model, recipe_name = _what(options)
-    recipe = replace(options, recipe=recipe_name).settled()
+    model, _ = options.what()
+    recipe = options.settled()
     given = {"train.seed": options.seed, "train.patience": options.patience}
     recipe = change_settings(recipe, {name: v for name, v in given.items() if v is not None})
     data = open_data(recipe.data.data)
@@ -89,17 +106,6 @@ def run(options: Options) -> int:
     print_metrics(outcome.metrics, title=f"{model} on the validation split, last weights")
     say(f"weights, curves and metrics: {outcome.folder.path}")
     return 0
-
-
-def _what(options: Options) -> tuple[str, str]:
-    """The model and the recipe that are meant, where one or both are not given."""
-    from detrlab.checkpoints.weights import IN_THE_BOX
-
-    if not options.recipe:
-        model = options.model or IN_THE_BOX
-        return model, "photos" if model == IN_THE_BOX else "laptop"
-    usual = IN_THE_BOX if options.recipe == "photos" else "deformable-detr-two-stage"
-    return options.model or usual, options.recipe
 
 
 def _keep_drop_epoch(config: RunConfig, folder: str, settings: Sequence[str]) -> RunConfig:

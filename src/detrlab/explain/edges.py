@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from detrlab.boxes import split_edges
 from detrlab.explain.canvas import set_title
 from detrlab.figures import new_figure, shades, styled
-from detrlab.models.distribution import split_edges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ def draw_edges(explanation: Explanation, queries: Sequence[int]) -> Figure:
     """The distribution over each edge's movement in every layer, a row for each query.
 
     A distribution has 33 steps around the first box's edge, outwards to the right. They grow
-    with their number (``models.distribution.steps``): the outermost move the edge by half of the
+    with their number (``boxes.edge_steps``): the outermost move the edge by half of the
     box's width or height and by a whole one.
     """
     layers = explanation.recording.layers

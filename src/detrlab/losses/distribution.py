@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detrlab.boxes import cxcywh_to_xyxy
+from detrlab.boxes import REACH, cxcywh_to_xyxy, edge_steps, split_edges
 from detrlab.losses.pairs import MatchedPairs
-from detrlab.models.distribution import REACH, split_edges, steps
 
 TEMPERATURE = 5.0
 
@@ -23,7 +22,7 @@ class FineGrained:
     """FGL: cross entropy with the two weights beside the true movement of each edge.
 
     Args:
-        scale: of the steps, see ``models.distribution.steps``.
+        scale: of the steps, see ``boxes.edge_steps``.
     """
 
     scale: float = 4.0
@@ -63,7 +62,7 @@ def wanted_bins(initial: Tensor, boxes: Tensor, bins: int, scale: float) -> tupl
     unit = initial[:, 2:] / scale + 1e-16
     low, high = (centers - corners[:, :2]) / unit, (corners[:, 2:] - centers) / unit
     moves = (torch.cat([low, high], dim=1) - 0.5 * scale).flatten()
-    values = steps(moves.new_tensor([REACH]), moves.new_tensor([scale]), bins)
+    values = edge_steps(moves.new_tensor([REACH]), moves.new_tensor([scale]), bins)
     index = torch.searchsorted(values, moves, right=True) - 1
     left = index.clamp(0, bins - 1)
     from_left, to_right = (moves - values[left]).abs(), (values[left + 1] - moves).abs()

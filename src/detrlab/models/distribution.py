@@ -11,64 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detrlab.boxes import inverse_sigmoid, xyxy_to_cxcywh
+from detrlab.boxes import REACH, boxes_from_edges, edge_steps, inverse_sigmoid, split_edges
 from detrlab.models.anchors import anchors
 from detrlab.models.decoder import QueryPosition
 from detrlab.models.heads import Activation, BoxHead, Mlp
 from detrlab.structures import Memory, Predictions, Queries, References
 
-BINS = 32
-"""A distribution has one weight more."""
-REACH = 0.5
-"""``up`` of the original: how far an edge moves; never trained."""
-
-
-def steps(reach: Tensor, scale: Tensor, bins: int = BINS) -> Tensor:
-    """W(n): how far an edge moves for each weight of its distribution, not evenly spaced.
-
-    Args:
-        reach: (1,); the edge moves by at most twice as many widths or heights of the box.
-        scale: (1,), in which units the movement is given: ``scale`` to a width or height.
-        bins: N, even.
-
-    Returns:
-        (N + 1,), rising and odd around the middle, which is 0.
-
-    Source: arXiv 2410.13842, equation 2.
-    """
-    bound = (reach * scale).abs()
-    factor = (bound + 1) ** (2 / (bins - 2))
-    powers = torch.arange(1, bins // 2, device=reach.device)
-    inner = factor**powers - 1
-    return torch.cat([-2 * bound, -inner.flip(0), torch.zeros_like(bound), inner, 2 * bound])
-
-
-def boxes_from_edges(initial: Tensor, moves: Tensor, scale: Tensor) -> Tensor:
-    """Move the edges of boxes.
-
-    Args:
-        initial: (..., 4) cxcywh fractions.
-        moves: (..., 4) of the left, top, right and bottom edge, outwards; ``scale`` to a width or
-            height.
-        scale: see ``steps``.
-
-    Returns:
-        (..., 4) cxcywh fractions, which may reach beyond the image.
-    """
-    centers, sizes = initial.split(2, dim=-1)
-    low, high = moves.split(2, dim=-1)
-    half, unit = 0.5 * abs(scale), sizes / abs(scale)
-    corners = torch.cat([centers - (half + low) * unit, centers + (half + high) * unit], dim=-1)
-    return xyxy_to_cxcywh(corners)
-
 
 class Edges(nn.Module):
     """From distributions over the four edges to boxes.
 
-    The two numbers that shape ``steps`` are kept with the weights, as in the original.
+    The two numbers that shape ``boxes.edge_steps`` are kept with the weights, as in the original.
 
     Args:
-        scale: ``reg_scale`` of the original, see ``steps``.
+        scale: ``reg_scale`` of the original, see ``boxes.edge_steps``.
     """
 
     def __init__(self, scale: float) -> None:
@@ -85,12 +41,7 @@ class Edges(nn.Module):
         """
         reach, scale = self.get_buffer("reach"), self.get_buffer("scale")
         weights = split_edges(corners).softmax(-1)
-        return boxes_from_edges(initial, weights @ steps(reach, scale), scale)
-
-
-def split_edges(corners: Tensor) -> Tensor:
-    """(..., 4 * (N + 1)) -> (..., 4, N + 1)."""
-    return corners.unflatten(-1, (4, -1))
+        return boxes_from_edges(initial, weights @ edge_steps(reach, scale), scale)
 
 
 class LocationQuality(nn.Module):
@@ -127,7 +78,7 @@ class DistributionDecoder(nn.Module):
         corners: heads of the distributions: one of each layer, or one that all share.
         start: the head of the box that the distributions lie around.
         activation: of the quality networks.
-        scale: see ``steps``.
+        scale: see ``boxes.edge_steps``.
         evaluated: how many layers run in evaluation mode; None for all.
     """
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from detrlab.boxes import BINS
 from detrlab.losses.distribution import FineGrained, self_distillation
 from detrlab.losses.pairs import MatchedPairs, Weighted
 from detrlab.losses.quality import MatchabilityAware
 from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import DeformableAttention, SelfAttention
 from detrlab.models.backbones.hgnet import NAMES, HGNet, freeze
-from detrlab.models.distribution import BINS, DistributionDecoder
+from detrlab.models.distribution import DistributionDecoder
 from detrlab.models.encoders.blocks import ConvNorm, Elan, halve_by_channel
 from detrlab.models.encoders.hybrid import concatenate
 from detrlab.models.heads import Activation, BoxHead, Mlp
