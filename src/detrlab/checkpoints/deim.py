@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detrlab.checkpoints.rtdetr import HYBRID_ENCODER, count, derived, points_of, side
+from detrlab.checkpoints.rtdetr import DECODER, HYBRID_ENCODER, count, derived, points_of, side
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
@@ -24,37 +24,13 @@ LITE: tuple[Row, ...] = (
     ("encoder.bottom_up.{rest}", ("encoder.pan_block.{rest}",)),
 )
 
-DECODER: tuple[Row, ...] = (
+_DISTRIBUTIONS: tuple[Row, ...] = (
     ("backbone.{rest}", ("backbone.{rest}",)),
-    ("queries.labels", ("decoder.denoising_class_embed.weight",)),
-    ("queries.source.head.classes.{rest}", ("decoder.enc_score_head.{rest}",)),
-    ("queries.source.head.boxes.{rest}", ("decoder.enc_bbox_head.{rest}",)),
-    ("decoder.position.network.{rest}", ("decoder.query_pos_head.{rest}",)),
     ("decoder.start.{rest}", ("decoder.pre_bbox_head.{rest}",)),
     ("decoder.classes.{i}.{rest}", ("decoder.dec_score_head.{i}.{rest}",)),
     ("decoder.quality.{i}.network.{rest}", ("decoder.decoder.lqe_layers.{i}.reg_conf.{rest}",)),
     ("decoder.edges.reach", ("decoder.up", "decoder.decoder.up")),
     ("decoder.edges.scale", ("decoder.reg_scale", "decoder.decoder.reg_scale")),
-    (
-        "decoder.layers.{i}.self_attention.{rest}",
-        ("decoder.decoder.layers.{i}.self_attn.{rest}",),
-    ),
-    (
-        "decoder.layers.{i}.self_attention_norm.{rest}",
-        ("decoder.decoder.layers.{i}.norm1.{rest}",),
-    ),
-    (
-        "decoder.layers.{i}.cross_attention.{rest}",
-        ("decoder.decoder.layers.{i}.cross_attn.{rest}",),
-    ),
-    ("decoder.layers.{i}.ffn_norm.{rest}", ("decoder.decoder.layers.{i}.norm3.{rest}",)),
-)
-
-PLAIN: tuple[Row, ...] = (
-    (
-        "decoder.layers.{i}.cross_attention_norm.{rest}",
-        ("decoder.decoder.layers.{i}.norm2.{rest}",),
-    ),
 )
 
 GATED: tuple[Row, ...] = (
@@ -83,10 +59,6 @@ PROJECTED: tuple[Row, ...] = (
     ("queries.source.memory_norm.{rest}", ("decoder.enc_output.norm.{rest}",)),
 )
 
-FEED_FORWARD: tuple[Row, ...] = (
-    ("decoder.layers.{i}.ffn.{rest}", ("decoder.decoder.layers.{i}.{rest}",)),
-)
-
 _HYBRID: tuple[Row, ...] = (
     ("encoder.projections.{rest}", ("encoder.input_proj.{rest}",)),
     ("encoder.halvings.{i}.0.{rest}", ("encoder.downsample_convs.{i}.0.cv1.{rest}",)),
@@ -109,18 +81,12 @@ _TWO_CONVOLUTIONS: tuple[Row, ...] = tuple(
 )
 """DEIMv2 has one first convolution where D-FINE and DEIM have two."""
 
-D_FINE = (
-    *_HYBRID,
-    *_TWO_CONVOLUTIONS,
-    *_BLOCKS,
-    *DECODER,
-    *GATED,
-    *PROJECTED,
-    *OWN_CORNERS,
-    *FEED_FORWARD,
-)
-DEIM_V2 = (*_HYBRID, *_BLOCKS, *DECODER, *GATED, *SWIGLU, *OWN_CORNERS)
-DEIM_V2_LITE = (*LITE, *DECODER, *PLAIN, *SWIGLU, *SHARED_CORNERS)
+# The first row that fits counts.
+_COMMON = (*_DISTRIBUTIONS, *DECODER)
+_FUSED = (*_HYBRID, *_BLOCKS, *GATED, *OWN_CORNERS)
+D_FINE = (*_TWO_CONVOLUTIONS, *_FUSED, *PROJECTED, *_COMMON)
+DEIM_V2 = (*_FUSED, *SWIGLU, *_COMMON)
+DEIM_V2_LITE = (*LITE, *SWIGLU, *SHARED_CORNERS, *_COMMON)
 
 
 def layout(config: ModelConfig) -> Layout | None:

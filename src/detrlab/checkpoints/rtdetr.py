@@ -72,7 +72,7 @@ _ENCODER: tuple[Row, ...] = (
     ("encoder.outputs.{rest}", ("decoder.input_proj.{rest}",)),
 )
 
-_DECODER: tuple[Row, ...] = (
+DECODER: tuple[Row, ...] = (
     (
         "decoder.layers.{i}.self_attention.{rest}",
         ("decoder.decoder.layers.{i}.self_attn.{rest}",),
@@ -106,7 +106,7 @@ V1: tuple[Row, ...] = (
     *_ENCODER,
     ("queries.source.memory_proj.{rest}", ("decoder.enc_output.0.{rest}",)),
     ("queries.source.memory_norm.{rest}", ("decoder.enc_output.1.{rest}",)),
-    *_DECODER,
+    *DECODER,
 )
 
 V2: tuple[Row, ...] = (
@@ -115,7 +115,7 @@ V2: tuple[Row, ...] = (
     *_ENCODER,
     ("queries.source.memory_proj.{rest}", ("decoder.enc_output.proj.{rest}",)),
     ("queries.source.memory_norm.{rest}", ("decoder.enc_output.norm.{rest}",)),
-    *_DECODER,
+    *DECODER,
 )
 
 
