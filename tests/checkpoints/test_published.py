@@ -33,6 +33,7 @@ def test_the_published_numbers():
         ("rt-detr-v2-r50-m", "resnet50d"): (51.9, 50, ""),
         ("rt-detr-v2-r50", "resnet50d"): (53.4, 68, ""),
         ("rt-detr-v2-r101", "resnet101d"): (54.3, 130, ""),
+        ("deimv2-femto", "hgnetv2_femto"): (31.0, None, ""),
     }
     found = {
         (each.preset, each.backbone): (each.ap["ap"], each.gflops, each.sha256)
@@ -47,9 +48,9 @@ def test_every_entry_is_complete():
     for each in published.PUBLISHED:
         assert each.preset in PRESETS
         assert each.url.startswith("https://")
-        categories = "detrex" in each.preset or each.preset.startswith("rt-detr")
+        categories = "detrex" in each.preset or each.preset.startswith(("rt-detr", "deim"))
         assert each.config.num_classes == (80 if categories else 91)
-        assert each.hub.count("/") == (not each.preset.startswith(("dino", "rt-detr")))
+        assert each.hub.count("/") == (not each.preset.startswith(("dino", "rt-detr", "deim")))
     detr = published.published("detr")
     assert detr.url == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
 

@@ -17,6 +17,8 @@ from detrlab.download import cache_folder, user_cache
 from detrlab.errors import UserError, did_you_mean
 from detrlab.presets import PRESETS, model_config
 
+ASSETS = Path(__file__).parents[1] / "assets"
+"""What comes with the package."""
 COCO_ROWS = 91
 """Rows of the published class heads: COCO's category ids."""
 
@@ -122,6 +124,8 @@ PUBLISHED: tuple[Published, ...] = (
     _rt_detr("rt-detr-v2-r50-m", "rtdetrv2_r50vd_m_7x_coco_ema.pth", 84, 50, 51.9, 69.9),
     _rt_detr("rt-detr-v2-r50", "rtdetrv2_r50vd_6x_coco_ema.pth", 72, 68, 53.4, 71.6),
     _rt_detr("rt-detr-v2-r101", "rtdetrv2_r101vd_6x_coco_from_paddle.pth", 72, 130, 54.3, 72.8),
+    Published("deimv2-femto", "hgnetv2_femto", "https://github.com/Intellindust-AI-Lab/DEIMv2",
+              "deimv2-femto-coco.safetensors", "", "", 500, None, {"ap": 31.0}, 80),
 )  # fmt: skip
 
 
@@ -154,10 +158,10 @@ def weights_folder() -> Path:
 
 
 def cached(entry: Published) -> Path | None:
-    """The file of published weights if it is on this machine: in our cache, or in PyTorch's."""
+    """The file of published weights if it is here: in the package, our cache, or PyTorch's."""
     torch_home = os.environ.get("TORCH_HOME")
     torch_cache = Path(torch_home).expanduser() if torch_home else user_cache() / "torch"
-    for folder in (weights_folder(), torch_cache / "hub" / "checkpoints"):
+    for folder in (ASSETS, weights_folder(), torch_cache / "hub" / "checkpoints"):
         if (folder / entry.file).is_file():
             return folder / entry.file
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detrlab.checkpoints import published
-from detrlab.checkpoints.published import Published
+from detrlab.checkpoints.published import ASSETS, Published
 from detrlab.checkpoints.reading import HF_INDEX, HF_WEIGHTS, Imported, read, shards_of
 from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
 from detrlab.config import DataConfig, ModelConfig
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 WORDS = ("coco", "imagenet", "figures", "none")
 HUB = "hf:"
-ASSETS = Path(__file__).parents[1] / "assets"
 BUILT_IN = {"shapes": ASSETS / "shapes.safetensors"}
 """Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
 IN_THE_BOX = "deimv2-femto"
@@ -174,8 +173,6 @@ def open_weights(
     if weights == "coco":
         if preset is None:
             raise UserError("weights 'coco' need the name of a detector")
-        if preset == IN_THE_BOX:
-            return read(ASSETS / f"{preset}-coco.safetensors", told=told, likely=likely)
         entry = published.published(preset, backbone)
         return read(fetch_published(entry, progress), told=entry.config.to_dict())
     if weights == "figures":
