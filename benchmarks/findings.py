@@ -39,6 +39,8 @@ def main() -> None:
     parts.append(section("An hour on two cores: the two-stage detector", hour()))
     parts.append(section("An hour on two cores: each class", hour_classes()))
     parts.append(section("An hour on two cores: evaluated at several sizes", hour_sizes()))
+    parts.append(section("The packaged detector, fine-tuned", photos()))
+    parts.append(section("Beside the authors' code", originals()))
     parts.append(section("Steps of four images and of two", batch_sizes()))
     parts.append(section("Strong augmentation at two image sizes", two_sizes()))
     parts.append(section("A hundred photographs: weight of the class loss", hundred()))
@@ -270,6 +272,32 @@ def hour() -> list[list[str]]:
             if before + epoch in shown:
                 table.append([title, str(before + epoch), *numbers(row)])
     return table
+
+
+def photos() -> list[list[str]]:
+    rows = [["epoch", "minutes", *NUMBERS.values()]]
+    file = RESULTS / "facemask-photos" / "runs" / "deimv2-femto" / "metrics.csv"
+    for row in csv.DictReader(file.open()):
+        if int(row["epoch"]) in (1, 3, 6, 9, 12, 15, 18, 21, 24):
+            minutes = f"{float(row['seconds']) / 60:.0f}"
+            values = {name: float(row[name]) for name in NUMBERS}
+            rows.append([row["epoch"], minutes, *numbers(values)])
+    return rows
+
+
+def originals() -> list[list[str]]:
+    """Detectors whose authors' code runs on a CPU: medians of rounds in turn."""
+    rows = [["detector", "images", "", "ours, ms", "theirs, ms", "times as fast", "of its memory"]]
+    for file in sorted(RESULTS.glob("*-beside-original.json")):
+        report = json.loads(file.read_text())
+        images = f"{report['batch']} of {' x '.join(map(str, report['picture']))}"
+        for kind in ("inference", "training"):
+            row = report[kind]
+            times = [f"{row[who]['p50_ms']:,.0f}" for who in ("ours", "original")]
+            ratio = f"{row['times_as_fast']['median']:.2f}"
+            share = f"{row['share_of_memory']:.2f}"
+            rows.append([report["model"], images, kind, *times, ratio, share])
+    return rows
 
 
 def hour_sizes() -> list[list[str]]:
