@@ -60,10 +60,13 @@ def assert_standard_normal(values):
 @pytest.mark.parametrize("preset", [*DEFORMABLE, "detr-sigmoid"])
 def test_every_class_starts_at_one_percent(preset):
     network = built(preset)
-    heads = [*network.decoder.heads]
-    heads += [first_stage(network).head] if preset in PROPOSING else []
+    decoder = network.decoder
+    heads = [each.classes for each in decoder.heads] if hasattr(decoder, "heads") else []
+    heads += getattr(decoder, "classes", [])  # of a decoder of distributions
+    heads += [first_stage(network).head.classes] if preset in PROPOSING else []
+    assert heads
     for head in heads:
-        torch.testing.assert_close(head.classes.bias, torch.full_like(head.classes.bias, -4.59512))
+        torch.testing.assert_close(head.bias, torch.full_like(head.bias, -4.59512))
     assert 0.007 < predict(network).final.logits.sigmoid().mean().item() < 0.02
 
 
