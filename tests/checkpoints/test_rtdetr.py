@@ -119,3 +119,17 @@ def test_the_original_loads_ours(tmp_path, preset):
     convert(read(found), "official", path)
     program = LOAD.format(originals=str(ORIGINAL), name=preset, path=str(path))
     subprocess.run([sys.executable, "-B", "-c", program], check=True)
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(float("nan")), torch.zeros(0)])
+def test_a_broken_number_of_points_is_one_clear_error(tmp_path, scale):
+    config = tiny_config("deimv2-femto", backbone="hgnetv2_femto")
+    path = write_official(tmp_path / "x.pth", config, strong_state(config))
+    contents = torch.load(path, weights_only=False)  # ours, with its settings
+    name = "decoder.decoder.layers.0.cross_attn.num_points_scale"
+    contents["model"].pop(name)
+    if scale is not None:
+        contents["model"][name] = scale
+    torch.save(contents, path)
+    with pytest.raises(UserError):
+        read(path)

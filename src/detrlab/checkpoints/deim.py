@@ -102,10 +102,14 @@ def layout(config: ModelConfig) -> Layout | None:
     return None
 
 
+_LAYER = "decoder.decoder.layers.0"
+_POINTS = f"{_LAYER}.cross_attn.num_points_scale"
+
+
 def fits(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is that of D-FINE, DEIM or DEIMv2."""
     signs = ("enc_score_head.weight", "pre_bbox_head.layers.0.weight", "up")
-    return all(f"decoder.{sign}" in tensors for sign in signs)
+    return {_POINTS, *(f"decoder.{sign}" for sign in signs)} <= tensors.keys()
 
 
 _SIZES = {"hgnetv2_b0": "s", "hgnetv2_b2": "m", "hgnetv2_b4": "l", "hgnetv2_b5": "x"}
@@ -120,7 +124,7 @@ def sizes_of(
     hints names a detector of DEIM.
     """
     backbone = _backbone(tensors, where)
-    levels = len(points := points_of(tensors[f"{_LAYER}.cross_attn.num_points_scale"].tolist()))
+    levels = len(points := points_of(tensors[_POINTS]))
     if f"{_LAYER}.swish_ffn.w12.weight" in tensors:
         lite = "encoder.fpn_block.cv1.conv.weight" in tensors
         preset = f"deimv2-{backbone.removeprefix('hgnetv2_')}" if lite else "deimv2-n"
@@ -143,9 +147,6 @@ def sizes_of(
     if attended in tensors:
         sizes["encoder_ffn_width"] = side(tensors, attended)
     return preset, sizes
-
-
-_LAYER = "decoder.decoder.layers.0"
 
 
 def _backbone(tensors: Mapping[str, Tensor], where: str) -> str:

@@ -215,8 +215,8 @@ def sizes_of(
     samples = side(tensors, f"{layer}.cross_attn.attention_weights.weight") // hints["num_heads"]
     sizes["points"] = max(1, samples // max(1, sizes["levels"]))
     scale = tensors.get(f"{layer}.cross_attn.num_points_scale")
-    if scale is not None and len(set(scale.tolist())) > 1:
-        sizes["points"] = points_of(scale.tolist())
+    if scale is not None and len(set(each := points_of(scale))) > 1:
+        sizes["points"] = each
     if size == "r50" and sizes["expansion"] == 0.5:
         size = "r50-m"
     version = "v2-" if "decoder.enc_output.proj.weight" in tensors else ""
@@ -224,9 +224,11 @@ def sizes_of(
     return f"{whose}rt-detr-{version}{size}", sizes
 
 
-def points_of(scale: list[float]) -> tuple[int, ...]:
+def points_of(scale: Tensor) -> tuple[int, ...]:
     """Points of each level from one part of each: 1/3, 1/3, 1/3, 1/2, 1/2 are 3 and 2."""
+    parts = scale.flatten().tolist()
     points: list[int] = []
-    while sum(points) < len(scale):
-        points.append(max(1, round(1 / max(scale[sum(points)], 1e-3))))
+    while sum(points) < len(parts):
+        part = parts[sum(points)]
+        points.append(max(1, round(1 / part)) if part > 1e-3 else 1000)  # also where it is NaN
     return tuple(points)

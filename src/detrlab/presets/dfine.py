@@ -20,6 +20,7 @@ from detrlab.losses.quality import MatchabilityAware
 from detrlab.models.anchors import BoxPosition
 from detrlab.models.attention import DeformableAttention, SelfAttention
 from detrlab.models.backbones.hgnet import NAMES, HGNet, freeze
+from detrlab.models.backbones.timm import Trains
 from detrlab.models.distribution import DistributionDecoder
 from detrlab.models.encoders.blocks import ConvNorm, Elan, halve_by_channel
 from detrlab.models.encoders.hybrid import concatenate
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from detrlab.models.layers import DecoderLayer
 
 Norms = Literal["frozen", "trained"]
-Trains = Literal["late", "body", "all", "none"]
 
 
 class DFine(RtDetr):

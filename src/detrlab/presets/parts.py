@@ -126,9 +126,6 @@ def set_criterion(
     class_weight: float,
     class_cost_weight: float | None = None,
     giou_eps: float = 0.0,
-    late: HungarianMatcher | None = None,
-    union: bool = False,
-    more: tuple[Weighted, ...] = (),
 ) -> Criterion:
     """A class loss, L1 and GIoU, and a matching by the same three.
 
@@ -140,9 +137,6 @@ def set_criterion(
         class_weight: of the class loss, where the user chose none.
         class_cost_weight: of the class cost, likewise; None follows the loss.
         giou_eps: see ``boxes.generalized_box_iou``.
-        late: the matching of the last epochs.
-        union: L1 and GIoU over the pairs that all layers agree on.
-        more: further terms.
     """
     weight = class_weight if train.class_weight is None else train.class_weight
 
@@ -155,9 +149,8 @@ def set_criterion(
     return Criterion(
         terms=(
             Weighted("class", weight, class_loss),
-            Weighted("box", train.box_weight, box_l1, union),
-            Weighted("giou", train.giou_weight, GIoU(giou_eps), union),
-            *more,
+            Weighted("box", train.box_weight, box_l1),
+            Weighted("giou", train.giou_weight, GIoU(giou_eps)),
         ),
         matcher=HungarianMatcher(
             (
@@ -168,5 +161,4 @@ def set_criterion(
         ),
         scoring=scoring,
         auxiliary=train.auxiliary_losses,
-        late=late,
     )

@@ -24,6 +24,7 @@ from detrlab.models.attention import (
     SelfAttention,
 )
 from detrlab.models.backbones.presnet import add_first_shortcut
+from detrlab.models.backbones.timm import Trains
 from detrlab.models.box_policies import refine_twice
 from detrlab.models.decoder import Decoder
 from detrlab.models.encoders.blocks import ConvNorm, Csp
@@ -60,7 +61,7 @@ class RtDetr(TransformerConfig):
 
     preset: str = "rt-detr-r50"
     backbone: str = "resnet50d"
-    backbone_trains: Literal["late", "body", "all", "none"] = "body"
+    backbone_trains: Trains = "body"
     num_queries: int = 300
     encoder_width: int = Field(256, ge=8, le=8192)
     ffn_width: int = 1024
@@ -258,7 +259,7 @@ class RtDetrR18(RtDetr):
     preset: str = "rt-detr-r18"
     backbone: str = "resnet18d"
     backbone_norms: Literal["frozen", "trained"] = "trained"
-    backbone_trains: Literal["late", "body", "all", "none"] = "all"
+    backbone_trains: Trains = "all"
     expansion: float = Field(0.5, gt=0, le=4)
     decoder_layers: int = Field(3, ge=1, le=100)
 
