@@ -3,6 +3,7 @@
 As ``test_parity.py``; ``realtime_parity.py`` says what is compared.
 """
 
+import copy
 import zlib
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from detrlab.checkpoints import official
 from detrlab.checkpoints.rules import export, translate_strictly
 from detrlab.config import TrainConfig
 from detrlab.evaluation.postprocess import decode
+from detrlab.models.prepare import plain, prepare
 from detrlab.models.queries import proposals
 from detrlab.models.queries.denoising import Noise
 from detrlab.presets import PRESETS, build_network
@@ -376,3 +378,26 @@ def test_live(name, dtype, changes, counts, monkeypatch):
         moved=record["seed"] if name.startswith("rt-detr") else None,
     )
     print(name, dtype, changes, counts, *(f"{each:.1e}" for each in worst))
+    if dtype == "float64":
+        check_deployed(record, values, monkeypatch)
+
+
+def check_deployed(record, values, monkeypatch):
+    """The form for inference: norms folded, RepVGG blocks merged, later heads dropped."""
+    config = configure(values)
+    network = build_network(config).double().eval()
+    keep_single_precision(network, monkeypatch, always=values["name"].startswith("rt-detr-r"))
+    layout = official.layout(config)
+    network.load_state_dict(
+        translate_strictly(record["state_dict"], layout, network.state_dict()), strict=False
+    )
+    if values["name"].startswith("rt-detr"):
+        move_position(network, record["seed"])
+    pixels = record["pixel_values"].double()
+    images = ImageBatch(pixels, torch.zeros(pixels[:, 0].shape, dtype=torch.bool))
+    theirs = record["deploy"]["outputs"]
+    for form in (prepare(copy.deepcopy(network)).eval(), plain(network)):
+        with torch.no_grad():
+            found = form(images).final
+        close(found.logits, theirs["pred_logits"], "deployed logits", DOUBLE.outputs)
+        close(found.boxes, theirs["pred_boxes"], "deployed boxes", DOUBLE.outputs)

@@ -47,6 +47,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     for module in network.modules():
         own = list(module.parameters(recurse=False))
         if isinstance(module, _BatchNorm) and own and not any(each.requires_grad for each in own):
+            vars(module)["held"] = True  # a folded norm asks before its convolution runs
             module.register_forward_pre_hook(_evaluate)
     return report
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
+from detrlab.models.backbones.folding import FoldedConv2d, Kept, Kernel
 from detrlab.models.backbones.timm import Trains
 
 _SMALL: list[list[Any]] = [
@@ -22,6 +25,8 @@ _SIZES: dict[str, list[list[Any]]] = {
     "femto": [*_SMALL, [256, 64, 512, 1, True, True, 5, 3]],
     "pico": [*_SMALL, [256, 64, 512, 2, True, True, 5, 3]],
 }
+SMALL = tuple(f"hgnetv2_{size}" for size in _SIZES)
+"""Backbones that timm does not have and that nobody trained on ImageNet."""
 NAMES = tuple(f"hgnetv2_{size}" for size in (*_SIZES, *(f"b{index}" for index in range(6))))
 
 
@@ -38,6 +43,23 @@ def stages_of(name: str) -> list[list[Any]]:
     size = name.removeprefix("hgnetv2_")
     layouts: dict[str, Any] = model_cfgs
     return _SIZES.get(size) or [layouts[name][f"stage{number}"] for number in range(1, 5)]
+
+
+def stem_of(name: str) -> list[int]:
+    """The stem's channels, inside and out."""
+    from timm.models.hgnet import model_cfgs
+
+    layouts: dict[str, Any] = model_cfgs
+    return layouts.get(name, {"stem_chs": [16, 16]})["stem_chs"]
+
+
+def no_imagenet(name: str) -> str:
+    """What to do where only ImageNet weights were asked for."""
+    return (
+        f"there are no ImageNet weights of {name!r}: start from a trained detector, from the "
+        "packaged detector's backbone with --weights coco-backbone (hgnetv2_femto), or from "
+        "nothing with --weights none"
+    )
 
 
 class HGNet(nn.Module):
@@ -58,15 +80,14 @@ class HGNet(nn.Module):
 
     def __init__(self, name: str, maps: int, *, affine: bool = True) -> None:
         super().__init__()
-        from timm.models.hgnet import HighPerfGpuNet, model_cfgs
+        from timm.models.hgnet import HighPerfGpuNet
 
         rows = stages_of(name)
         # timm's network always has four stages; the smallest sizes end after three.
         four = [*rows, rows[-1]][:4]
         layout = {f"stage{number}": row for number, row in enumerate(four, 1)}
-        stem = model_cfgs.get(name, {"stem_chs": [16, 16]})["stem_chs"]
         network = HighPerfGpuNet(
-            {"stem_type": "v2", "stem_chs": stem, **layout},
+            {"stem_type": "v2", "stem_chs": stem_of(name), **layout},
             num_classes=0,
             head_hidden_size=None,
             use_lab=affine,
@@ -92,11 +113,8 @@ class HGNet(nn.Module):
         """
         import timm
 
-        if name.removeprefix("hgnetv2_") in _SIZES:
-            raise UserError(
-                f"there are no ImageNet weights of {name!r}: start from a trained detector, "
-                "or from nothing with --weights none"
-            )
+        if name in SMALL:
+            raise UserError(no_imagenet(name))
         try:
             source = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm answers with whatever the download raised
@@ -106,6 +124,38 @@ class HGNet(nn.Module):
             ) from error
         loaded = {key: value for key, value in source.state_dict().items() if "head" not in key}
         self.load_state_dict(loaded)
+
+
+def small_hgnet(
+    name: str,
+    *,
+    stages: int,
+    dilation: bool,
+    norms: Literal["frozen", "trained"],
+    trains: Trains,
+) -> HGNet:
+    """The backbone of DEIMv2-Femto, Atto or Pico for a detector of another family.
+
+    It ends at stride 16, where others end at 32: DETR reads its map of stride 16, DC5 one of
+    stride 8, and a pyramid starts with strides 8 and 16.
+
+    Args:
+        name: one of ``SMALL``.
+        stages: how many feature maps at most, counted from the coarsest; none finer than stride 8.
+        dilation: no stride in the last stage, and dilation 2 from its second block on (DC5).
+        norms: ``frozen`` replaces batch norms by fixed affine maps.
+        trains: see ``freeze``.
+    """
+    backbone = HGNet(name, min(stages, len(stages_of(name)) - 1))
+    if dilation:
+        last: Any = backbone.stages[-1]
+        last.downsample.conv.stride = (1, 1)
+        for module in last.blocks[1:].modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+                module.dilation = (2, 2)
+                module.padding = (2 * (module.kernel_size[0] // 2),) * 2
+        backbone.strides = (*backbone.strides[:-1], backbone.strides[-1] // 2)
+    return freeze(backbone, norms=norms, trains=trains)
 
 
 def freeze(
@@ -129,3 +179,79 @@ def freeze(
     for part in fixed[trains]:
         part.requires_grad_(False)
     return backbone
+
+
+class BoundedConv(nn.Module):
+    """One of timm's blocks, whose inference is one convolution and one bound.
+
+    A ReLU, then a scale s and a shift b: ``s max(y, 0) + b``. For s >= 0 it is
+    ``max(s y + b, b)``, else the minimum of the same two, and ``s y + b`` is the convolution with
+    other numbers.
+
+    Args:
+        block: timm's ``ConvBNAct`` with a ReLU and a folded norm, whose parts are taken over.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv: FoldedConv2d = block.conv
+        self.bn, self.act, self.lab = block.bn, block.act, block.lab
+        self._kept = Kept[tuple[Kernel, float, bool]]()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        if torch.is_grad_enabled() or not self.conv.norm.fixed:
+            return self.lab(self.act(self.bn(self.conv(maps))))
+        kernel, bound, is_floor = self.numbers()
+        found = self.conv.convolve(maps, *kernel)
+        return found.clamp_min_(bound) if is_floor else found.clamp_max_(bound)
+
+    def numbers(self) -> tuple[Kernel, float, bool]:
+        """The convolution's numbers, the bound, and whether it is the lower one."""
+        sources = [*self.conv.sources(), *self.lab.parameters()]
+        return self._kept.get(sources, self._make)
+
+    def plain(self) -> nn.Sequential:
+        """The same in evaluation mode, of ordinary parts."""
+        kernel, bound, is_floor = self.numbers()
+        return nn.Sequential(self.conv.plain(kernel), Bound(bound, is_floor=is_floor))
+
+    def _make(self) -> tuple[Kernel, float, bool]:
+        kernel = self.conv.kernel()
+        if isinstance(self.lab, nn.Identity):
+            return kernel, 0.0, True
+        scale, shift = self.lab.scale, self.lab.bias
+        scaled = Kernel(kernel.weight * scale, kernel.bias * scale + shift)
+        return scaled, shift.item(), scale.item() >= 0
+
+
+class Bound(nn.Module):
+    """No number below, or none above, a bound."""
+
+    def __init__(self, bound: float, *, is_floor: bool) -> None:
+        super().__init__()
+        self.limits = {"min" if is_floor else "max": bound}
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(...) -> (...)."""
+        return maps.clamp(**self.limits)
+
+
+class PairMax(nn.MaxPool2d):
+    """The largest of 2 x 2 neighbours, stride 1; PyTorch's pooling is slow channels last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H - 1, W - 1)."""
+        if torch.is_grad_enabled():
+            return F.max_pool2d(maps, 2, 1)
+        rows = torch.maximum(maps[:, :, 1:], maps[:, :, :-1])
+        return torch.maximum(rows[..., 1:], rows[..., :-1])
+
+
+def shorten(backbone: HGNet) -> None:
+    """Do more with each pass over the activations at inference, in place; norms folded before."""
+    backbone.stem.pool = PairMax(2, 1)
+    for name, block in list(backbone.named_modules()):
+        kinds = [type(getattr(block, part, None)) for part in ("conv", "act")]
+        if kinds == [FoldedConv2d, nn.ReLU] and not isinstance(block, BoundedConv):
+            backbone.set_submodule(name, BoundedConv(block))

@@ -6,8 +6,13 @@ originals' ``hybrid_encoder.py``. Convolutions keep PyTorch's initial values.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detrlab.models.backbones.folding import FoldedConv2d, Kept, Kernel, fold
 
 
 class ConvNorm(nn.Module):
@@ -55,6 +60,64 @@ class RepBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return self.act(self.conv1(maps) + self.conv2(maps))
+
+
+class MergedRepBlock(RepBlock):
+    """A RepVGG block whose two convolutions are one in evaluation mode.
+
+    Args:
+        block: whose parts, folded, are taken over.
+    """
+
+    def __init__(self, block: RepBlock) -> None:
+        nn.Module.__init__(self)
+        self.conv1, self.conv2, self.act = block.conv1, block.conv2, block.act
+        self._kept = Kept[Kernel]()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not all(part.norm.fixed for part in self.parts()):
+            return super().forward(maps)
+        return self.act(F.conv2d(maps, *self.kernel(), padding=1))
+
+    def parts(self) -> tuple[FoldedConv2d, FoldedConv2d]:
+        """The 3x3 convolution and the 1x1 convolution."""
+        wide, narrow = self.conv1.conv, self.conv2.conv
+        assert isinstance(wide, FoldedConv2d)
+        assert isinstance(narrow, FoldedConv2d)
+        return wide, narrow
+
+    def plain(self) -> nn.Sequential:
+        """The same in evaluation mode, of ordinary parts."""
+        return nn.Sequential(self.parts()[0].plain(self.kernel()), self.act)
+
+    def kernel(self) -> Kernel:
+        """The sum of both kernels."""
+        wide, narrow = self.parts()
+        sources = [*wide.sources(), *narrow.sources()]
+        return self._kept.get(sources, lambda: _sum(wide.kernel(), narrow.kernel()))
+
+
+def _sum(wide: Kernel, narrow: Kernel) -> Kernel:
+    """A 3x3 kernel and a 1x1 kernel as one."""
+    weight = wide.weight + F.pad(narrow.weight, [1, 1, 1, 1])
+    return Kernel(weight, wide.bias + narrow.bias)
+
+
+def fold_blocks(encoder: nn.Module) -> None:
+    """Fold the norms of an encoder into its convolutions and merge RepVGG blocks, in place."""
+    for block in list(encoder.modules()):
+        names = list(dict(block.named_children())) if isinstance(block, nn.Sequential) else []
+        pairs = list(pairwise(names))
+        if isinstance(block, ConvNorm):
+            pairs = [("conv", "norm")]
+        for conv, norm in pairs:
+            kinds = (type(block.get_submodule(conv)), type(block.get_submodule(norm)))
+            if kinds == (nn.Conv2d, nn.BatchNorm2d):
+                fold(block, conv, norm)
+    for name, block in list(encoder.named_modules()):
+        if type(block) is RepBlock:
+            encoder.set_submodule(name, MergedRepBlock(block))
 
 
 class Csp(nn.Module):
