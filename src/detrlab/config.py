@@ -323,7 +323,8 @@ class TrainConfig(Record):
     ] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"
-    """Initial weights: ``imagenet`` (backbone), ``none``, ``coco``, ``figures`` (the small packaged
+    """Initial weights: ``imagenet`` (backbone), ``coco-backbone`` (the packaged detector's, for
+    ``model.backbone`` hgnetv2_femto), ``none``, ``coco``, ``figures`` (the small packaged
     weights of the demo), or a file."""
     class_rows: Literal["auto", "keep", "seed", "new"] = "auto"
     """Rows taken from the checkpoint's class heads: all if the classes are the same; all, by

@@ -30,6 +30,7 @@ RECIPES: dict[str, Recipe] = {
             "fine-tuned on small generated pictures.",
             model={
                 "backbone": "tf_efficientnet_lite0",
+                "backbone_norms": "frozen",
                 "backbone_trains": "none",
                 "width": 64,
                 "num_heads": 4,

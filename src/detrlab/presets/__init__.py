@@ -60,6 +60,14 @@ from detrlab.presets.rtdetr import (
     RtDetrV2R50M,
     RtDetrV2R101,
 )
+from detrlab.presets.rungs import (
+    DFineNFdr,
+    DFineNLight,
+    DFineNMal,
+    DinoHybrid,
+    RtDetrFocal,
+    RtDetrV2N,
+)
 
 PRESETS: dict[str, type[ModelConfig]] = {
     "detr": Detr,
@@ -77,9 +85,11 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "dino-4scale": Dino,
     "dino-5scale": Dino5Scale,
     "dino-4scale-detrex": DinoDetrex,
+    "dino-hybrid": DinoHybrid,
     "rt-detr-r18": RtDetrR18,
     "rt-detr-r34": RtDetrR34,
     "rt-detr-r50-m": RtDetrR50M,
+    "rt-detr-r50-focal": RtDetrFocal,
     "rt-detr-r50": RtDetr,
     "rt-detr-r101": RtDetrR101,
     "rt-detr-v2-r18": RtDetrV2R18,
@@ -88,12 +98,16 @@ PRESETS: dict[str, type[ModelConfig]] = {
     "rt-detr-v2-r50-m": RtDetrV2R50M,
     "rt-detr-v2-r50": RtDetrV2,
     "rt-detr-v2-r101": RtDetrV2R101,
+    "rt-detr-v2-n": RtDetrV2N,
     "deim-rt-detr-v2-r18": DeimRtDetrV2R18,
+    "d-fine-n-light": DFineNLight,
+    "d-fine-n-fdr": DFineNFdr,
     "d-fine-n": DFineN,
     "d-fine-s": DFine,
     "d-fine-m": DFineM,
     "d-fine-l": DFineL,
     "d-fine-x": DFineX,
+    "d-fine-n-mal": DFineNMal,
     "deim-d-fine-n": DeimN,
     "deim-d-fine-s": DeimS,
     "deim-d-fine-m": DeimM,
@@ -126,8 +140,19 @@ LADDER = (
     "cdn-deformable-detr",
     "mixed-deformable-detr",
     "dino-4scale",
+    "dino-hybrid",
+    "rt-detr-r50-focal",
+    "rt-detr-r50",
+    "rt-detr-v2-r50",
+    "rt-detr-v2-n",
+    "d-fine-n-light",
+    "d-fine-n-fdr",
+    "d-fine-n",
+    "d-fine-n-mal",
+    "deim-d-fine-n",
+    "deimv2-n",
 )
-"""From DETR to DINO, one change at a time."""
+"""From DETR to DEIMv2, step by step."""
 
 BESIDE_THE_LADDER = {
     "detr-dc5": "detr",
@@ -137,12 +162,11 @@ BESIDE_THE_LADDER = {
     "rt-detr-v2-r18": "rt-detr-r18",
     "rt-detr-v2-r34": "rt-detr-r34",
     "rt-detr-v2-r50-m": "rt-detr-r50-m",
-    "rt-detr-v2-r50": "rt-detr-r50",
     "rt-detr-v2-r101": "rt-detr-r101",
     "rt-detr-v2-r18-dsp": "rt-detr-v2-r18",
     "deim-rt-detr-v2-r18": "rt-detr-v2-r18",
-    **{f"deim-d-fine-{size}": f"d-fine-{size}" for size in "nsmlx"},
-    "deimv2-n": "deim-d-fine-n",
+    **{f"deim-d-fine-{size}": f"d-fine-{size}" for size in "smlx"},
+    "deim-d-fine-n-dense": "deim-d-fine-n",
 }
 """Detectors that no rung builds on, and the one that they are compared with."""
 

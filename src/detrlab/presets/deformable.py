@@ -13,6 +13,7 @@ from torch import nn
 
 from detrlab.config import TrainConfig
 from detrlab.models.attention import DeformableAttention
+from detrlab.models.backbones.hgnet import HGNet
 from detrlab.models.backbones.timm import Backbone
 from detrlab.models.box_policies import point, refine
 from detrlab.models.decoder import Decoder
@@ -60,7 +61,7 @@ class DeformableDetr(TransformerConfig):
         """One sigmoid per class."""
         return SigmoidScoring()
 
-    def build_backbone(self, *, pretrained: bool) -> Backbone:
+    def build_backbone(self, *, pretrained: bool) -> Backbone | HGNet:
         """A timm backbone that gives C3 to C5, or C5 only for a single level."""
         stages = min(self.levels, self.backbone_maps)
         return timm_backbone(self, stages=stages, pretrained=pretrained)
@@ -76,7 +77,7 @@ class DeformableDetr(TransformerConfig):
 
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
-        assert isinstance(backbone, Backbone)
+        assert isinstance(backbone, Backbone | HGNet)
         neck = pyramid_neck(backbone.channels, self.levels, self.sine_position())
         return TransformerEncoder(neck, self.encoder_stack(self.attention()), cell_centers)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class DeimV2N(DeimN):
-    """DEIMv2-N: RMS norms, SwiGLU, one query position for all layers, sums in the encoder."""
+    """DEIMv2-N: RMS norms, SwiGLU, one query position, sums in the encoder, a late matching."""
 
     preset: str = "deimv2-n"
     project: ClassVar[bool] = False

@@ -11,6 +11,7 @@ from torch import nn
 
 from detrlab.config import TrainConfig
 from detrlab.models.attention import DenseAttention
+from detrlab.models.backbones.hgnet import HGNet
 from detrlab.models.backbones.timm import Backbone
 from detrlab.models.box_policies import absolute
 from detrlab.models.decoder import Decoder
@@ -40,13 +41,13 @@ class Detr(TransformerConfig):
         """Softmax with a no-object class."""
         return SoftmaxScoring()
 
-    def build_backbone(self, *, pretrained: bool) -> Backbone:
+    def build_backbone(self, *, pretrained: bool) -> Backbone | HGNet:
         """A timm backbone that gives C5."""
         return timm_backbone(self, stages=1, pretrained=pretrained)
 
     def build(self, backbone: nn.Module) -> Network:
         """The network around a backbone with ``channels``."""
-        assert isinstance(backbone, Backbone)
+        assert isinstance(backbone, Backbone | HGNet)
         return Network(
             backbone=backbone,
             encoder=TransformerEncoder(

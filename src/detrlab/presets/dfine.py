@@ -38,20 +38,12 @@ if TYPE_CHECKING:
 Norms = Literal["frozen", "trained"]
 
 
-class DFine(RtDetr):
-    """D-FINE-S. The other sizes differ in numbers only."""
+class OnHGNet(RtDetr):
+    """RT-DETR on HGNetV2, whose norms train."""
 
-    preset: str = "d-fine-s"
     backbone: str = "hgnetv2_b0"
     backbone_norms: Norms = "trained"
     backbone_trains: Trains = "all"
-    decoder_layers: int = Field(3, ge=1, le=100)
-    points: int | tuple[int, ...] = (3, 6, 3)
-    expansion: float = Field(0.5, gt=0, le=4)
-    fusing_blocks: ClassVar[int] = 1
-    denoising_kind: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
-    edge_scale: ClassVar[float] = 4.0
-    """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
     affine: ClassVar[bool] = True
     """A learned scale and shift after each activation of HGNetV2."""
 
@@ -72,6 +64,20 @@ class DFine(RtDetr):
     def maps(self) -> int:
         """Maps read from HGNetV2, counted from the coarsest."""
         return self.levels
+
+
+class Lighter(OnHGNet):
+    """RT-DETR with a lighter encoder, and gates instead of projections in the decoder.
+
+    It is D-FINE-S without distributions. The gates weigh what a query keeps and takes.
+    """
+
+    preset: str = "d-fine-s-light"
+    decoder_layers: int = Field(3, ge=1, le=100)
+    points: int | tuple[int, ...] = (3, 6, 3)
+    expansion: float = Field(0.5, gt=0, le=4)
+    fusing_blocks: ClassVar[int] = 1
+    denoising_kind: ClassVar[type[RtDetrDenoising]] = RealTimeDenoising
 
     @property
     def fuse_width(self) -> int:
@@ -98,28 +104,9 @@ class DFine(RtDetr):
             return nn.Identity()
         return ConvNorm(self.encoder_width, self.width)
 
-    def build_decoder(self) -> nn.Module:
-        """Queries, memory -> predictions of each layer."""
-        start = BoxHead(self.width, self.activation)
-        start.start_at_zero()
-        return DistributionDecoder(
-            equal_copies(self.decoder_layer(), self.decoder_layers),
-            self.positions(self.query_position()),
-            equal_copies(self.head().classes, self.decoder_layers),
-            self.corner_heads(),
-            start,
-            self.activation,
-            self.edge_scale,
-            self.evaluated_layers,
-        )
-
     def query_position(self) -> BoxPosition:
         """What makes a query's position from its box."""
         return BoxPosition((4, 2 * self.width, self.width), self.activation, bound=10.0)
-
-    def positions(self, position: BoxPosition) -> Sequence[QueryPosition]:
-        """What gives queries their position before each layer."""
-        return [position] * self.decoder_layers
 
     def decoder_layer(self) -> DecoderLayer:
         """A layer of the decoder."""
@@ -139,6 +126,33 @@ class DFine(RtDetr):
             self.width, self.num_heads, self.levels, self.points, project=False
         )
 
+
+class Distributions(Lighter):
+    """+ fine-grained distribution refinement (FDR): every layer refines a distribution per edge."""
+
+    preset: str = "d-fine-s-fdr"
+    edge_scale: ClassVar[float] = 4.0
+    """``reg_scale`` of the original: how the steps of an edge's distribution grow."""
+
+    def build_decoder(self) -> nn.Module:
+        """Queries, memory -> predictions of each layer."""
+        start = BoxHead(self.width, self.activation)
+        start.start_at_zero()
+        return DistributionDecoder(
+            equal_copies(self.decoder_layer(), self.decoder_layers),
+            self.positions(self.query_position()),
+            equal_copies(self.head().classes, self.decoder_layers),
+            self.corner_heads(),
+            start,
+            self.activation,
+            self.edge_scale,
+            self.evaluated_layers,
+        )
+
+    def positions(self, position: BoxPosition) -> Sequence[QueryPosition]:
+        """What gives queries their position before each layer."""
+        return [position] * self.decoder_layers
+
     def corner_heads(self) -> Sequence[nn.Module]:
         """A head of distributions for each layer, equal at the start."""
         head = Mlp((self.width, self.width, self.width, 4 * (BINS + 1)), self.activation)
@@ -146,13 +160,27 @@ class DFine(RtDetr):
         return equal_copies(head, self.decoder_layers)
 
     def criterion(self, train: TrainConfig) -> Criterion:
+        """VFL, L1, GIoU and FGL (weights 1, 5, 2, 0.15; costs 2, 5, 2)."""
+        usual = super().criterion(train)
+        fine = Weighted("fine", 0.15, FineGrained(self.edge_scale))
+        return dataclasses.replace(usual, terms=(*usual.terms, fine))
+
+
+class DFine(Distributions):
+    """D-FINE-S: GO-LSD, layers learn the last one's distributions, on pairs that all agree on.
+
+    The other sizes differ in numbers only.
+    """
+
+    preset: str = "d-fine-s"
+
+    def criterion(self, train: TrainConfig) -> Criterion:
         """VFL, L1, GIoU, FGL and DDF (weights 1, 5, 2, 0.15, 1.5; costs 2, 5, 2)."""
         usual = super().criterion(train)
-        scores, *boxes = usual.terms
+        scores, *others = usual.terms
         terms = (
             scores,
-            *(term._replace(union=True) for term in boxes),
-            Weighted("fine", 0.15, FineGrained(self.edge_scale), union=True),
+            *(term._replace(union=True) for term in others),
             Weighted("distil", 1.5, self_distillation, union=True),
         )
         return dataclasses.replace(usual, terms=terms)
@@ -166,18 +194,24 @@ def initialised(layer: DecoderLayer) -> DecoderLayer:
     return layer
 
 
-class DFineN(DFine):
-    """D-FINE-N: two levels."""
+class SizeN(OnHGNet):
+    """RT-DETRv2 at the size of D-FINE-N: HGNetV2-B0, two levels, 128 wide, three layers."""
 
-    preset: str = "d-fine-n"
+    decoder_layers: int = Field(3, ge=1, le=100)
     width: int = Field(128, ge=8, le=8192)
     encoder_width: int = Field(128, ge=8, le=8192)
     encoder_ffn_width: int = Field(512, ge=1, le=65_536)
     ffn_width: int = Field(512, ge=2, le=65_536)
     levels: int = Field(2, ge=1, le=4)
-    points: int | tuple[int, ...] = (6, 6)
     expansion: float = Field(0.34, gt=0, le=4)
     fusing_blocks: ClassVar[int] = 2
+
+
+class DFineN(SizeN, DFine):
+    """D-FINE-N: GO-LSD, layers learn the last one's distributions, on pairs that all agree on."""
+
+    preset: str = "d-fine-n"
+    points: int | tuple[int, ...] = (6, 6)
 
 
 class DFineM(DFine):
@@ -212,13 +246,8 @@ class DFineX(DFineL):
     edge_scale: ClassVar[float] = 8.0
 
 
-class _Deim:
-    """What DEIM changes on D-FINE: the class loss is MAL; SiLU in the decoder; all norms train."""
-
-    @property
-    def activation(self) -> Activation:
-        """Of the decoder and the heads."""
-        return F.silu
+class Matchability:
+    """The class loss is MAL."""
 
     @property
     def class_loss(self) -> Callable[[MatchedPairs], Tensor]:
@@ -226,26 +255,35 @@ class _Deim:
         return MatchabilityAware()
 
 
+class _Deim(Matchability):
+    """What DEIM changes on D-FINE: MAL, and SiLU in the decoder; all norms train."""
+
+    @property
+    def activation(self) -> Activation:
+        """Of the decoder and the heads."""
+        return F.silu
+
+
 class DeimS(_Deim, DFine):
-    """DEIM-D-FINE-S."""
+    """DEIM-D-FINE-S: the matchability-aware loss, and SiLU in the decoder."""
 
     preset: str = "deim-d-fine-s"
 
 
 class DeimN(_Deim, DFineN):
-    """DEIM-D-FINE-N."""
+    """+ SiLU in the decoder: DEIM-D-FINE-N, whose class loss is MAL."""
 
     preset: str = "deim-d-fine-n"
 
 
 class DeimM(_Deim, DFineM):
-    """DEIM-D-FINE-M."""
+    """DEIM-D-FINE-M: the matchability-aware loss, and SiLU in the decoder."""
 
     preset: str = "deim-d-fine-m"
 
 
 class DeimL(_Deim, DFineL):
-    """DEIM-D-FINE-L."""
+    """DEIM-D-FINE-L: the matchability-aware loss, and SiLU in the decoder."""
 
     preset: str = "deim-d-fine-l"
     backbone_norms: Norms = "trained"
@@ -253,7 +291,7 @@ class DeimL(_Deim, DFineL):
 
 
 class DeimX(_Deim, DFineX):
-    """DEIM-D-FINE-X."""
+    """DEIM-D-FINE-X: the matchability-aware loss, and SiLU in the decoder."""
 
     preset: str = "deim-d-fine-x"
     backbone_norms: Norms = "trained"

@@ -14,6 +14,7 @@ from detrlab.losses.matching import FocalCost, GIoUCost, HungarianMatcher, l1_co
 from detrlab.losses.pairs import Weighted
 from detrlab.losses.terms import CrossEntropy, Focal, GIoU, box_l1
 from detrlab.models.attention import SelfAttention
+from detrlab.models.backbones.hgnet import SMALL, HGNet, no_imagenet, small_hgnet
 from detrlab.models.backbones.timm import Backbone, build_backbone
 from detrlab.models.heads import PredictionHead
 from detrlab.models.layers import DecoderLayer, EncoderLayer, FeedForward, stack
@@ -78,12 +79,24 @@ def timm_backbone(
     stages: int | tuple[int, ...],
     pretrained: bool,
     change: Callable[[nn.Module], None] | None = None,
-) -> Backbone:
+) -> Backbone | HGNet:
     """A timm backbone that gives its last ``stages`` feature maps, see ``build_backbone``.
+
+    Also the backbones of DEIMv2's smallest sizes, see ``small_hgnet``.
 
     Raises:
         UserError: the backbone is unknown, has no such maps, or no weights can be found.
     """
+    if config.backbone in SMALL:
+        if pretrained:
+            raise UserError(no_imagenet(config.backbone))
+        return small_hgnet(
+            config.backbone,
+            stages=stages if isinstance(stages, int) else -min(stages),
+            dilation=config.dilation,
+            norms=config.backbone_norms,
+            trains=config.backbone_trains,
+        )
     backbone = build_backbone(
         config.backbone,
         stages=stages,

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from detrlab.config import DataConfig, TrainConfig, unit_square
+from detrlab.errors import UserError
 from detrlab.losses.matching import FocalCost
 from detrlab.losses.quality import MatchabilityAware, Varifocal
 from detrlab.models.anchors import BoxPosition
@@ -146,6 +147,12 @@ class RtDetr(TransformerConfig):
     def build_encoder(self, backbone: nn.Module) -> nn.Module:
         """Feature maps, padding -> ``Memory``."""
         channels: Any = backbone.channels
+        if len(channels) < self.levels:
+            raise UserError(
+                f"backbone {self.backbone!r} gives {len(channels)} maps of strides "
+                f"{backbone.strides} and {self.preset} reads {self.levels}: "
+                f"--set model.levels={len(channels)}, or choose another backbone"
+            )
         attended = equal_copies(self.encoder_layer(), self.encoder_layers)
         return HybridEncoder(
             projections=[ConvNorm(each, self.encoder_width) for each in channels],
