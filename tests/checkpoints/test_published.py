@@ -33,7 +33,21 @@ def test_the_published_numbers():
         ("rt-detr-v2-r50-m", "resnet50d"): (51.9, 50, ""),
         ("rt-detr-v2-r50", "resnet50d"): (53.4, 68, ""),
         ("rt-detr-v2-r101", "resnet101d"): (54.3, 130, ""),
-        ("deimv2-femto", "hgnetv2_femto"): (31.0, None, ""),
+        ("deim-rt-detr-v2-r18", "resnet18d"): (49.0, 30, ""),
+        ("d-fine-n", "hgnetv2_b0"): (42.8, 3.5, ""),
+        ("d-fine-s", "hgnetv2_b0"): (48.5, 12.5, ""),
+        ("d-fine-m", "hgnetv2_b2"): (52.3, 28.5, ""),
+        ("d-fine-l", "hgnetv2_b4"): (54.0, 45.5, ""),
+        ("d-fine-x", "hgnetv2_b5"): (55.8, 101, ""),
+        ("deim-d-fine-n", "hgnetv2_b0"): (43.0, 3.5, ""),
+        ("deim-d-fine-s", "hgnetv2_b0"): (49.0, 12.5, ""),
+        ("deim-d-fine-m", "hgnetv2_b2"): (52.7, 28.5, ""),
+        ("deim-d-fine-l", "hgnetv2_b4"): (54.7, 45.5, ""),
+        ("deim-d-fine-x", "hgnetv2_b5"): (56.5, 101, ""),
+        ("deimv2-atto", "hgnetv2_atto"): (23.8, 0.4, ""),
+        ("deimv2-femto", "hgnetv2_femto"): (31.0, 0.85, ""),
+        ("deimv2-pico", "hgnetv2_pico"): (38.5, 2.6, ""),
+        ("deimv2-n", "hgnetv2_b0"): (43.0, 3.4, ""),
     }
     found = {
         (each.preset, each.backbone): (each.ap["ap"], each.gflops, each.sha256)
@@ -48,7 +62,8 @@ def test_every_entry_is_complete():
     for each in published.PUBLISHED:
         assert each.preset in PRESETS
         assert each.url.startswith("https://")
-        categories = "detrex" in each.preset or each.preset.startswith(("rt-detr", "deim"))
+        late = ("rt-detr", "d-fine", "deim")
+        categories = "detrex" in each.preset or each.preset.startswith(late)
         assert each.config.num_classes == (80 if categories else 91)
         assert each.hub.count("/") == (not each.preset.startswith(("dino", "rt-detr", "deim")))
     detr = published.published("detr")

@@ -14,10 +14,15 @@ from detrlab.checkpoints.reading import read
 from detrlab.checkpoints.rules import export
 from detrlab.errors import UserError
 from detrlab.presets import PRESETS, build_network, model_config
+from detrlab.presets.rungs import UNPUBLISHED
 from tiny_detectors import tiny_config, tiny_resnet_d
 
 ORIGINAL = Path(__file__).resolve().parents[3] / "shared" / "originals"
-NAMES = [name for name in PRESETS if "rt-detr" in name]
+NAMES = [
+    name
+    for name in PRESETS
+    if "rt-detr" in name and name not in (*UNPUBLISHED, "rt-detr-r50-focal")
+]
 SMALL = ["rt-detr-r18", "rt-detr-v2-r18", "rt-detr-v2-r50", "deim-rt-detr-v2-r18"]
 LOAD = """
 import sys, torch

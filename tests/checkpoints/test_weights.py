@@ -111,6 +111,25 @@ def test_a_changed_file_is_refused(online, published):
         weights.open_weights("coco", PRESET, config.backbone)
 
 
+@pytest.mark.usefixtures("online")
+def test_a_file_that_changed_since_the_download_is_refused_and_kept(published, tmp_path):
+    entry, config, _ = published
+    no_checksum = dataclasses.replace(entry, sha256="")
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(published_weights, "PUBLISHED", (no_checksum,))
+        weights.open_weights("coco", PRESET, config.backbone)
+        place = tmp_path / "cache" / "weights" / entry.file
+        note = place.with_name(f"{place.name}.sha256")
+        assert note.read_text().strip() == hashlib.sha256(place.read_bytes()).hexdigest()
+        place.write_bytes(place.read_bytes() + b"!")
+        with pytest.raises(UserError, match="is not what was downloaded"):
+            weights.open_weights("coco", PRESET, config.backbone)
+        assert place.is_file()
+        note.unlink()  # as the message says
+        weights.open_weights("coco", PRESET, config.backbone)
+
+
 def test_what_torch_hub_downloaded_is_used(server, published, tmp_path):
     entry, config, state = published
     place = tmp_path / "torch" / "hub" / "checkpoints" / entry.file

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from detrlab import files
-from detrlab.checkpoints import hf, hf_config, native, official
+from detrlab.checkpoints import hf, hf_config, hf_realtime, native, official
 from detrlab.checkpoints.reading import Imported
 from detrlab.checkpoints.recognise import arguments_of
 from detrlab.checkpoints.rules import export, listed
 from detrlab.errors import UserError, did_you_mean
 from detrlab.presets.deformable import DeformableDetrTwoStage
+from detrlab.presets.rtdetr import RtDetr
 
 
 def convert(imported: Imported, to: str, target: str | Path) -> list[str]:
@@ -99,18 +100,27 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
 def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str]:
     from safetensors.torch import save as serialize
 
-    config = checkpoint.config
+    config, state = checkpoint.config, checkpoint.state
+    fewer = ""
+    if isinstance(config, RtDetr):
+        whole = config.decoder_layers
+        config, state = hf_realtime.without_unused_layers(config, state)
+        if config.decoder_layers < whole:
+            fewer = (
+                f"not kept: decoder layers after number {config.decoder_layers}, which only train"
+            )
     values = hf_config.to_transformers(config, checkpoint.classes)
     preprocessing = hf_config.preprocessing_to_transformers(config, checkpoint.preprocessing)
     layout = hf.layout(config, hf.ON_DISK)
-    state = export(checkpoint.state, layout, one_name_each=True)
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    renamed = export(state, layout, one_name_each=True)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in renamed.items()}
     # The weights come last: without them, the folder is visibly incomplete.
     files.write_json(target / "config.json", values)
     files.write_json(target / "preprocessor_config.json", preprocessing)
     files.write_bytes(target / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
     name = values["architectures"][0]
     lines = [f"wrote {target}: load it with transformers.{name}.from_pretrained"]
+    lines += filter(None, [fewer])
     ids = checkpoint.category_ids
     if ids != tuple(range(len(ids))):
         shown = listed([str(number) for number in ids], limit=8, quote=False)

@@ -13,7 +13,7 @@ from detrlab.config import ModelConfig
 from detrlab.errors import UserError
 from detrlab.models.backbones.hgnet import NAMES, stages_of
 from detrlab.presets.deimv2 import DeimV2Femto, DeimV2N
-from detrlab.presets.dfine import DFine
+from detrlab.presets.dfine import Distributions
 
 LITE: tuple[Row, ...] = (
     ("encoder.projection.{rest}", ("encoder.input_proj.0.{rest}",)),
@@ -94,7 +94,7 @@ def layout(config: ModelConfig) -> Layout | None:
     for kind, name, rows in (
         (DeimV2Femto, "official DEIMv2", DEIM_V2_LITE),
         (DeimV2N, "official DEIMv2", DEIM_V2),
-        (DFine, "official D-FINE", D_FINE),
+        (Distributions, "official D-FINE", D_FINE),
     ):
         if isinstance(config, kind):
             layers, others = config.decoder_layers, derived(config)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from detrlab.checkpoints import hf_realtime
 from detrlab.checkpoints.official import rows_for
 from detrlab.checkpoints.rules import Layout, Row
 from detrlab.config import ModelConfig
 from detrlab.presets.detr import Detr
 from detrlab.presets.parts import TransformerConfig
+from detrlab.presets.rtdetr import RtDetr
 
 
 class Spelling(NamedTuple):
@@ -40,7 +42,7 @@ ON_DISK = Spelling("model.backbone.conv_encoder.model", "out_proj", "fc")
 def spelling_of(names: Iterable[str]) -> Spelling:
     """The spelling a state dict is written in."""
     names = list(names)
-    on_disk = any(name.startswith(ON_DISK.backbone) for name in names)
+    on_disk = any(name.startswith(ON_DISK.backbone) or ".out_proj." in name for name in names)
     own_resnet = any(".embedder.embedder.convolution." in name for name in names)
     return (ON_DISK if on_disk else IN_MEMORY)._replace(own_resnet=own_resnet)
 
@@ -50,6 +52,8 @@ def layout(config: ModelConfig, spelling: Spelling) -> Layout:
 
     The first of several aliases is the one that transformers keeps on disk.
     """
+    if isinstance(config, RtDetr):
+        return hf_realtime.layout(config, in_memory=spelling.out_proj == IN_MEMORY.out_proj)
     heads = rows_for(
         config, "transformers", _DETR_HEADS, _PLAIN_HEADS, _REFINE_HEADS, _TWO_STAGE_HEADS
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from detrlab.checkpoints import hf_realtime
 from detrlab.checkpoints.official import RESNETS
 from detrlab.checkpoints.recognise import is_original, variant_of
 from detrlab.config import DataConfig, ModelConfig
@@ -16,6 +17,7 @@ from detrlab.presets.deformable import (
     DeformableDetrTwoStage,
 )
 from detrlab.presets.parts import TransformerConfig
+from detrlab.presets.rtdetr import RtDetr
 
 _ARCHITECTURES = {
     "detr": "DetrForObjectDetection",
@@ -52,8 +54,14 @@ def from_transformers(
         UserError: it is another model, or has a part that detrlab does not have.
     """
     kind = values.get("model_type")
+    if kind in hf_realtime.KINDS:
+        names = _classes(values)
+        try:
+            return Described(hf_realtime.from_config(values, len(names), where), names)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{where} cannot be understood: {error}") from None
     if kind not in _ARCHITECTURES:
-        known = " and ".join(_ARCHITECTURES)
+        known = ", ".join([*_ARCHITECTURES, *hf_realtime.KINDS])
         raise UserError(f"{where} describes a {kind!r} model; detrlab reads {known}")
     deformable = kind == "deformable_detr"
     for name, wanted in {"activation_function": "relu", "position_embedding_type": "sine"}.items():
@@ -98,6 +106,8 @@ def to_transformers(config: ModelConfig, classes: Sequence[str]) -> dict[str, An
     Raises:
         UserError: transformers has no such model.
     """
+    if isinstance(config, RtDetr):
+        return hf_realtime.to_config(config, classes)
     if "resnet" not in config.backbone:
         # transformers puts its own frozen norm in place of every batch norm: without its
         # activation, and with another epsilon, which only suits ResNets.
@@ -176,18 +186,20 @@ def preprocessing_from_transformers(values: Mapping[str, Any]) -> DataConfig:
                 "without their aspect ratio"
             )
         resize, size = "square", {"shortest_edge": size["height"]}
+    normalised = values.get("do_normalize", True)
     return ours.change(
         resize=resize,
         image_size=size.get("shortest_edge", ours.image_size),
         max_size=size.get("longest_edge", ours.max_size),
-        mean=tuple(values.get("image_mean", ours.mean)),
-        std=tuple(values.get("image_std", ours.std)),
+        mean=tuple(values.get("image_mean", ours.mean)) if normalised else (0.0, 0.0, 0.0),
+        std=tuple(values.get("image_std", ours.std)) if normalised else (1.0, 1.0, 1.0),
     )
 
 
 def preprocessing_to_transformers(config: ModelConfig, data: DataConfig) -> dict[str, Any]:
     """The contents of a ``preprocessor_config.json``."""
     name = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
+    name = "RTDetr" if isinstance(config, RtDetr) else name
     size = {"shortest_edge": data.image_size, "longest_edge": data.max_size}
     if data.resize == "square":
         size = {"height": data.image_size, "width": data.image_size}
@@ -198,10 +210,10 @@ def preprocessing_to_transformers(config: ModelConfig, data: DataConfig) -> dict
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
+        "do_normalize": data.mean != (0, 0, 0) or data.std != (1, 1, 1),
         "image_mean": list(data.mean),
         "image_std": list(data.std),
-        "do_pad": True,
+        "do_pad": not isinstance(config, RtDetr),
         "format": "coco_detection",
     }
 

@@ -17,6 +17,7 @@ from detrlab.presets.detr import Detr
 from detrlab.presets.dino import DabDeformableDetr, DinoDetrex, DnDeformableDetr
 from detrlab.presets.parts import TransformerConfig
 from detrlab.presets.rtdetr import RtDetr
+from detrlab.presets.rungs import UNPUBLISHED
 
 RESNETS: dict[tuple[tuple[int, ...], str], str] = {
     ((2, 2, 2, 2), "basic"): "resnet18",
@@ -160,7 +161,9 @@ def _dino(source: str) -> tuple[Row, ...]:
 
 def holds(config: ModelConfig) -> bool:
     """Whether one of the original repositories has this detector, at some size."""
-    return config.preset in ORIGINALS or isinstance(config, DabDeformableDetr | RtDetr)
+    return config.preset in ORIGINALS or (
+        isinstance(config, DabDeformableDetr | RtDetr) and config.preset not in UNPUBLISHED
+    )
 
 
 def layout(config: ModelConfig) -> Layout:
@@ -169,6 +172,8 @@ def layout(config: ModelConfig) -> Layout:
     Raises:
         UserError: they have no such detector.
     """
+    if config.preset in UNPUBLISHED:
+        raise UserError(f"the original repositories have no detector like {config.preset!r}")
     if (found := deim.layout(config)) is not None:
         return found
     assert isinstance(config, TransformerConfig)

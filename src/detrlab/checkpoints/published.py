@@ -1,8 +1,9 @@
 """The published weights: where they are, how accurate, and where they are kept on this machine.
 
 Source: the model tables of facebookresearch/detr, fundamentalvision/Deformable-DETR,
-IDEA-Research/DINO, IDEA-Research/detrex and lyuwenyu/RT-DETR; AP75 and the sizes S, M, L of DETR
-from arXiv 2005.12872, table 1.
+IDEA-Research/DINO, IDEA-Research/detrex, lyuwenyu/RT-DETR, Peterande/D-FINE,
+Intellindust-AI-Lab/DEIM and DEIMv2; AP75 and the sizes S, M, L of DETR from arXiv 2005.12872,
+table 1.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Published:
     sha256: str
     hub: str
     epochs: int
-    gflops: int | None
+    gflops: float | None
     ap: dict[str, float]
     rows: int = COCO_ROWS
 
@@ -66,10 +67,14 @@ def _detr(preset: str, backbone: str, file: str, hub: str, gflops: int, *ap: flo
 
 
 def _deformable(preset: str, name: str, drive: str, hub: str, gflops: int, *ap: float) -> Published:
-    url = f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t"
+    url = _drive(drive)
     file = f"r50_deformable_detr{name}-checkpoint.pth"
     values = dict(zip(("ap", "ap_small", "ap_medium", "ap_large"), ap, strict=True))
     return Published(preset, _R50, url, file, "", f"SenseTime/{hub}", 50, gflops, values)
+
+
+def _drive(file: str) -> str:
+    return f"https://drive.usercontent.google.com/download?id={file}&export=download&confirm=t"
 
 
 def _dino(preset: str, file: str, url: str, ap: float, rows: int = COCO_ROWS) -> Published:
@@ -81,6 +86,30 @@ def _rt_detr(preset: str, file: str, epochs: int, gflops: int, ap: float, ap50: 
     backbone = PRESETS[preset].model_fields["backbone"].default
     values = {"ap": ap, "ap50": ap50}
     return Published(preset, backbone, url, file, "", "", epochs, gflops, values, 80)
+
+
+def _hgnet(
+    preset: str, file: str, url: str, epochs: int, gflops: float, ap: float, hub: str = ""
+) -> Published:
+    backbone = PRESETS[preset].model_fields["backbone"].default
+    return Published(preset, backbone, url, file, "", hub, epochs, gflops, {"ap": ap}, 80)
+
+
+def _d_fine(size: str, name: str, epochs: int, gflops: float, ap: float) -> Published:
+    file = f"dfine_{size}_coco.pth"
+    url = f"https://github.com/Peterande/storage/releases/download/dfinev1.0/{file}"
+    hub = f"ustc-community/dfine-{name}-coco"
+    return _hgnet(f"d-fine-{size}", file, url, epochs, gflops, ap, hub)
+
+
+def _deim(size: str, drive: str, epochs: int, gflops: float, ap: float) -> Published:
+    file = f"deim_dfine_hgnetv2_{size}_coco_{epochs}e.pth"
+    return _hgnet(f"deim-d-fine-{size}", file, _drive(drive), epochs, gflops, ap)
+
+
+def _deimv2(size: str, drive: str, epochs: int, gflops: float, ap: float) -> Published:
+    file = f"deimv2_hgnetv2_{size}_coco.pth"
+    return _hgnet(f"deimv2-{size}", file, _drive(drive), epochs, gflops, ap)
 
 
 _DINO_FOLDER = "https://drive.google.com/drive/folders/1qD5m1NmK0kjE5hh-G17XUX751WsEG-h_"
@@ -124,8 +153,25 @@ PUBLISHED: tuple[Published, ...] = (
     _rt_detr("rt-detr-v2-r50-m", "rtdetrv2_r50vd_m_7x_coco_ema.pth", 84, 50, 51.9, 69.9),
     _rt_detr("rt-detr-v2-r50", "rtdetrv2_r50vd_6x_coco_ema.pth", 72, 68, 53.4, 71.6),
     _rt_detr("rt-detr-v2-r101", "rtdetrv2_r101vd_6x_coco_from_paddle.pth", 72, 130, 54.3, 72.8),
-    Published("deimv2-femto", "hgnetv2_femto", "https://github.com/Intellindust-AI-Lab/DEIMv2",
-              "deimv2-femto-coco.safetensors", "", "", 500, None, {"ap": 31.0}, 80),
+    Published(
+        "deim-rt-detr-v2-r18", "resnet18d", _drive("153_JKff6EpFgiLKaqkJsoDcLal_0ux_F"),
+        "deim_rtdetrv2_r18vd_coco_120e.pth", "", "", 120, 30, {"ap": 49.0}, 80,
+    ),
+    _d_fine("n", "nano", 160, 3.5, 42.8),
+    _d_fine("s", "small", 132, 12.5, 48.5),
+    _d_fine("m", "medium", 132, 28.5, 52.3),
+    _d_fine("l", "large", 80, 45.5, 54.0),
+    _d_fine("x", "xlarge", 80, 101, 55.8),
+    _deim("n", "1ZPEhiU9nhW4M5jLnYOFwTSLQC1Ugf62e", 160, 3.5, 43.0),
+    _deim("s", "1tB8gVJNrfb6dhFvoHJECKOF5VpkthhfC", 132, 12.5, 49.0),
+    _deim("m", "18Lj2a6UN6k_n_UzqnJyiaiLGpDzQQit8", 102, 28.5, 52.7),
+    _deim("l", "1PIRf02XkrA2xAD3wEiKE2FaamZgSGTAr", 58, 45.5, 54.7),
+    _deim("x", "1dPtbgtGgq1Oa7k_LgH1GXPelg1IVeu0j", 58, 101, 56.5),
+    _deimv2("atto", "18sRJXX3FBUigmGJ1y5Oo_DPC5C3JCgYc", 500, 0.4, 23.8),
+    _hgnet("deimv2-femto", "deimv2-femto-coco.safetensors",
+           "https://github.com/Intellindust-AI-Lab/DEIMv2", 500, 0.85, 31.0),
+    _deimv2("pico", "1PXpUxYSnQO-zJHtzrCPqQZ3KKatZwzFT", 500, 2.6, 38.5),
+    _deimv2("n", "1G_Q80EVO4T7LZVPfHwZ3sT65FX5egp9K", 160, 3.4, 43.0),
 )  # fmt: skip
 
 

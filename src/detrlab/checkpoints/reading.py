@@ -113,7 +113,9 @@ def _imported(
     if classes in ((), placeholders):  # 91 rows are COCO's
         classes = coco.CLASSES if count == len(coco.CLASSES) else placeholders
     ids = tuple(range(count))
-    if (layout.name == "detrex" or isinstance(config, RtDetr)) and count == len(coco.BY_ID):
+    categories = tuple(name for _, name in sorted(coco.BY_ID.items()))
+    unnamed = classes == placeholders and (layout.name == "detrex" or isinstance(config, RtDetr))
+    if (unnamed and count == len(categories)) or classes == categories:
         # The rows are COCO's 80 categories.
         ids, classes = zip(*sorted(coco.BY_ID.items()), strict=True)
     state = _translated(tensors, layout, config, str(path))

@@ -38,6 +38,7 @@ _OTHERS = {
     "transformer.encoder.layers.0.attentions.": "a model of detrex that is no DINO",
     "model.model.": "a model wrapped by a training framework",
     "fc.weight": "an image classifier",
+    "model.enc_score_head.": "a detector of transformers without the config.json beside it",
 }
 
 

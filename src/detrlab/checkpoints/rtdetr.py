@@ -155,7 +155,7 @@ def fits(tensors: Mapping[str, Tensor]) -> bool:
     return all(f"decoder.{sign}" in tensors for sign in signs)
 
 
-_RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, str | None]] = {
+RESNETS_D: dict[tuple[tuple[int, ...], bool], tuple[str, str | None]] = {
     ((2, 2, 2, 2), False): ("r18", "resnet18d"),
     ((3, 4, 6, 3), False): ("r34", "resnet34d"),
     ((3, 4, 6, 3), True): ("r50", "resnet50d"),
@@ -195,7 +195,7 @@ def sizes_of(
     )
     bottleneck = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
     usual = "r50" if bottleneck else "r18", hints["backbone"]
-    size, backbone = _RESNETS.get((blocks, bottleneck), usual)
+    size, backbone = RESNETS_D.get((blocks, bottleneck), usual)
     if backbone is None:
         raise UserError(f"{where}: the backbone is no usual ResNet-D; say which it is")
     encoder_width = side(tensors, "encoder.lateral_convs.0.conv.weight")

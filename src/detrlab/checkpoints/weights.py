@@ -1,9 +1,10 @@
-"""``--weights coco|imagenet|figures|none|FILE|hf:REPO``: find and load the weights."""
+"""``--weights`` as a word, a file or ``hf:REPO``: find and load the weights."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,15 +15,16 @@ from detrlab.checkpoints.start import ClassRows, LoadReport, start_from
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.download import Progress, UnreachableError, fetch, is_offline, no_progress, verify
 from detrlab.errors import UserError, did_you_mean
+from detrlab.files import sha256, write_text
 from detrlab.presets import PRESETS, build_network
 
 if TYPE_CHECKING:
     from detrlab.models.network import Network
 
-WORDS = ("coco", "imagenet", "figures", "none")
+WORDS = ("coco", "imagenet", "coco-backbone", "figures", "none")
 HUB = "hf:"
-BUILT_IN = {"shapes": ASSETS / "shapes.safetensors"}
-"""Detectors in the package, by name, made by ``benchmarks/first_checkpoint.py``."""
+OWN_FILE = "detrlab.safetensors"
+"""In a repository of the Hub that ``detrlab push`` made."""
 IN_THE_BOX = "deimv2-femto"
 """The preset whose COCO weights are in the package (``benchmarks/packaged_detector.py``)."""
 
@@ -57,8 +59,9 @@ def first_network(
     Args:
         config: the architecture.
         weights: ``imagenet`` (the backbone), ``none``, ``coco`` (the published detector),
-            ``figures`` (the demo's small packaged detector), a file or folder, or ``hf:`` and the
-            name of a repository on the Hugging Face Hub.
+            ``coco-backbone`` (the packaged detector's backbone), ``figures`` (the demo's small
+            packaged detector), a file or folder, or ``hf:`` and the name of a repository on the
+            Hugging Face Hub.
         classes: the name of each class of the data, by class index.
         class_rows: how the class heads are initialised, see ``start.ClassRows``.
         reinitialise: patterns of tensors to re-initialise.
@@ -68,13 +71,14 @@ def first_network(
     Raises:
         UserError: the weights cannot be found, or do not fit.
     """
-    if weights in ("imagenet", "none"):
+    if weights in ("imagenet", "coco-backbone", "none"):
         for name, given in (("class_rows", class_rows != "auto"), ("reinitialise", reinitialise)):
             if given:
                 raise UserError(f"{name} needs a checkpoint, and --weights is {weights!r}")
         pretrained = weights == "imagenet"
         network = build_network(config, pretrained_backbone=pretrained, seed=seed)
-        return Start(network, _report_of_initial(network, config, weights), None)
+        preprocessing = _take_backbone(network, config) if weights == "coco-backbone" else None
+        return Start(network, _report_of_initial(network, config, weights), preprocessing)
     likely = {"dilation": config.dilation, "backbone": config.backbone}
     imported = open_weights(
         weights, config.preset, config.backbone, likely=likely, progress=progress
@@ -90,6 +94,20 @@ def first_network(
     return Start(network, report, imported.checkpoint.preprocessing)
 
 
+def _take_backbone(network: Network, config: ModelConfig) -> DataConfig | None:
+    """Copy the backbone of the packaged detector; its preprocessing is returned."""
+    packaged = load_detector(IN_THE_BOX).checkpoint
+    if config.backbone != packaged.config.backbone:
+        raise UserError(
+            f"--weights coco-backbone are those of {packaged.config.backbone!r}, and the backbone "
+            f"is {config.backbone!r}: --set model.backbone={packaged.config.backbone}"
+        )
+    own = network.backbone.state_dict()
+    given = {name.removeprefix("backbone."): value for name, value in packaged.state.items()}
+    network.backbone.load_state_dict({name: given[name] for name in own})
+    return packaged.preprocessing
+
+
 def load_detector(
     source: str | Path,
     weights: str | None = None,
@@ -100,8 +118,7 @@ def load_detector(
     """A trained detector; no tensor is initialised at random.
 
     Args:
-        source: the name of a preset, or a file or folder, or ``hf:`` and a repository, or
-            ``shapes``: a small detector that comes with detrlab.
+        source: the name of a preset, or a file or folder, or ``hf:`` and a repository.
         weights: for a preset: ``coco`` (the default), a file or folder, or ``hf:...``.
         backbone: for a preset, if it is not the default; for a file, timm's name of the
             backbone if it cannot be recognised.
@@ -110,7 +127,7 @@ def load_detector(
     Raises:
         UserError: there is no such preset or file, or the weights are of another detector.
     """
-    name = str(BUILT_IN[source]) if source in BUILT_IN else str(source)
+    name = str(source)
     if name not in PRESETS:
         if weights is not None:
             raise UserError(
@@ -119,12 +136,11 @@ def load_detector(
             )
         if not _is_place(name):
             raise UserError(
-                f"{name!r} is neither a checkpoint nor a preset"
-                f"{did_you_mean(name, [*PRESETS, *BUILT_IN])}"
+                f"{name!r} is neither a checkpoint nor a preset{did_you_mean(name, PRESETS)}"
             )
         return open_weights(name, None, backbone, likely={"backbone": backbone}, progress=progress)
     weights = weights or "coco"
-    if weights in ("imagenet", "none"):
+    if weights in ("imagenet", "coco-backbone", "none"):
         raise UserError(
             f"a {name} with weights {weights!r} is not trained: use detrlab.build to train one, "
             "or weights='coco' for a trained detector"
@@ -220,10 +236,13 @@ def fetch_published(entry: Published, progress: Progress = no_progress) -> Path:
     here = published.cached(entry)
     if here is not None:
         verify(here, entry.sha256, str(here))
+        _require_unchanged(here)
         return here
     target = published.weights_folder() / entry.file
     try:
-        return fetch([entry.url], target, sha256=entry.sha256, progress=progress)
+        found = fetch([entry.url], target, sha256=entry.sha256, progress=progress)
+        write_text(_noted(found), sha256(found) + "\n")
+        return found
     except UnreachableError as error:
         failure = str(error)
     if entry.hub:
@@ -238,8 +257,29 @@ def fetch_published(entry: Published, progress: Progress = no_progress) -> Path:
     )
 
 
+def _noted(path: Path) -> Path:
+    """Where the checksum of a downloaded file is noted: most were published without one."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _require_unchanged(path: Path) -> None:
+    """Compare a file with what was downloaded, if detrlab downloaded it.
+
+    Raises:
+        UserError: it has changed.
+    """
+    note = _noted(path)
+    if note.is_file() and note.read_text(encoding="utf-8", errors="replace").strip() != sha256(
+        path
+    ):
+        raise UserError(
+            f"{path} is not what was downloaded: its sha256 is not the one in {note.name}. Delete "
+            "both to download it again, or the note alone if you replaced the file yourself"
+        )
+
+
 def fetch_repository(name: str) -> Path:
-    """The folder of a model on the Hugging Face Hub, downloaded into its own cache.
+    """The folder of a model on the Hugging Face Hub, or detrlab's own file, in the Hub's cache.
 
     ``HF_ENDPOINT`` (a mirror), ``HF_HOME``, ``HF_HUB_OFFLINE`` and proxies work as everywhere.
 
@@ -250,6 +290,9 @@ def fetch_repository(name: str) -> Path:
         UserError: there is no such repository, it holds no weights, or it cannot be reached.
     """
     repository, _, revision = name.partition("@")
+    with suppress(UnreachableError):  # without a network, another file may still be in the cache
+        if (own := _hub_file(repository, revision, OWN_FILE)) is not None:
+            return own
     config = _hub_file(repository, revision, "config.json")
     if config is None:
         raise UserError(f"hf:{name} holds no config.json: it is not a model of transformers")
@@ -337,9 +380,10 @@ def _closest(word: str) -> str:
 def _report_of_initial(network: Network, config: ModelConfig, weights: str) -> LoadReport:
     names = list(network.state_dict())
     backbone = [name for name in names if name.startswith("backbone.")]
-    if weights == "imagenet":
+    if weights in ("imagenet", "coco-backbone"):
         rest = dict.fromkeys(names[len(backbone) :], "only the backbone is pretrained")
-        return LoadReport(config.backbone, "ImageNet", tuple(backbone), reinitialised=rest)
+        origin = {"imagenet": "ImageNet", "coco-backbone": f"COCO, of {IN_THE_BOX}"}[weights]
+        return LoadReport(config.backbone, origin, tuple(backbone), reinitialised=rest)
     notes = ["training from scratch: expect to need far more epochs and images"]
     if config.backbone_norms == "frozen":
         notes.append(
