@@ -100,3 +100,16 @@ def test_captions_do_not_hide_small_neighbours():
     assert changed.any()
     for left, top, right, bottom in boxes[1:]:
         assert changed[top : bottom + 1, left : right + 1].mean() <= 0.3
+
+
+def test_captions_are_smaller_where_the_objects_are():
+    """As in a large picture that was seen in tiles."""
+    picture = Image.new("RGB", (1800, 1200))
+
+    def drawn(side):
+        boxes = [[x, y, x + side, y + side] for x in (300, 900, 1500) for y in (300, 900)]
+        colours = [(255, 0, 0)] * len(boxes)
+        canvas = np.asarray(draw_boxes(picture, boxes, ["person"] * len(boxes), colours))
+        return int((canvas[..., 0] > 0).sum())
+
+    assert drawn(60) < 0.5 * drawn(200)

@@ -77,11 +77,11 @@ def draw_boxes(
     if canvas is image:
         canvas = image.copy()
     draw = ImageDraw.Draw(canvas)
-    style = _style(canvas.size)
     rows = [
         (_clip(box, canvas.size), caption, colour)
         for box, caption, colour in zip(boxes, captions, colours, strict=True)
     ]
+    style = _style(canvas.size, [box for box, _, _ in rows if box is not None])
     for box, _, colour in reversed(rows):
         if box is not None:
             _outline(draw, box, colour, style)
@@ -94,8 +94,11 @@ def draw_boxes(
     return canvas
 
 
-def _style(size: tuple[int, int]) -> _Style:
-    longest = max(size)
+def _style(size: tuple[int, int], boxes: Sequence[Rectangle]) -> _Style:
+    """Sizes for a picture; half of them where its objects are small, as in one seen in tiles."""
+    sides = sorted(max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes)
+    small = bool(sides) and sides[len(sides) // 2] < max(size) / 12
+    longest = max(size) / (1 + small)
     return _Style(
         line=max(1, round(longest / 320)),
         margin=max(2, round(longest / 400)),

@@ -1,5 +1,7 @@
 """``detrlab explain``: one image file explained into a folder."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,15 +21,17 @@ from tiny_detectors import tiny_config
 
 @pytest.fixture(scope="module")
 def data():
-    train, val = shapes(train=2, val=3)
+    train, val = (replace(each, classes=CLASSES) for each in shapes(train=2, val=3))
     return DataSet("shapes", train, val)
+
+
+CLASSES = ("disc", "ring", "square", "triangle", "cr\x1b[31mss", "star")
 
 
 def detector_of(preset):
     config = tiny_config(preset, num_classes=6)
-    classes = ("disc", "ring", "square", "triangle", "cr\x1b[31mss", "star")
     return Detector(
-        build_network(config).eval(), config, classes,
+        build_network(config).eval(), config, CLASSES,
         preprocessing=DataConfig(image_size=64, max_size=96),
     )  # fmt: skip
 
@@ -66,10 +70,14 @@ def test_use_over_a_split_is_what_single_images_give(data):
 
 def test_annotations_are_found_by_file_name(data, tmp_path):
     for table, index in ((data.val, 2), (data.train, 1)):
-        target = find_target(data, tmp_path / table.file(index).split("/")[-1])
+        name = tmp_path / table.file(index).split("/")[-1]
+        target = find_target(data, name, CLASSES[::-1])
+        assert torch.equal(target.labels, 5 - table.targets(index).labels)
         assert torch.equal(target.boxes, table.targets(index).boxes)
+        with pytest.raises(UserError, match=r"shapes has disc, .* knows cat, dog: leave out"):
+            find_target(data, name, ("cat", "dog"))
     with pytest.raises(UserError, match=r"holiday.jpg .*shapes"):
-        find_target(data, tmp_path / "holiday.jpg")
+        find_target(data, tmp_path / "holiday.jpg", CLASSES)
 
 
 def test_points_are_read():

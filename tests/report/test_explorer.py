@@ -13,8 +13,9 @@ from detrlab.compare.results import METRICS, RunResult, rows
 from detrlab.data import open_data
 from detrlab.evaluation.records import GroundTruth
 from detrlab.presets import build_network
-from detrlab.report.explorer import EXPLAINED, MAPPED, _map, exploration, load_detector
+from detrlab.report.explorer import EXPLAINED, exploration, load_detector
 from detrlab.report.gallery import choose, exhibits, view_of
+from detrlab.report.story import MAPPED, attention_map
 
 MODELS = ("detr", "deformable-detr-two-stage")
 
@@ -41,7 +42,9 @@ def scene(tmp_path_factory):
                     head.classes.bias.add_(5.0)
             path = run / "weights" / "last.safetensors"
             native.save(path, network, model, data.val.classes, data.val.category_ids, settings)
-            found = [load(path).predict(data.val.picture(i)) for i in range(len(data.val))]
+            detector = load(path)
+            pictures = [data.val.picture(i) for i in range(len(data.val))]
+            found = detector.predict(pictures, threshold=None)
             records = [
                 {**record, "image_id": data.val.image_id(i)}
                 for i, each in enumerate(found)
@@ -117,13 +120,13 @@ def test_every_object_has_a_reason_and_a_query_to_look_at(scene):
 
 def test_a_fine_map_is_averaged_down_over_all_of_it():
     weights = torch.rand(41, 39, generator=torch.Generator().manual_seed(0))
-    told = _map(weights)
+    told = attention_map(weights)
     rows_, columns = told["shape"]
     assert rows_ * columns <= MAPPED
     assert max(told["weights"]) == 255
     corner = torch.zeros(41, 39)
     corner[-1, -1] = 1.0
-    assert _map(corner)["weights"][-1] == 255
+    assert attention_map(corner)["weights"][-1] == 255
 
 
 def test_damaged_weights_do_not_stop_the_page(tmp_path):

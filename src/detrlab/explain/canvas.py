@@ -73,7 +73,7 @@ class Panel:
         """Cells (rows, columns) over the whole image, without smoothing: opaque where high."""
         from matplotlib import colormaps
 
-        strength = values / values.max()
+        strength = values / max(values.max(), 1e-9)
         rgba = colormaps[SEQUENTIAL](strength)
         rgba[..., 3] = 0.85 * np.sqrt(strength)
         self._show(rgba)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detrlab.explain.stations import Station, places, station
 from detrlab.models.attention import DeformableAttention, DenseAttention
 from detrlab.models.network import Network
 from detrlab.structures import ImageBatch, Memory, Predictions, Queries, References, Target
@@ -43,6 +44,7 @@ class Recording(NamedTuple):
         queries: as they entered the decoder.
         encoder: attention of each encoder layer.
         decoder: cross-attention of each decoder layer.
+        stations: maps on the two paths of a real-time encoder, empty in others.
     """
 
     layers: tuple[Predictions, ...]
@@ -51,6 +53,7 @@ class Recording(NamedTuple):
     queries: Queries
     encoder: tuple[Call, ...]
     decoder: tuple[Call, ...]
+    stations: tuple[Station, ...] = ()
 
 
 def record(network: Network, images: ImageBatch) -> Recording:
@@ -66,7 +69,8 @@ def record(network: Network, images: ImageBatch) -> Recording:
         images: B images on the network's device.
     """
     attentions = _attentions(network.encoder), _attentions(network.decoder)
-    listened = [network.queries, *attentions[0], *attentions[1]]
+    stops = places(network.encoder)
+    listened = [network.queries, *attentions[0], *attentions[1], *(each.module for each in stops)]
     with evaluating(network), _listening(listened) as calls:
         # A target without objects: the first stage predicts its proposals only for targets.
         nothing = Target(
@@ -83,7 +87,9 @@ def record(network: Network, images: ImageBatch) -> Recording:
     )
     # A decoder may predict before its first layer (``DistributionDecoder``).
     layers = output.layers[-len(decoder) :]
-    return Recording(layers, output.proposals, memory, queries, encoder, decoder)
+    given = {module: (inputs[0], result) for module, inputs, result in calls}
+    stations = tuple(station(each, *given[each.module]) for each in stops)
+    return Recording(layers, output.proposals, memory, queries, encoder, decoder, stations)
 
 
 def _attentions(part: nn.Module) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from detrlab.explain.capture import Call, Recording, record
 from detrlab.explain.denoising import Restored, restore
 from detrlab.explain.looks import Look, Paths, Proposals, cell_at, look, paths, proposals
 from detrlab.explain.missed import Verdict, explain_objects, sentence
+from detrlab.explain.quality import qualities
 from detrlab.figures import save_figure
 from detrlab.files import write_text
 from detrlab.losses.criterion import Criterion
@@ -173,6 +174,9 @@ class Explanation:
                 _plain(each) | {"path": _plain(self.steps(each.query, each.label))}
                 for each in self.detections()[:top]
             ],
+            "rank_correlations": {
+                name: _plain(each.correlation) for name, each in qualities(self).items()
+            },
             "objects": [
                 _plain(asdict(each)) | {"sentence": sentence(each, self.classes, threshold)}
                 for each in objects

@@ -20,7 +20,9 @@ from detrlab.explain.denoising import draw_denoising
 from detrlab.explain.edges import draw_edges
 from detrlab.explain.looks import Look, Samples, as_maps
 from detrlab.explain.missed import Verdict, headline
+from detrlab.explain.quality import draw_quality
 from detrlab.explain.query_use import QueryUse, explained_share
+from detrlab.explain.stations import draw_stations
 from detrlab.figures import colour_key, new_figure, shades, styled
 from detrlab.palette import COST_TERMS, FAINT, SEQUENTIAL, SIZES, VERDICTS, colour_of
 
@@ -64,10 +66,13 @@ def draw_all(
         figures[f"query-{query}"] = draw_heads(explanation, query, layer)
     if "corners" in explanation.recording.layers[-1].details:
         figures["edges"] = draw_edges(explanation, queries)
+    if explanation.recording.stations:
+        figures["encoder-paths"] = draw_stations(explanation)
     if explanation.proposals is not None:
         figures["proposals"] = draw_proposals(explanation)
     if explanation.target is not None and len(explanation.target.labels):
         figures["objects"] = draw_objects(explanation, threshold)
+        figures["queries-iou"] = draw_quality(explanation)
     if explanation.restored is not None:
         figures["denoising"] = draw_denoising(explanation)
     return figures

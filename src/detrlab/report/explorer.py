@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+from detrlab.report.story import looked, pixels, story
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from detrlab.api import Detector
     from detrlab.data.table import Table
     from detrlab.evaluation.records import Detected, GroundTruth
-    from detrlab.explain import Explanation, Samples
     from detrlab.report.gallery import Exhibit, View
 
 LEAST_SCORE = 0.02
 """Detections below are left out; the page's slider begins here."""
 EXPLAINED = 20
 """Number of detections of an image, the best, that carry their path and where they looked."""
-MAPPED = 400
-"""Most cells of an attention map; a finer one is averaged down."""
 
 
 def exploration(
@@ -98,10 +94,10 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     detections = explanation.detections()
     found = [each for each in detections if each.score >= LEAST_SCORE] or detections[:1]
     boxes = [
-        {"b": _pixels(each.box, size), "l": each.label, "s": round(each.score, 3)} for each in found
+        {"b": pixels(each.box, size), "l": each.label, "s": round(each.score, 3)} for each in found
     ]
     for each, box in zip(found[:EXPLAINED], boxes, strict=False):
-        box |= _story(explanation, each.query, each.label, size)
+        box |= story(explanation, each.query, each.label) | looked(explanation.look(each.query))
     verdicts = explanation.verdicts(threshold)
     # The query with the lowest matching cost is shown even where it is not a detection.
     known = {each.query for each in found[:EXPLAINED]}
@@ -109,59 +105,14 @@ def _explained(detector: Detector, table: Table, at: int, threshold: float) -> d
     others = []
     for query, label in list(nearest.items())[:EXPLAINED]:
         if query not in known:
-            story = _story(explanation, query, label, size)
-            others.append({**story["path"][-1], "l": label, **story})
+            told = story(explanation, query, label) | looked(explanation.look(query))
+            others.append({**told["path"][-1], "l": label, **told})
     why = [
         {
-            "b": _pixels(verdict.box, size),
+            "b": pixels(verdict.box, size),
             "q": verdict.best.query,
             "words": sentence(verdict, explanation.classes, threshold),
         }
         for verdict in verdicts
     ]
     return {"boxes": boxes, "others": others, "threshold": threshold, "why": why}
-
-
-def _story(
-    explanation: Explanation, query: int, label: int, size: tuple[int, int]
-) -> dict[str, Any]:
-    """The query of a box; reference, box and score in each layer; where the last layer looked."""
-    from detrlab.explain import Samples
-
-    path = []
-    for step in explanation.steps(query, label):
-        told: dict[str, Any] = {"b": _pixels(step.box, size), "s": round(step.score, 3)}
-        if step.reference is not None:
-            told["r"] = _pixels([*step.reference, 0.0, 0.0][:4], size)
-        path.append(told)
-    look = explanation.look(query)
-    if isinstance(look, Samples):
-        return {"q": query, "path": path, "points": _points(look)}
-    return {"q": query, "path": path, "map": _map(look.maps[0].mean(0).cpu())}
-
-
-def _pixels(box: Sequence[float], size: tuple[int, int]) -> list[float]:
-    """Cxcywh fractions -> xywh in pixels."""
-    (x, y, w, h), (width, height) = box, size
-    edges = (x - w / 2) * width, (y - h / 2) * height, w * width, h * height
-    return [round(value, 1) for value in edges]
-
-
-def _points(look: Samples) -> list[int]:
-    """Flat: x and y per mille, weight per ten thousand, level; the largest weight last (on top)."""
-    heads, levels, points = look.weights.shape[-3:]
-    weights = look.weights.flatten() / heads
-    order = weights.argsort()
-    xy = (look.locations.reshape(-1, 2)[order] * 1000).round().clamp(-9999, 9999)
-    columns = [xy, (weights[order] * 10_000).round()[:, None], (order // points % levels)[:, None]]
-    return torch.cat(columns, 1).int().flatten().tolist()
-
-
-def _map(weights: Tensor) -> dict[str, Any]:
-    """Rows, columns and weights from 0 to 255, the largest 255."""
-    while weights.numel() > MAPPED:
-        rows, columns = weights.shape
-        smaller = -(-rows // 2), -(-columns // 2)
-        weights = torch.nn.functional.adaptive_avg_pool2d(weights[None], smaller)[0]
-    scaled = (255 * weights / weights.max()).round().int()
-    return {"shape": list(weights.shape), "weights": scaled.flatten().tolist()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -18,11 +17,12 @@ from detrlab.compare.entrants import recipe_differences
 from detrlab.compare.tables import NOTHING, Grid
 from detrlab.data.check_report import Summary, summarize
 from detrlab.explain.curves import CURVES_FILE, Curves
-from detrlab.palette import PAGE, PAGE_ON_DARK, SIZES, css
+from detrlab.palette import SIZES
 from detrlab.report import charts
 from detrlab.report.charts import Estimate
 from detrlab.report.explorer import exploration
 from detrlab.report.gallery import Exhibit, choose, exhibits, view_of
+from detrlab.report.parts import marks, stylesheet, text_of
 
 if TYPE_CHECKING:
     from detrlab.compare.results import Row, RunResult
@@ -83,12 +83,7 @@ def render(
     """The page as text. Everything that comes from the data is escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    folder = resources.files("detrlab.report")
-    page, style, script = (
-        (folder / name).read_text(encoding="utf-8")
-        for name in ("page.html.j2", "page.css", "page.js")
-    )
-    style = style.replace("--LIGHT: 0;", css(PAGE)).replace("--DARK: 0;", css(PAGE_ON_DARK))
+    script = f"{marks()}{text_of('page.js')}"
     # The policy allows this script only, whatever a name from the data contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     environment = Environment(
@@ -103,8 +98,8 @@ def render(
     sizes = {f"ap_{size}": f"{size} objects" for size in SIZES}
     labels = {f"class:{label}": label for label in rows[0].per_class}
     quality, cost, classes, original = comparison.grids
-    return environment.from_string(page).render(
-        style=Markup(style),
+    return environment.from_string(text_of("page.html.j2")).render(
+        style=Markup(stylesheet()),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         comparison=comparison,
@@ -246,6 +241,10 @@ def _fairness(rows: Sequence[Row]) -> dict[str, str]:
             f"{', '.join(foreign)}: only their predictions are known, not their training data, "
             "training time or initial weights"
         )
+    for row in rows:
+        if how := row.runs[0].environment.get("read as"):
+            notes = row.runs[0].environment.get("notes") or ()
+            facts[row.name] = "; ".join(map(str, (how, *notes)))
     return facts
 
 
