@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+
+from detrlab.boxes import xyxy_to_cxcywh
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL import Image
 
+Threshold = float | Literal["auto"] | None
+"""A score, the detector's own (``auto``), or None for all detections."""
 DEFAULT_THRESHOLD = 0.3
 """Score from which boxes are drawn when neither the user nor the checkpoint names a threshold."""
 
@@ -52,6 +57,12 @@ class Detections:
         """The class name of each detection."""
         return [self.classes[label] for label in self.labels.tolist()]
 
+    def chosen(self, threshold: Threshold) -> Detections:
+        """Those that score at least a threshold: the detector's own for ``auto``, None for all."""
+        if threshold is None:
+            return self
+        return self.above(self.threshold if threshold == "auto" else threshold)
+
     def above(self, threshold: float) -> Detections:
         """The detections that score at least ``threshold``."""
         keep = self.scores >= threshold
@@ -61,6 +72,13 @@ class Detections:
             scores=self.scores[keep],
             labels=self.labels[keep],
             threshold=threshold,
+        )
+
+    def only(self, classes: Collection[str]) -> Detections:
+        """The detections of these classes."""
+        keep = torch.tensor([name in classes for name in self.names], dtype=torch.bool)
+        return replace(
+            self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep]
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
@@ -77,6 +95,17 @@ class Detections:
             }
             for box, score, label in rows
         ]
+
+    def to_yolo(self) -> list[str]:
+        """Lines of a YOLO label file: class index, centre and size as fractions of the image.
+
+        Boxes are clamped to the image, as the format demands.
+        """
+        height, width = self.size
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32)
+        boxes = xyxy_to_cxcywh((self.boxes / scale).clamp(0, 1)).tolist()
+        rows = zip(self.labels.tolist(), boxes, strict=True)
+        return [f"{label} " + " ".join(f"{side:.6f}" for side in box) for label, box in rows]
 
     def to_supervision(self) -> Any:
         """The same detections as ``supervision.Detections`` (needs ``supervision``)."""

@@ -196,7 +196,7 @@ def _receive(url: str, part: Path, sha256: str, size: int | None, progress: Prog
         # A weak tag does not promise equal bytes.
         _tag_file(part).write_text("" if tag.startswith("W/") else tag, encoding="ascii")
         progress(done, total)
-        while chunk := response.read(_CHUNK):
+        while chunk := response.read1(_CHUNK):  # what has come: a slow server is noticed
             done += len(chunk)
             if size is not None and done > size:
                 part.unlink()

@@ -38,39 +38,45 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
     Raises:
         UserError: it is not valid JSON, or not COCO's format.
     """
-    reader = _Reader(store, name, split)
     with _without_collector():
         document = _read_json(store, name)
         if not (isinstance(document, dict) and {"images", "annotations"} <= document.keys()):
             if not required:
                 return None
             raise UserError(
-                f"{reader.where} is not in COCO's format: it should hold an object with 'images', "
-                "'annotations' and 'categories'"
+                f"{store.root / name} is not in COCO's format: it should hold an object with "
+                "'images', 'annotations' and 'categories'"
             )
-        images = reader.records(document["images"], "images")
-        annotations = reader.records(document["annotations"], "annotations")
-        categories, groups = reader.categories(document.get("categories") or [])
-        image_ids, files, declared = reader.images(images)
-        raw = RawSplit(
-            name=split,
-            source=reader.where,
-            store=store,
-            format="coco",
-            categories=categories,
-            groups=groups,
-            image_ids=image_ids,
-            files=files,
-            members=locate_images(store, files, name, split, reader.findings),
-            declared=declared,
-            findings=reader.findings,
-            extras=_extras(annotations),
-            licences=_licences(document.get("licenses")),
-            **reader.annotations(annotations, image_ids, files),
-        )
-        # Freed before the garbage collector is enabled and would traverse millions of dicts.
-        del document, images, annotations
-    return raw
+        return from_document(document, store, name, split)
+
+
+def from_document(document: dict[str, Any], store: Store, name: str, split: str) -> RawSplit:
+    """The contents of an annotation file, as ``read_coco``; the document is emptied.
+
+    Raises:
+        UserError: a part is no list, or no categories are declared.
+    """
+    reader = _Reader(store, name, split)
+    images = reader.records(document.pop("images"), "images")
+    annotations = reader.records(document.pop("annotations"), "annotations")
+    categories, groups = reader.categories(document.get("categories") or [])
+    image_ids, files, declared = reader.images(images)
+    return RawSplit(
+        name=split,
+        source=reader.where,
+        store=store,
+        format="coco",
+        categories=categories,
+        groups=groups,
+        image_ids=image_ids,
+        files=files,
+        members=locate_images(store, files, name, split, reader.findings),
+        declared=declared,
+        findings=reader.findings,
+        extras=_extras(annotations),
+        licences=_licences(document.get("licenses")),
+        **reader.annotations(annotations, image_ids, files),
+    )
 
 
 def _read_json(store: Store, name: str) -> Any:

@@ -7,6 +7,7 @@ clear message for everything that goes wrong.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import re
@@ -110,24 +111,34 @@ class Header(NamedTuple):
         return self.upright() if self.applies_exif(declared) else self.size
 
 
+_OF_DATA = "replace the file, or let detrlab check --fix leave it out"
+
+
+@functools.cache
+def _without_warnings() -> None:
+    """Pillow's warnings: of odd EXIF, and of large but allowed images.
+
+    For good, since ``catch_warnings`` is not safe where several threads decode.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 @contextmanager
-def _opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
+def _opened(stream: IO[bytes], name: str, advice: str = _OF_DATA) -> Iterator[Image.Image]:
     """A checked Pillow image; whatever Pillow raises becomes one message."""
     from PIL import Image
 
-    advice = "replace the file, or let detrlab check --fix leave it out"
     limit = f"more than the {MAX_PIXELS:,} pixels allowed"
     too_large = f"{name} has {limit}: cut it into tiles or scale it down"
     try:
         if stream.seek(0, io.SEEK_END) > MAX_BYTES:
             raise UserError(f"{name} has more than {MAX_BYTES:,} bytes: {advice}")
         stream.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd EXIF, large but allowed images
-            with Image.open(stream, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(too_large)
-                yield image
+        _without_warnings()
+        with Image.open(stream, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(too_large)
+            yield image
     except UserError:
         raise
     except Image.UnidentifiedImageError:
@@ -212,7 +223,7 @@ def decode(stream: IO[bytes], name: str, declared: tuple[int, int] | None = None
     Raises:
         UserError: the stream holds no readable image; the message says ``name``.
     """
-    with _opened(stream, name) as image:
+    with _opened(stream, name, "replace the file" if declared is None else _OF_DATA) as image:
         header = _header(image)
         rgb = _to_rgb(image)
         if header.applies_exif(declared):

@@ -7,11 +7,12 @@ import os
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings
+from detrlab.data.hub import HUB, downloaded, metadata_files, notes_of, read_metadata
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
 from detrlab.data.shapes import STYLES
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]
 """Called with how many bytes or images of how many are done."""
 
 _NOT_READ = (
-    ".csv", ".tsv", ".parquet", ".tfrecord", ".tfrecords", ".mat", ".heic", ".heif", ".avif",
+    ".csv", ".tsv", ".tfrecord", ".tfrecords", ".mat", ".heic", ".heif", ".avif",
 )  # fmt: skip
 """Extensions that people have and that would be passed over silently."""
 
@@ -54,10 +55,12 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
         UserError: there is none.
     """
     if str(source) == "cppe5":
-        from detrlab.data.datasets import CPPE5, downloaded
+        from detrlab.data import datasets
 
-        folder = downloaded(CPPE5, progress=progress)
+        folder = datasets.downloaded(datasets.CPPE5, progress=progress)
         return _read_store(Folder.scan(folder), "cppe5")
+    if str(source).startswith(HUB):
+        return _read_hub(str(source), progress)
     if not str(source).strip():
         raise UserError(
             f"no data is named: give a folder, a file, a zip, or one of {', '.join(BUILT_IN)}"
@@ -77,6 +80,12 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
     raise UserError(
         f"no data at {str(source)!r}: there is no such folder, file or built-in set{_nearest(path)}"
     )
+
+
+def _read_hub(source: str, progress: Progress | None) -> RawData:
+    folder = downloaded(source, progress=progress)
+    data = _read_store(Folder.scan(folder), folder.name.rpartition("-")[0])
+    return replace(data, notes=(*notes_of(folder), *data.notes))
 
 
 def _scan(path: Path) -> Folder:
@@ -108,6 +117,8 @@ def _read_file(path: Path) -> RawData:
     extension = path.suffix.lower()
     if extension == ".zip":
         return _read_store(Archive.scan(path), path.stem)
+    if extension == ".parquet":
+        return _read_hub(f"{HUB}{path}", None)
     if extension in (".json", ".yaml", ".yml"):
         root = _data_folder(path.parent) if extension == ".json" else path.parent
         store = _scan(root)
@@ -131,7 +142,10 @@ def _read_file(path: Path) -> RawData:
 
 
 def _read_store(store: Store, name: str) -> RawData:
-    """The first format that fits: COCO, YOLO with a yaml, Pascal VOC, YOLO without a yaml."""
+    """The first format that fits.
+
+    COCO, YOLO with a yaml, Pascal VOC, YOLO without a yaml, metadata.jsonl, parquet.
+    """
     findings = Findings()
     splits, notes = _coco_splits(store, findings)
     pages = voc_files(store)
@@ -147,6 +161,10 @@ def _read_store(store: Store, name: str) -> RawData:
             splits = read_voc(store)
         elif yolo_folders(store):
             splits = read_yolo(store, None)
+        elif lines := metadata_files(store):
+            splits, notes = read_metadata(store, lines)
+        elif isinstance(store, Folder) and any(n.endswith(".parquet") for n in store.names):
+            return _read_hub(f"{HUB}{store.root}", None)
     if not splits:
         raise UserError(_nothing_found(store))
     if len(splits) > 1:
@@ -159,7 +177,7 @@ def _read_store(store: Store, name: str) -> RawData:
 
 def _nothing_found(store: Store) -> str:
     """Why no format fits, as precisely as possible."""
-    looked = "COCO JSON, YOLO's data.yaml or labels, and Pascal VOC XML"
+    looked = "COCO JSON, YOLO's data.yaml or labels, Pascal VOC XML, metadata.jsonl and parquet"
     reason = "holds no data set of a supported format" if store.names else "is empty"
     if images := sum(map(is_image, store.names)):
         reason = f"holds {images:,} images and no annotations of a supported format"

@@ -75,7 +75,7 @@ def write(
     if name == "yolo":
         texts["data.yaml"] = _yolo_yaml([output.table for output in outputs])
     total, done = sum(len(output.names) for output in outputs), 0
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for output in outputs:
             images = temporary / IMAGE_FOLDERS[name].format(output.table.name)
             images.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,12 @@ def write(
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which is given its name when the block succeeds, and else removed.
+
+    Raises:
+        UserError: there is such a folder with files in it, or it cannot be written.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: choose another folder, or delete it first")
     temporary = None
