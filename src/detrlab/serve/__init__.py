@@ -1,0 +1,1 @@
+"""A detector as a web service: a page for people, JSON for programs. Needs ``detrlab[serve]``."""
