@@ -39,7 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data", "files", "config", "detections", "palette", "drawing", "figures"},
     "checkpoints": NETWORK | {"config", "presets", "models", "files", "download"},
 }
-EVERYTHING = ("training", "images", "api", "explain", "compare", "benchmark", "report", "cli")
+EVERYTHING = (
+    "training", "images", "predicting", "api", "export", "explain", "compare", "benchmark",
+    "report", "serve", "cli",
+)  # fmt: skip
 """Rooms that join the others; they still form no circle."""
 
 # What is started by name, and may print and exit.
@@ -114,6 +117,9 @@ SCRIPTS = [
 ]
 
 
+DEFINED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.alias
+
+
 @functools.cache
 def names_in(name: str) -> set[str]:
     """The names that a module defines or imports."""
@@ -121,9 +127,7 @@ def names_in(name: str) -> set[str]:
     stored = {
         each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
     }
-    defined = {
-        each.name for each in nodes if isinstance(each, ast.FunctionDef | ast.ClassDef | ast.alias)
-    }
+    defined = {each.name for each in nodes if isinstance(each, DEFINED)}
     return stored | defined
 
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from detrlab.checkpoints.weights import BUILT_IN
 from detrlab.cli import VERBS
 from detrlab.cli.settings import RecipeOptions
 from detrlab.compare.budget import Budget
@@ -56,7 +56,14 @@ def commands(text):
 
 def flags_of(verb):
     options = import_module(f"detrlab.cli.{verb}").Options
-    return {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)}
+    hints = get_type_hints(options, include_extras=True)
+
+    def name_of(field):
+        own = (getattr(each, "name", None) for each in getattr(hints[field], "__metadata__", ()))
+        return next((each for each in own if each), field)
+
+    fields = (name_of(field.name) for field in dataclasses.fields(options))
+    return {f"--{each.replace('_', '-')}" for each in fields}
 
 
 def parsed(verb, arguments):
@@ -76,8 +83,9 @@ def check_values(verb, options):
     models = getattr(options, "models", ()) or getattr(options, "model", ())
     models = (models,) if isinstance(models, str) else tuple(models or ())
     for model in models:
-        is_file = model.endswith((".safetensors", ".pth")) or model.startswith("hf:")
-        if not (is_file or model.isupper() or model in BUILT_IN):
+        files = (".safetensors", ".pth", ".onnx", ".xml")
+        is_file = model.endswith(files) or model.startswith("hf:")
+        if not (is_file or model.isupper()):
             named([model])
     if verb == "ablate":
         varied(options.model, options.vary)

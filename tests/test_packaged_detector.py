@@ -36,6 +36,16 @@ def test_it_knows_cocos_classes_and_sees_squares():
     assert "DEIMv2" in Path("NOTICE").read_text(encoding="utf-8")
 
 
+def test_it_finds_people_on_the_example():
+    found = detrlab.load(IN_THE_BOX).predict("examples/street.jpg", threshold=0.5)
+    assert found.names.count("person") >= 3
+
+
+def test_a_misspelt_name_is_told():
+    with pytest.raises(detrlab.UserError, match=f"did you mean '{IN_THE_BOX}'"):
+        detrlab.load("deimv2-fento")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

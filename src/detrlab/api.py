@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from detrlab.config import DataConfig, ModelConfig, TrainConfig
-from detrlab.detections import DEFAULT_THRESHOLD, Detections
+from detrlab.detections import DEFAULT_THRESHOLD, Detections, Threshold
 from detrlab.errors import UserError
 from detrlab.images import as_picture, as_pixels
 from detrlab.models.network import Network
 from detrlab.models.prepare import prepare
+from detrlab.predicting.ahead import ahead
+from detrlab.predicting.tiles import Tiled
 from detrlab.presets import build_network, model_config
 from detrlab.structures import ImageBatch
 
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
     from detrlab.explain import Explanation
     from detrlab.images import Picture
     from detrlab.structures import Target
+
+
+class _Prepared(NamedTuple):
+    """An image, ready for the network; the picture only where it is kept."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+    picture: Tensor | None
 
 
 class Detector:
@@ -101,7 +111,7 @@ class Detector:
         self,
         images: Picture,
         *,
-        threshold: float | None = ...,
+        threshold: Threshold = ...,
         limit: int = ...,
         keep_image: bool = ...,
     ) -> Detections: ...
@@ -110,7 +120,7 @@ class Detector:
         self,
         images: list[Picture] | tuple[Picture, ...],
         *,
-        threshold: float | None = ...,
+        threshold: Threshold = ...,
         limit: int = ...,
         keep_image: bool = ...,
     ) -> list[Detections]: ...
@@ -118,19 +128,20 @@ class Detector:
         self,
         images: Picture | list[Picture] | tuple[Picture, ...],
         *,
-        threshold: float | None = None,
+        threshold: Threshold = "auto",
         limit: int = 100,
         keep_image: bool = True,
     ) -> Detections | list[Detections]:
         """Find the objects in one image, or in each of several.
 
-        Images are processed one by one: padding them to one size would change the result.
+        Images are never padded to one size, because that would change the result.
 
         Args:
             images: a path, a PIL image, a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor,
                 RGB; or a sequence of these.
-            threshold: leave out detections that score less. None returns all of them;
-                ``plot`` and ``save`` then draw those above the checkpoint's own threshold.
+            threshold: leave out detections that score less. ``"auto"`` is the checkpoint's own
+                threshold, 0.3 where it has none. None returns all detections; ``plot`` and
+                ``save`` then draw those above the checkpoint's own threshold.
             limit: at most so many detections an image.
             keep_image: keep the picture in the result, for ``Detections.plot``.
 
@@ -152,42 +163,86 @@ class Detector:
         self,
         images: Iterable[Picture],
         *,
-        threshold: float | None = None,
+        threshold: Threshold = "auto",
         limit: int = 100,
         keep_image: bool = True,
+        batch_size: int | None = None,
     ) -> Iterator[Detections]:
-        """As ``predict``, one image after the other, so that a folder of any size fits."""
-        for image in images:
+        """As ``predict``, one image after the other, so that a folder of any size fits.
+
+        Images are read and resized in threads while the network computes.
+
+        Args:
+            images: as in ``predict``.
+            threshold: as in ``predict``.
+            limit: as in ``predict``.
+            keep_image: as in ``predict``.
+            batch_size: at most so many images, of one size once they are resized, pass through
+                the network together; by default 16 on a GPU and 1 on a CPU, where more were not
+                faster.
+
+        Raises:
+            UserError: an image cannot be read, or is not of a known kind.
+        """
+        from detrlab.data import eval_transform
+
+        transform = eval_transform(self.preprocessing)
+
+        def read(image: Picture) -> _Prepared:
             pixels = as_pixels(image)
-            found = self._predict_one(pixels, limit, keep_image)
-            yield found if threshold is None else found.above(threshold)
+            size = (pixels.shape[1], pixels.shape[2])
+            return _Prepared(transform(pixels), size, pixels if keep_image else None)
+
+        size = batch_size or (16 if self.device.type == "cuda" else 1)
+        for batch in _of_one_shape(ahead(read, images), size):
+            for found in self._predict_batch(batch, limit):
+                yield found.chosen(threshold)
+
+    def tiled(self, side: int | None = None, overlap: float = 0.2) -> Tiled:
+        """This detector, looking at overlapping tiles: for small objects in large pictures.
+
+        Args:
+            side: of a tile, in pixels of the picture; by default the detector's image size.
+            overlap: share of a tile that its neighbour sees too.
+
+        Raises:
+            UserError: the tiles are too small, or overlap too much.
+        """
+        return Tiled(self, side or self.preprocessing.image_size, overlap)
 
     def prepare(self, pixels: Tensor) -> ImageBatch:
         """A (3, H, W) uint8 picture as the network wants it: a batch of one, unpadded."""
         from detrlab.data import eval_transform
 
-        prepared = eval_transform(self.preprocessing)(pixels)[None].to(self.device)
-        padding = torch.zeros_like(prepared[:, 0], dtype=torch.bool)
-        return ImageBatch(prepared, padding)
+        return self._batch(eval_transform(self.preprocessing)(pixels)[None])
+
+    def _batch(self, pixels: Tensor) -> ImageBatch:
+        pixels = pixels.to(self.device)
+        return ImageBatch(pixels, torch.zeros_like(pixels[:, 0], dtype=torch.bool))
 
     @torch.inference_mode()
-    def _predict_one(self, pixels: Tensor, limit: int, keep_image: bool) -> Detections:
+    def _predict_batch(self, batch: list[_Prepared], limit: int) -> list[Detections]:
         from detrlab.evaluation.postprocess import decode, detections
 
-        size = (pixels.shape[1], pixels.shape[2])
+        sizes = [each.size for each in batch]
         was_training = self.network.training
-        self.network.eval()
+        if was_training:  # walking through all modules takes milliseconds
+            self.network.eval()
         try:
-            final = self.network(self.prepare(pixels)).final
+            final = self.network(self._batch(torch.stack([each.pixels for each in batch]))).final
         finally:
-            self.network.train(was_training)
-        decoded = decode(final, self.scoring, [size], limit)
-        found = detections(decoded, 0, self.classes, self.category_ids, size)
-        return replace(
-            found,
-            image=as_picture(pixels) if keep_image else None,
-            threshold=DEFAULT_THRESHOLD if self.threshold is None else self.threshold,
-        )
+            if was_training:
+                self.network.train()
+        decoded = decode(final, self.scoring, sizes, limit)
+        decoded = type(decoded)(*(part.cpu() for part in decoded))
+        return [
+            replace(
+                detections(decoded, i, self.classes, self.category_ids, each.size),
+                image=None if each.picture is None else as_picture(each.picture),
+                threshold=DEFAULT_THRESHOLD if self.threshold is None else self.threshold,
+            )
+            for i, each in enumerate(batch)
+        ]
 
     def explain(self, image: Picture, target: Target | None = None) -> Explanation:
         """Show where the detector attends in one image, and how its boxes change by layer.
@@ -224,6 +279,21 @@ class Detector:
         )
 
 
+def _of_one_shape(images: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    """Consecutive images of one shape, at most ``size`` together."""
+    batch: list[_Prepared] = []
+    for image in images:
+        if batch and image.pixels.shape != batch[0].pixels.shape:
+            yield batch
+            batch = []
+        batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def build(preset: str, classes: Sequence[str], *, seed: int = 0, **changes: Any) -> Detector:
     """An untrained detector with the originals' initial values.
 
@@ -253,9 +323,8 @@ def load(
 
     Args:
         source: a file that ``Detector.save`` or ``detrlab train`` wrote, an official or
-            transformers checkpoint, ``hf:`` and a repository, the name of a preset, or
-            ``"shapes"``: a small two-stage detector that comes with detrlab, for generated
-            pictures.
+            transformers checkpoint, ``hf:`` and a repository, or the name of a preset;
+            ``"deimv2-femto"`` comes with detrlab.
         weights: for a preset: ``"coco"`` (the default), a file or folder, or ``"hf:..."``.
         backbone: timm's name of the backbone, where it is not the preset's own.
         device: where to put the network.

@@ -82,15 +82,6 @@ def test_mistakes_are_one_clear_line(command, expected, capsys, tmp_path, monkey
     assert expected in fails(capsys, *command.split()).splitlines()[-1]
 
 
-def test_predict_says_what_is_missing(capsys, tmp_path):
-    checkpoint = str(tmp_path / "none.safetensors")
-    assert "does not exist" in fails(capsys, "predict", "no.jpg", "--model", checkpoint)
-    (tmp_path / "empty").mkdir()
-    assert "no image" in fails(capsys, "predict", str(tmp_path / "empty"), "--model", checkpoint)
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert "none" in fails(capsys, "predict", str(tmp_path / "a.png"), "--model", checkpoint)
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     data = open_data("shapes")
@@ -111,20 +102,6 @@ def printed(capsys, *command):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_predict_draws_and_keeps_what_was_there(checkpoint, tmp_path, capsys):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    pictures = {str(noise(folder / name)) for name in ("a.png", "b.png")}
-    output = tmp_path / "found"
-    command = ["predict", str(folder), "--model", str(checkpoint), "--conf", "0.0"]
-    for expected in (output, tmp_path / "found-2"):
-        assert main([*command, "--output", str(output)]) == 0
-        records = json.loads((expected / "predictions.json").read_text())
-        assert {record["image_id"] for record in records} == pictures
-        assert len(list(expected.glob("*.jpg"))) == 2
-    assert printed(capsys, *command, "--json") == records
-
-
 def test_predict_and_explain_at_another_size(checkpoint, tmp_path, capsys):
     picture = str(noise(tmp_path / "a.png"))
     common = [picture, "--model", str(checkpoint)]
@@ -138,7 +115,9 @@ def test_predict_and_explain_at_another_size(checkpoint, tmp_path, capsys):
     assert found[0] != found[1]
     assert explained[0] != explained[1]
     detector = detrlab.load(checkpoint).at_size(64)
-    assert found[1] == [r | {"image_id": picture} for r in detector.predict(picture).to_coco()]
+    assert found[1] == [
+        r | {"image_id": picture} for r in detector.predict(picture, threshold=None).to_coco()
+    ]
     assert "image_size" in fails(capsys, *predict, "--imgsz", "8")
 
 

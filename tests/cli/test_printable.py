@@ -22,7 +22,7 @@ def test_letters_stay_as_they_are():
 def test_predict_escapes_file_names(tmp_path, capsys):
     image = tmp_path / "a\x1b[2J.png"
     Image.new("RGB", (64, 64)).save(image)
-    assert main(["predict", str(image), "--model", "shapes", "--output", str(tmp_path)]) == 0
+    assert main(["predict", str(image), "--output", str(tmp_path)]) == 0
     written = capsys.readouterr().out
     assert "\\x1b[2J.png" in written
     assert "\x1b" not in written

@@ -5,6 +5,7 @@ import pytest
 from detrlab.compare import entrants
 from detrlab.errors import UserError
 from detrlab.presets import BESIDE_THE_LADDER, FIVE, LADDER, PRESETS
+from detrlab.presets.ladder import OF_THE_RECIPE
 from detrlab.recipes import RECIPES, recipe
 
 
@@ -14,8 +15,31 @@ def test_without_names_the_five_take_part():
 
 def test_the_ladder_has_its_variants_beside_their_rungs():
     names = [entrant.name for entrant in entrants.ladder()]
-    assert names == ["detr", "detr-dc5", *LADDER[1:]]
+    assert names == ["detr", "detr-dc5", *LADDER[1:-1], "deim-d-fine-n-dense", LADDER[-1]]
     assert set(entrants.in_order(list(PRESETS))) == set(PRESETS), "every preset has its place"
+
+
+def test_a_part_of_the_ladder():
+    steps = [entrant.name for entrant in entrants.ladder("dino-4scale", "rt-detr-r50-focal")]
+    assert steps == ["dino-4scale", "dino-hybrid", "rt-detr-r50-focal"]
+    assert [entrant.name for entrant in entrants.ladder(last="detr-dc5")] == ["detr", "detr-dc5"]
+    with pytest.raises(UserError, match="'dino' is no step of the ladder, did you mean 'dino-"):
+        entrants.ladder("dino")
+    with pytest.raises(UserError, match="'detr' comes before 'dino-4scale' on the ladder"):
+        entrants.ladder("dino-4scale", "detr")
+
+
+def test_dense_one_to_one_changes_the_recipe_alone():
+    """It is compared with the step it is a variant of, and no step builds on it."""
+    (dense,) = entrants.named(["deim-d-fine-n-dense"])
+    (plain,) = entrants.named(["deim-d-fine-n"])
+    for name in ("photos", "laptop"):
+        (model, train, data), old = (each.configs(recipe(name), 3) for each in (dense, plain))
+        assert (model, train) == old[:2]
+        assert data == old[2].change(augmentation="dense", resize="square")
+    names = ["deimv2-n", "deim-d-fine-n-dense", "rt-detr-r18", "deim-d-fine-n"]
+    order = ["rt-detr-r18", "deim-d-fine-n", "deim-d-fine-n-dense", "deimv2-n"]
+    assert entrants.in_order(names) == order
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -36,9 +60,20 @@ def test_the_ladder_changes_one_idea_at_a_time():
         {"num_queries"}, {"ffn_width", "levels", "points"}, {"levels"}, {}, {},
         {"num_queries", "ffn_width", "dropout"}, {"denoising", "label_noise", "box_noise"},
         {}, {}, {},
+        # A fourth level has no place in the hybrid encoder.
+        {"encoder_layers", "levels", "encoder_width", "encoder_ffn_width", "expansion"},
+        # Not separated in the papers: RT-DETR's decoder, and the size of D-FINE-N.
+        {"num_queries", "backbone", "backbone_trains", "ffn_width", "box_noise",
+         "evaluated_layers"},
+        {}, {},
+        {"backbone", "backbone_norms", "backbone_trains", "width", "ffn_width", "decoder_layers",
+         "encoder_width", "encoder_ffn_width", "expansion", "levels"},
+        {"points"}, {}, {}, {}, {}, {},
     ]  # fmt: skip
     assert steps == [{idea, *named} for idea, named in zip(ideas, settings, strict=True)]
     for variant, rung in BESIDE_THE_LADDER.items():
+        if variant in OF_THE_RECIPE:
+            continue
         one, other = (
             entrant.configs(recipe("paper"), 3)[0] for entrant in entrants.named([rung, variant])
         )

@@ -3,12 +3,14 @@ import lzma
 from pathlib import Path
 
 import pytest
+import torch
 
 from compare_cases import FakeTrainer, detections, small_recipe, write_data
 from detrlab.cli.compare import finish
-from detrlab.compare import collect, compare
+from detrlab.compare import Trained, collect, compare
 from detrlab.data import open_data
 from detrlab.errors import UserError
+from detrlab.export import OtherDetector
 from detrlab.presets import FIVE
 
 THREE = ("detr", "deformable-detr", "deformable-detr-two-stage")
@@ -229,3 +231,51 @@ def test_the_command_line_writes_the_page_and_prints_the_tables(run, capsys):
     failed, _ = run(models=THREE, failing=THREE[2:])
     assert finish(failed, as_json=True) == 1
     assert json.loads(capsys.readouterr().out)["failures"][0]["entrant"] == THREE[2]
+
+
+class Middle(OtherDetector):
+    """Finds one object of each class in the middle of every picture."""
+
+    notes = ("resize is assumed",)
+    description = "pictures as they are"
+    parameters = 1234
+
+    def __init__(self, classes):
+        self.classes = (*classes, "unicorn")
+        self.category_ids = tuple(range(len(self.classes)))
+        self.rename = {}
+
+    def detect(self, pixels, limit=100):
+        height, width = pixels.shape[1:]
+        count = min(len(self.classes), limit)
+        boxes = torch.tensor([[width / 4, height / 4, width * 0.75, height * 0.75]] * count)
+        scores = torch.linspace(0.9, 0.1, count)
+        return self.found(boxes, scores, torch.arange(count), (height, width))
+
+    def inference(self, pixels):
+        return lambda: self.detect(pixels)
+
+
+def test_a_trained_detector_stands_in_the_same_table(run, data, tmp_path):
+    said = []
+    middle = Trained("middle", "middle.onnx", Middle(open_data(data).val.classes))
+    found, trainer = run(models=THREE[:1], trained=[middle], report=said.append)
+    assert [row.name for row in found.rows] == ["detr", "middle"]
+    assert found.rows[1].cost.parameters == 1234
+    assert found.rows[1].cost.latency["p50"] >= 0
+    assert ("detr", "middle") in {(d.first, d.second) for d in found.verdicts.found.of("ap")}
+    assert "middle: resize is assumed" in said
+    assert any("1 classes of the model are not in the data" in line for line in said)
+    moved = collect(tmp_path / "moved", [found.folder], report=str)
+    assert moved.rows[1].metrics == found.rows[1].metrics
+    assert moved.rows[1].cost == found.rows[1].cost, "what it costs is collected too"
+    facts = found.folder / "predictions" / "middle.facts.json"
+    facts.write_text('{"cost": {"parameters": "many"}}')
+    with pytest.raises(UserError, match=r"middle\.facts\.json is damaged"):
+        collect(found.folder, report=str)
+
+    alone, trainer = run(models=(), trained=[middle], folder="alone")
+    assert [row.name for row in alone.rows] == ["middle"]
+    assert trainer.trained == [], "nothing is trained unless models are named"
+    with pytest.raises(UserError, match="'detr' takes part twice"):
+        run(models=THREE[:1], trained=[middle._replace(name="detr")])

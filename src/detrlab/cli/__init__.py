@@ -17,14 +17,17 @@ from detrlab.errors import UserError, did_you_mean
 
 VERBS = {
     "compare": "train several detectors with the same data and budget, and compare them",
-    "ladder": "train every step from DETR to DINO, and see what each change bought",
+    "ladder": "train every step from DETR to DEIMv2, and see what each change bought",
     "ablate": "train variations of one detector, and compare them",
     "train": "train one detector",
     "eval": "evaluate a checkpoint, or the predictions of another tool",
-    "predict": "find objects in images",
+    "predict": "find objects in images, videos and camera pictures",
+    "serve": "find objects by a web page, and by requests of programs",
     "explain": "show where a detector attends, and why it missed an object",
     "check": "inspect a data set, report its problems and repair them",
     "convert": "convert checkpoints and data sets to and from other formats",
+    "export": "write a detector for ONNX Runtime or OpenVINO, with a certificate",
+    "push": "put a detector with a model card on the Hugging Face Hub",
     "benchmark": "measure speed and memory on this machine",
     "models": "list the detectors: parameters, cost, published accuracy",
 }

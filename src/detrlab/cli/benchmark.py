@@ -27,7 +27,8 @@ class Options:
     """
 
     model: tuple[str, ...] = ("deformable-detr-two-stage",)
-    """Which detectors, one after the other: see detrlab models."""
+    """Which detectors, one after the other: see detrlab models. Exported files (.onnx, OpenVINO's
+    .xml) are timed in turn, at the size that they are made for."""
     imgsz: tuple[int, ...] = ()
     """Height and width of the images in pixels, or one number for both; by default 640, and
     800 1066 with --op."""
@@ -112,8 +113,9 @@ def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
         raise UserError(
             f"--device {options.device}: detectors are measured on the CPU; only --op takes others"
         )
-    configs = [_config(name, options.set) for name in options.model]
-    reports = []
+    others = [name for name in options.model if name.lower().endswith((".onnx", ".xml"))]
+    configs = [_config(name, options.set) for name in options.model if name not in others]
+    reports: list[dict[str, Any]] = _measure_files(options, others) if others else []
     for config in configs:
         say(f"measuring {config.preset}: {options.rounds + 1} rounds")
         report = benchmark(
@@ -131,6 +133,45 @@ def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
             print("\n".join(lines(report)), flush=True)
     _show(options, reports, [])
     return 0
+
+
+def _measure_files(options: Options, names: list[str]) -> list[dict[str, Any]]:
+    """Latency of exported files, from prepared pixels to detections, in one alternating run."""
+    import torch
+
+    from detrlab.benchmark.cost import provenance
+    from detrlab.benchmark.timing import in_turn
+    from detrlab.cli.common import say
+    from detrlab.export import load
+
+    if options.batch != 1:
+        raise UserError(f"--batch {options.batch}: exported files are timed with one image")
+    opened = {name: load(name) for name in names}
+    origin = provenance()
+    say(f"measuring {', '.join(names)}: {options.rounds + 1} rounds")
+    noise = torch.randint(0, 256, (3, *_size(options)), dtype=torch.uint8)
+    times = in_turn({name: each.inference(noise) for name, each in opened.items()}, options.rounds)
+    reports = []
+    for name, each in opened.items():
+        row = times[name].to_dict()
+        reports.append(
+            {
+                "model": name,
+                "reading": each.description,
+                "parameters": each.parameters,
+                "batch": 1,
+                "rounds": options.rounds,
+                **origin,
+                **row,
+            }
+        )
+        if not options.json:
+            print(
+                f"{name}: {each.parameters:,} parameters, p50 {row['p50_ms']:.1f} p90 "
+                f"{row['p90_ms']:.1f} p99 {row['p99_ms']:.1f} ms, processor "
+                f"{row['processor_ms']:.1f} ms; {origin['machine']}"
+            )
+    return reports
 
 
 def _config(preset: str, changes: tuple[str, ...]) -> ModelConfig:

@@ -21,8 +21,11 @@ class Options:
     Exit code 0: no errors; 1: there are errors; 2: no data set could be read.
     """
 
-    data: Annotated[str, tyro.conf.Positional]
-    """A folder, file or zip of annotated images, or the name of a built-in set."""
+    place: Annotated[str | None, tyro.conf.Positional] = None
+    """The data, as for --data."""
+    data: str | None = None
+    """A folder, file or zip of annotated images, hf: and a data set of the Hugging Face Hub, or the
+    name of a built-in set."""
     fix: str | None = None
     """Write a cleaned copy into this new folder, with a list of all changes."""
     output: str | None = None
@@ -45,12 +48,16 @@ def run(options: Options) -> int:
     from detrlab.data.check_page import write_page
     from detrlab.data.convert import fix
 
+    given = [each for each in (options.place, options.data) if each is not None]
+    if len(given) != 1:
+        raise UserError("name one data set: detrlab check path/to/data, or --data path/to/data")
+    (data,) = given
     config = DataConfig()
     if options.imgsz is not None:
         config = config.resized(options.imgsz)
     progress = _show if sys.stderr.isatty() else None
     if options.fix is not None:
-        copy = fix(options.data, options.fix, config, progress=progress)
+        copy = fix(data, options.fix, config, progress=progress)
         if options.json:
             values = {"images": copy.images, "boxes": copy.boxes, "changes": copy.changes}
             print(json.dumps({"folder": str(copy.folder), **values}))
@@ -59,13 +66,13 @@ def run(options: Options) -> int:
         print(
             f"{len(copy.changes):,} change{'s' * (len(copy.changes) != 1)} (see changes.txt); "
             f"{copy.images:,} images and {copy.boxes:,} boxes are in {copy.folder}; "
-            f"{options.data} was not changed"
+            f"{data} was not changed"
         )
         return 0
     if options.output is not None and not options.json and Path(options.output).exists():
         raise UserError(f"--output {options.output} exists already: choose another name")
     quick, queries = options.quick, options.queries
-    report = check(options.data, config, num_queries=queries, quick=quick, progress=progress)
+    report = check(data, config, num_queries=queries, quick=quick, progress=progress)
     if options.json:
         print(json.dumps(report.to_dict()))
         return report.exit_code

@@ -11,6 +11,7 @@ from detrlab.errors import UserError, printable
 
 if TYPE_CHECKING:
     from detrlab.api import Detector
+    from detrlab.export import OtherDetector
 
 
 def say(text: str) -> None:
@@ -69,6 +70,32 @@ def open_detector(source: str, device: str, image_size: int | None) -> Detector:
 
     detector = load(source).to(pick_device(device))
     return detector if image_size is None else detector.at_size(image_size)
+
+
+def open_predictor(source: str, device: str, image_size: int | None) -> Detector | OtherDetector:
+    """As ``open_detector``, and also exported files and transformers' other detectors.
+
+    Raises:
+        UserError: no such detector or device, or an invalid size.
+    """
+    from detrlab.export import SUFFIXES, load, transformers_detector
+
+    if source.lower().endswith(SUFFIXES):
+        other: OtherDetector | None = load(source)
+    else:
+        try:
+            return open_detector(source, device, image_size)
+        except UserError as ours:
+            other = transformers_detector(source)
+            if other is None:
+                raise ours from None
+    assert other is not None
+    if image_size is not None:
+        raise UserError(f"--imgsz {image_size}: {source} brings an image size of its own")
+    for note in other.notes:
+        say(f"note: {note}")
+    say(f"{source}: {other.description}")
+    return other
 
 
 def fresh_folder(path: str | Path) -> Path:

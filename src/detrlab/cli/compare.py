@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from detrlab.cli.settings import RecipeOptions
-from detrlab.errors import printable
+from detrlab.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from detrlab.compare import Comparison, Entrant
+    from detrlab.compare import Comparison, Entrant, Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,13 @@ class Options(ComparisonOptions):
     models: tuple[str, ...] = ()
     """Which detectors; the five of the original experiment by default."""
     ladder: bool = False
-    """From DETR to DINO, one change at a time; says what each step bought. With --models only
+    """From DETR to DEIMv2, step by step; says what each step bought. With --models only
     these steps."""
     predictions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE")] = ()
     """Other tools' detections in COCO json, to be judged in the same table."""
+    detectors: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=MODEL")] = ()
+    """Trained detectors, judged as they are: checkpoints, ONNX files of any detector, OpenVINO's
+    .xml, hf:REPOSITORY. Without --models nothing is trained."""
     collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Train nothing: gather finished runs, from these folders too, and write the tables again."""
 
@@ -83,7 +86,24 @@ def run(options: Options) -> int:
         found = collect(options.output or output, options.collect, report=say)
         return finish(found, as_json=options.json, ladder=options.ladder)
     models = options.models or (ladder() if options.ladder else ())
-    return options.compare(models, output, ladder=options.ladder, predictions=options.predictions)
+    return options.compare(
+        models,
+        output,
+        ladder=options.ladder,
+        predictions=options.predictions,
+        trained=[_trained(text, options.device) for text in options.detectors],
+    )
+
+
+def _trained(text: str, device: str) -> Trained:
+    """A detector that takes part as it is."""
+    from detrlab.cli.common import open_predictor
+    from detrlab.compare import Trained
+
+    name, _, source = text.partition("=")
+    if not name or not source:
+        raise UserError(f"--detectors {text}: write NAME=MODEL, such as yolo=yolo11n.onnx")
+    return Trained(name, source, open_predictor(source, device, None))
 
 
 def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> int:

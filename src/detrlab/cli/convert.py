@@ -55,8 +55,11 @@ def _checkpoint(options: Options) -> list[str]:
 
 def _data(options: Options) -> list[str]:
     from detrlab.data.convert import convert
+    from detrlab.data.hub import HUB, parse
 
     source = Path(options.source)
+    if options.source.startswith(HUB):
+        source = Path(Path(parse(options.source).name).name)
     target = options.output or source.with_name(f"{source.stem}-{options.to}")
     done = convert(options.source, options.to, target)
     return [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from detrlab.errors import UserError
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from detrlab.api import Detector
     from detrlab.data import Table
     from detrlab.evaluation.coco import Evaluator
+    from detrlab.export import OtherDetector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,9 @@ class Options:
     data: str
     """A folder, file or zip of annotated images, or the name of a built-in set."""
     model: str | None = None
-    """A checkpoint that detrlab wrote."""
+    """A checkpoint, an ONNX file of any detector, OpenVINO's .xml, or hf:REPOSITORY."""
+    rename: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL=DATA")] = ()
+    """Names of the model's classes that the data calls otherwise: person=pedestrian ..."""
     predictions: str | None = None
     """Instead of a model: COCO json results of any tool."""
     categories: Literal["ids", "from-0", "from-1"] = "ids"
@@ -48,10 +54,11 @@ class Options:
 def run(options: Options) -> int:
     """Evaluate; returns the exit code."""
     from detrlab import files
-    from detrlab.cli.common import fresh_folder, open_detector, print_metrics, say
+    from detrlab.cli.common import fresh_folder, open_predictor, print_metrics, say
     from detrlab.data import batches, open_data, open_whole
     from detrlab.evaluation.coco import Evaluator, evaluate_layers
     from detrlab.evaluation.folder import write_analysis
+    from detrlab.evaluation.predictor import judge
 
     if (options.model is None) == (options.predictions is None):
         raise UserError("give either --model CHECKPOINT or --predictions FILE")
@@ -65,16 +72,23 @@ def run(options: Options) -> int:
     if table is None:
         raise UserError(f"{data.name} has no test split beside the one it is judged on: try val")
     if options.predictions is not None:
-        layers = []
+        layers: list[Evaluator] = []
         evaluator = _read(options, table)
     else:
         assert options.model is not None
-        detector = open_detector(options.model, options.device, options.imgsz)
-        table = _in_words_of(detector, table, options)
-        config, workers = detector.preprocessing, options.workers
-        stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=workers)
-        layers = evaluate_layers(detector.network, detector.scoring, stream, table)
-        evaluator = layers[-1] if layers else Evaluator(table)
+        detector = open_predictor(options.model, options.device, options.imgsz)
+        rename = _renamed(options.rename)
+        table, as_ours = _in_words_of(detector, table, rename)
+        if as_ours is None:
+            layers = []
+            evaluator, notes = judge(detector, table, rename or getattr(detector, "rename", {}))
+            for note in notes:
+                say(f"note: {note}")
+        else:
+            config, workers = as_ours.preprocessing, options.workers
+            stream = batches(table, config, batch=8, seed=0, epoch=0, train=False, workers=workers)
+            layers = evaluate_layers(as_ours.network, as_ours.scoring, stream, table)
+            evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
     folder = fresh_folder(options.output)
     files.write_json(folder / "metrics.json", metrics)
@@ -107,12 +121,27 @@ def _read(options: Options, table: Table) -> Evaluator:
     return evaluator
 
 
-def _in_words_of(detector: Detector, table: Table, options: Options) -> Table:
-    """The data in the order of the detector's classes; photographs need not show all of them."""
+def _in_words_of(
+    detector: Detector | OtherDetector, table: Table, rename: dict[str, str]
+) -> tuple[Table, Detector | None]:
+    """The data in the order of our detector's classes; None where classes must be matched.
+
+    Photographs need not show all of the classes.
+    """
+    from detrlab.api import Detector
+
+    if not isinstance(detector, Detector) or rename:
+        return table, None
     try:
-        return table.with_classes(detector.classes)
+        return table.with_classes(detector.classes), detector
     except UserError:
-        raise UserError(
-            f"{options.model} knows the classes {', '.join(detector.classes)}; the data has "
-            f"{', '.join(table.classes)}: evaluate on data with the checkpoint's classes"
-        ) from None
+        return table, None
+
+
+def _renamed(texts: Sequence[str]) -> dict[str, str]:
+    """The data's names by the model's."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (_, equals, _) in zip(texts, pairs, strict=True):
+        if not equals:
+            raise UserError(f"--rename {text}: write MODEL=DATA, such as person=pedestrian")
+    return {old: new for old, _, new in pairs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import tyro
 from detrlab.errors import UserError
 
 if TYPE_CHECKING:
-    from detrlab.data import DataSet
+    from detrlab.data import DataSet, Table
     from detrlab.structures import Target
 
 
@@ -22,7 +23,7 @@ class Options:
     image: Annotated[str, tyro.conf.Positional]
     """An image file."""
     model: Annotated[str, tyro.conf.arg(aliases=["--weights"])]
-    """A checkpoint; or shapes, a small detector of generated pictures that comes with detrlab."""
+    """A checkpoint, or a detector with published weights; deimv2-femto comes with detrlab."""
     query: tuple[int, ...] = ()
     """Object queries to draw head by head; by default those of the best detections."""
     point: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ def run(options: Options) -> int:
     from detrlab.data import open_data
     from detrlab.explain import plots
     from detrlab.explain.missed import sentence
+    from detrlab.explain.quality import qualities, words
     from detrlab.explain.query_use import query_use
     from detrlab.figures import save_figure
 
@@ -60,7 +62,7 @@ def run(options: Options) -> int:
     detector = open_detector(options.model, options.device, options.imgsz)
     threshold = next(t for t in (options.conf, detector.threshold, 0.3) if t is not None)
     data = None if options.data is None else open_data(options.data)
-    target = None if data is None else find_target(data, options.image)
+    target = None if data is None else find_target(data, options.image, detector.classes)
     explanation = detector.explain(options.image, target)
     folder = fresh_folder(options.output)
     files = explanation.save(
@@ -78,25 +80,43 @@ def run(options: Options) -> int:
     print(f"{count} detections of at least {threshold:.3g}")
     for verdict in [] if target is None else explanation.verdicts(threshold):
         print(printable(sentence(verdict, explanation.classes, threshold)))
+    for name, quality in qualities(explanation).items():
+        print(f"queries {words(name, quality)}")
     for path in files:
         print(path)
     return 0
 
 
-def find_target(data: DataSet, image: str | Path) -> Target:
+def find_target(data: DataSet, image: str | Path, classes: Sequence[str]) -> Target:
     """The annotated objects of an image, by its file name.
 
+    Args:
+        data: with that image in one of its splits.
+        image: its file.
+        classes: those that the labels count.
+
     Raises:
-        UserError: no split has an image of that name.
+        UserError: no split has an image of that name, or it shows other classes.
     """
     name = Path(image).name
     tables = [table for table in (data.val, data.test, data.train) if table is not None]
     for table in tables:
         for index in range(len(table)):
             if Path(table.file(index)).name == name:
-                return table.targets(index)
+                return _in_words(table.select([index]), classes, data.name).targets(0)
     splits = ", ".join(f"{table.name} ({len(table)})" for table in tables)
     raise UserError(f"{name} is not among the images of {data.name}: {splits}")
+
+
+def _in_words(table: Table, classes: Sequence[str], name: str) -> Table:
+    try:
+        return table.with_classes(classes)
+    except UserError:
+        known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise UserError(
+            f"{name} has {', '.join(table.classes)}, the checkpoint knows {known}: leave out "
+            "--data, or take a checkpoint that was trained on such data"
+        ) from None
 
 
 def read_point(text: str) -> tuple[float, float]:

@@ -21,7 +21,8 @@ class RecipeOptions:
     """The recipe, a full set of settings: tiny, laptop, photos, cppe5, cppe5-improved, paper, or a
     YAML file."""
     data: str | None = None
-    """A folder, file or zip of annotated images, or the name of a built-in set."""
+    """A folder, file or zip of annotated images, hf: and a data set of the Hugging Face Hub, or the
+    name of a built-in set."""
     epochs: int | None = None
     """Passes over the training images; the learning rate drops at the same fraction."""
     batch: int | Literal["auto"] | None = None
@@ -32,7 +33,8 @@ class RecipeOptions:
     lr: float | None = None
     """Learning rate."""
     weights: str | None = None
-    """Initial weights: imagenet (backbone only), coco (the published detector), figures (the small
+    """Initial weights: imagenet (backbone only), coco-backbone (the packaged detector's backbone,
+    for --set model.backbone=hgnetv2_femto), coco (the published detector), figures (the small
     packaged weights of the demo), none, a checkpoint of any layout, or hf:REPOSITORY."""
     class_rows: str | None = None
     """Rows of the class heads: auto, keep (by index), seed (by class name), new."""

@@ -13,11 +13,11 @@ from typing_extensions import TypedDict
 
 from detrlab import files
 from detrlab.compare.budget import BudgetField
-from detrlab.compare.entrants import Entrant, changes, in_order, recipe_differences
+from detrlab.compare.entrants import Entrant, changes, in_order, placed, recipe_differences
 from detrlab.compare.results import RunResult
 from detrlab.config import DataConfig, Recipe, Record, TrainConfig
 from detrlab.errors import UserError
-from detrlab.presets import PRESETS, AnyPreset
+from detrlab.presets import AnyPreset
 
 if TYPE_CHECKING:
     from detrlab.data import DataSet
@@ -133,7 +133,8 @@ class Definition(Record):
     seeds: tuple[int, ...]
     """In the order they were given."""
     predictions: dict[str, str]
-    """Other tools' predictions, by name: the file that was given. A copy of it is kept."""
+    """Other tools' predictions and trained detectors, by name: the file that was given. The
+    predictions are kept."""
     data: Facts
 
     def write(self, folder: Path) -> None:
@@ -177,7 +178,7 @@ class Definition(Record):
                 "choose another --output"
             )
         by_name = {entrant.name: entrant for entrant in (*other.entrants, *self.entrants)}
-        if all(name in PRESETS for name in by_name):
+        if placed(by_name):
             by_name = {name: by_name[name] for name in in_order(list(by_name))}
         return self.model_copy(
             update={
@@ -209,11 +210,17 @@ class Definition(Record):
     def lines(self) -> list[str]:
         """What is about to be compared, in a few lines of text."""
         about = self.data
+        names = [*(entrant.name for entrant in self.entrants), *self.predictions]
         spent = f"{self.budget} each" if self.budget else f"{self.recipe.train.epochs} epochs"
-        return [
-            f"comparing {', '.join(entrant.name for entrant in self.entrants)} on {about['name']}: "
+        lines = [
+            f"comparing {', '.join(names)} on {about['name']}: "
             f"{about['train_images']:,} training images, {about['val_images']:,} validation "
-            f"images, {len(about['classes'])} classes",
+            f"images, {len(about['classes'])} classes"
+        ]
+        if not self.entrants:  # nothing is trained
+            return lines
+        return [
+            *lines,
             f"recipe {self.recipe.name}, {spent}, seeds {', '.join(map(str, self.seeds))}",
             *(
                 f"  differs from the named recipe in {line}"

@@ -20,6 +20,7 @@ from detrlab.presets import (
     preset,
     settings,
 )
+from detrlab.presets.ladder import OF_THE_RECIPE
 from detrlab.recipes import RECIPES
 
 _FIXED = ("model.preset", "model.num_classes", "data.data", "train.seed")
@@ -58,26 +59,53 @@ def named(models: Sequence[str | Entrant]) -> tuple[Entrant, ...]:
         UserError: a name is unknown or given twice.
     """
     return _unique(
-        [each if isinstance(each, Entrant) else Entrant(each, each) for each in models or FIVE]
+        [
+            each if isinstance(each, Entrant) else Entrant(each, *OF_THE_RECIPE.get(each, (each,)))
+            for each in models or FIVE
+        ]
     )
 
 
-def ladder() -> tuple[Entrant, ...]:
-    """From DETR to two-stage Deformable DETR one change at a time, and DC5 beside it."""
-    return named(in_order([*LADDER, "detr-dc5"]))
+def ladder(first: str | None = None, last: str | None = None) -> tuple[Entrant, ...]:
+    """From DETR to DEIMv2 step by step, DC5 and dense one-to-one beside their steps.
+
+    Args:
+        first: begin here; None means DETR.
+        last: end here; None means DEIMv2.
+
+    Raises:
+        UserError: there is no such step, or ``last`` comes before ``first``.
+    """
+    steps = in_order([*LADDER, "detr-dc5", *OF_THE_RECIPE])
+    for name in filter(None, (first, last)):
+        if name not in steps:
+            raise UserError(f"{name!r} is no step of the ladder{did_you_mean(name, steps)}")
+    begin = 0 if first is None else steps.index(first)
+    end = len(steps) if last is None else steps.index(last) + 1
+    if begin >= end:
+        raise UserError(f"{last!r} comes before {first!r} on the ladder: exchange them")
+    return named(steps[begin:end])
 
 
-def in_order(presets: Sequence[str]) -> list[str]:
+def placed(names: Iterable[str]) -> bool:
+    """Whether all have a place in ``in_order``."""
+    return all(name in PRESETS or name in OF_THE_RECIPE for name in names)
+
+
+def in_order(names: Sequence[str]) -> list[str]:
     """Presets in the order of the ladder, each variant after the rung it is a variant of.
 
-    Those that are no part of it follow, in the order of ``PRESETS``.
+    Those that are no part of it stand before the next rung in the order of ``PRESETS``.
     """
-    rungs = [*LADDER, *(name for name in PRESETS if name not in LADDER)]
+    presets = list(PRESETS)
 
-    def place(name: str) -> tuple[int, bool]:
-        return rungs.index(BESIDE_THE_LADDER.get(name, name)), name not in LADDER
+    def place(name: str) -> tuple[int, bool, int, bool]:
+        rung = BESIDE_THE_LADDER.get(name, name)
+        index = presets.index(rung)
+        following = next(each for each in presets[index:] if each in LADDER)
+        return LADDER.index(following), rung in LADDER, index, name != rung
 
-    return sorted(presets, key=place)
+    return sorted(names, key=place)
 
 
 def varied(model: str, variations: Iterable[str]) -> tuple[Entrant, ...]:

@@ -14,7 +14,7 @@ import yaml
 from detrlab import files
 from detrlab.compare import tables
 from detrlab.compare.budget import Budget
-from detrlab.compare.definition import DEFINITION_FILE, Definition, facts, slug
+from detrlab.compare.definition import DEFINITION_FILE, Definition, facts
 from detrlab.compare.entrants import (
     Entrant,
     changes,
@@ -22,7 +22,8 @@ from detrlab.compare.entrants import (
     named,
     recipe_differences,
 )
-from detrlab.compare.results import Failure, Row, RunResult, rows
+from detrlab.compare.judged import Trained, foreign_result, judge_trained, predictions_of
+from detrlab.compare.results import Failure, Row, rows
 from detrlab.compare.runs import (
     TRUTH_FILE,
     Say,
@@ -133,6 +134,7 @@ def compare(
     seeds: Sequence[int] = (),
     budget: Budget | str | None = None,
     predictions: Sequence[str] = (),
+    trained: Sequence[Trained] = (),
     device: str | None = None,
     trainer: Trainer | None = None,
     command: str = "",
@@ -144,7 +146,8 @@ def compare(
     not stop the others. Several processes or machines may share ``output``.
 
     Args:
-        models: preset names or entrants; none means the five of the original experiment.
+        models: preset names or entrants; none means the five of the original experiment, or
+            no training where ``trained`` detectors are given.
         recipe: a named recipe, or one of your own.
         data: what to train on; None takes the recipe's.
         output: the comparison's folder.
@@ -152,6 +155,7 @@ def compare(
         budget: what each run may spend, such as ``"minutes=20"``; None takes the recipe's
             epochs.
         predictions: other tools' COCO results to judge beside them, ``NAME=FILE``.
+        trained: detectors of any kind, judged as they are.
         device: where to compute; None takes a GPU if there is one.
         trainer: trains a run; None starts a process for it.
         command: that is being run, for the page.
@@ -167,8 +171,8 @@ def compare(
     if data is not None:
         recipe = recipe.change(data=recipe.data.change(data=str(data)))
     folder = Path(output)
-    entrants = named(models)
-    sources, given = {}, {}
+    entrants = named(models) if models or not trained else ()
+    sources, given = {each.name: each.source for each in trained}, {}
     for text in predictions:
         name, _, file = text.partition("=")
         if not name or not file:
@@ -177,8 +181,10 @@ def compare(
             sources[name], given[name] = file, Path(file).expanduser().read_bytes()
         except OSError as error:
             raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
-    for name in given.keys() & {entrant.name for entrant in entrants}:
-        raise UserError(f"predictions {name!r} have the name of a detector: choose another")
+    names = [*(entrant.name for entrant in entrants), *(each.name for each in trained), *given]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name!r} takes part twice: choose another name")
     data_set = open_data(recipe.data.data)
     for note in data_set.notes:
         report(f"note: {note}")
@@ -196,9 +202,11 @@ def compare(
     definition.write(folder)
     files.write_json(folder / TRUTH_FILE, data_set.val.coco_ground_truth())
     for name, content in given.items():
-        files.write_bytes(folder / _copy_of(name), content)
+        files.write_bytes(folder / predictions_of(name), content)
     for line in asked.lines():
         report(line)
+    for each in trained:
+        judge_trained(each, data_set.val, folder, report)
     trainer = trainer or (lambda run, report: launch(run, report, device))
     failures = execute(planned, trainer, report)
     return _conclude(folder, definition, data_set, failures, command, report)
@@ -252,7 +260,7 @@ def _conclude(
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
-    results += [_foreign(name, truth, folder, report) for name in definition.predictions]
+    results += [foreign_result(name, truth, folder, report) for name in definition.predictions]
     table = rows(results, [*(each.name for each in definition.entrants), *definition.predictions])
     if not table:
         reasons = "; ".join(f"{failure.entrant}: {failure.reason}" for failure in failures)
@@ -270,31 +278,6 @@ def _conclude(
     )
     _write(comparison)
     return comparison
-
-
-def _copy_of(name: str) -> str:
-    """Where the copy of another tool's predictions is, below the comparison's folder."""
-    plain = slug(name)
-    mark = "" if plain == name else f"-{files.digest(name.encode())[:8]}"
-    return f"predictions/{plain}{mark}.json"
-
-
-def _foreign(name: str, truth: GroundTruth, folder: Path, report: Say) -> RunResult:
-    """The result of another tool's predictions."""
-    from detrlab.evaluation.coco import accumulate
-    from detrlab.evaluation.foreign import load_predictions
-
-    path = folder / _copy_of(name)
-    loaded = load_predictions(path, truth)
-    for note in loaded.notes:
-        report(f"{name}: {note}")
-    return RunResult(
-        entrant=name,
-        seed=None,
-        key=files.digest(files.read_bytes(path)),
-        metrics=accumulate(truth, loaded.detected).metrics(truth.classes).to_dict(),
-        predictions=_copy_of(name),
-    )
 
 
 def _data_again(definition: Definition, report: Say) -> DataSet | None:

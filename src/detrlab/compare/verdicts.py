@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab.compare import statistics
-from detrlab.compare.entrants import in_order
+from detrlab.compare.entrants import in_order, placed
 from detrlab.compare.results import Row
 from detrlab.compare.statistics import LEVEL, MOST_SEEDS, TARGET, Difference, Findings, Needed
-from detrlab.presets import BESIDE_THE_LADDER, LADDER, PRESETS
+from detrlab.presets import BESIDE_THE_LADDER, LADDER
 
 if TYPE_CHECKING:
     from detrlab.evaluation.matching import Matches
@@ -79,20 +79,22 @@ def judged(path: Path, truth: GroundTruth) -> tuple[Detected, Matches]:
 
 
 def planned_pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Each detector with the one it builds on; other tools' with the last of ours.
+    """Each detector with the one it builds on; others with the last of ours, or the first other.
 
     The pairs are fixed before any result is known: each further pair makes all of them stricter.
     """
     ours = [row.name for row in rows if row.seeds]
-    if all(name in PRESETS for name in ours):
+    if placed(ours):
         ours = in_order(ours)  # the same pairs, whatever the order of --models
     pairs = [(before, name) for name in ours if (before := _step_before(name, ours))]
-    return pairs + [(ours[-1], row.name) for row in rows if ours and not row.seeds]
+    others = [row.name for row in rows if not row.seeds]
+    base = [*ours[-1:], *others][0] if rows else ""
+    return pairs + [(base, name) for name in others if name != base]
 
 
 def _step_before(name: str, ours: Sequence[str]) -> str | None:
     """The nearest detector of the comparison that ``name`` builds on."""
-    if all(each in PRESETS for each in ours):
+    if placed(ours):
         rung = BESIDE_THE_LADDER.get(name)
         below = LADDER[: LADDER.index(name)] if name in LADDER else [rung]
         known = [each for each in below if each in ours]
