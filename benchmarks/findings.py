@@ -40,6 +40,8 @@ def main() -> None:
     parts.append(section("An hour on two cores: each class", hour_classes()))
     parts.append(section("An hour on two cores: evaluated at several sizes", hour_sizes()))
     parts.append(section("The packaged detector, fine-tuned", photos()))
+    parts.append(section("Two detectors from one start", same_start()))
+    parts.append(section("Exported detectors", exported()))
     parts.append(section("Beside the authors' code", originals()))
     parts.append(section("Steps of four images and of two", batch_sizes()))
     parts.append(section("Strong augmentation at two image sizes", two_sizes()))
@@ -189,7 +191,7 @@ def padding() -> list[list[str]]:
 
 
 def held_grid() -> list[list[str]]:
-    """The detector of ``first_checkpoint.py`` and its twin."""
+    """A small detector trained in both ways."""
     report = json.loads((RESULTS / "padding.json").read_text())["shapes"]
     table = [["convolutions pad", *NUMBERS.values()]]
     return table + [[way, *numbers(row)] for way, row in report.items()]
@@ -285,9 +287,55 @@ def photos() -> list[list[str]]:
     return rows
 
 
+def same_start() -> list[list[str]]:
+    """Each epoch of the slower detector, and what the faster one had by then."""
+    folder = RESULTS / "facemask-same-start"
+    spent = json.loads((folder / "minutes.json").read_text())
+    curves = {}
+    for name, minutes in spent.items():
+        rows = list(csv.DictReader((folder / "runs" / name / "metrics.csv").open()))
+        curves[name] = [(minutes * (i + 1) / len(rows), row) for i, row in enumerate(rows)]
+    slow, fast = sorted(curves, key=lambda name: len(curves[name]))
+    titles = [f"{name}: epoch, AP, AP50" for name in (slow, fast)]
+    table = [["processor minutes", *titles]]
+    for end, row in curves[slow]:
+        before = [each for minutes, each in curves[fast] if minutes <= end * 1.02]
+        pair = (row, before[-1]) if before else (row, None)
+        table.append([f"{end:.0f}", *(_reached(each) for each in pair)])
+    return table
+
+
+def _reached(row: dict[str, str] | None) -> str:
+    if row is None:
+        return ""
+    ap, ap50 = (100 * float(row[name]) for name in ("ap", "ap50"))
+    return f"{row['epoch']}: {ap:.1f}, {ap50:.1f}"
+
+
+def exported() -> list[list[str]]:
+    """Latency of each runtime, and what its file keeps of PyTorch's detections."""
+    table = [["detector", "runtime", "MB", "ms, one thread", "ms, two threads", "AP"]]
+    for name, report in json.loads((RESULTS / "exported.json").read_text()).items():
+        kept = report.get("photographs", {}).get("rows", {})
+        for runtime in report["threads"]["1"]:
+            size = report["megabytes"].get(runtime)
+            table.append(
+                [
+                    name,
+                    runtime,
+                    "" if size is None else f"{size:.1f}",
+                    f"{report['threads']['1'][runtime]['processor_ms']:.0f}",
+                    f"{report['threads']['2'][runtime]['p50_ms']:.0f}",
+                    f"{100 * kept[runtime]['ap']:.1f}" if runtime in kept else "",
+                ]
+            )
+    return table
+
+
 def originals() -> list[list[str]]:
     """Detectors whose authors' code runs on a CPU: medians of rounds in turn."""
-    rows = [["detector", "images", "", "ours, ms", "theirs, ms", "times as fast", "of its memory"]]
+    heads = ["ours, ms", "theirs, ms", "times as fast", "of its memory"]
+    rows = [["detector", "images", "threads", "", *heads]]
     for file in sorted(RESULTS.glob("*-beside-original.json")):
         report = json.loads(file.read_text())
         images = f"{report['batch']} of {' x '.join(map(str, report['picture']))}"
@@ -296,7 +344,9 @@ def originals() -> list[list[str]]:
             times = [f"{row[who]['p50_ms']:,.0f}" for who in ("ours", "original")]
             ratio = f"{row['times_as_fast']['median']:.2f}"
             share = f"{row['share_of_memory']:.2f}"
-            rows.append([report["model"], images, kind, *times, ratio, share])
+            rows.append(
+                [report["model"], images, str(report["threads"]), kind, *times, ratio, share]
+            )
     return rows
 
 

@@ -60,10 +60,10 @@ def main() -> int:
     options = parser.parse_args()
     try:
         data = open_data(options.data)
-        target = find_target(data, options.photo)
         detectors = load(options.checkpoints)
         told: dict[str, Any] = {}
         for name, detector in detectors.items():
+            target = find_target(data, options.photo, detector.classes)
             explanation = detector.explain(options.photo, target)
             for picture, figure in of_photo(explanation, target, options.cut):
                 keep(figure, f"{name}-{picture}", options.output)
