@@ -5,6 +5,8 @@
 #   make test    set up .venv with the test tools, run the tests
 #   make setup   only set up .venv
 #   make tables  fill the tables of the documentation from the committed results
+#   make site    build the documentation as a site, in build/site
+#   make release-check    build wheel and sdist, install the wheel elsewhere and try it
 #
 # Variables, all optional:
 #
@@ -33,9 +35,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Waiting threads must not burn the cores that data loading and kernels share.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help setup demo test tables lint types format clean
+.PHONY: help setup demo test tables site release-check lint types format clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,21p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,23p'
 
 setup: $(VENV)/.ready
 	@echo "Ready: $(BIN)/detrlab"
@@ -49,6 +51,13 @@ test: $(VENV)/.ready-dev
 tables: $(VENV)/.ready
 	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python docs/update_tables.py
+
+site: $(VENV)/.ready-dev
+	$(BIN)/python docs/make_site.py build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+release-check: $(VENV)/.ready-dev
+	$(BIN)/python .ci/release.py build/release
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/python -m ruff check .
