@@ -65,6 +65,18 @@ class Target(NamedTuple):
     boxes: Tensor
 
 
+class Share(NamedTuple):
+    """Which images of an optimiser step a batch holds, of all processes and micro-batches.
+
+    Attributes:
+        places: of each image of the batch in the step.
+        fullest: objects of the image that has the most, over the whole step.
+    """
+
+    places: tuple[int, ...]
+    fullest: int
+
+
 class Memory(NamedTuple):
     """Feature maps flattened to tokens, level after level, rows first.
 
@@ -108,7 +120,7 @@ class Pairs(NamedTuple):
 
     def to(self, device: torch.device) -> Pairs:
         """The same on another device."""
-        return Pairs(self.queries.to(device), self.objects.to(device))
+        return Pairs(*(each.to(device, non_blocking=True) for each in self))
 
 
 class Denoising(NamedTuple):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ HERE = Path(__file__).resolve()
 
 
 def launch(world, *arguments):
-    """Start ``world`` processes of this file that find each other."""
+    """Start ``world`` processes of this file that find each other; the arguments are strings."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,18 +89,42 @@ CASES = {
     "two-stage": {"preset": "deformable-detr-two-stage"},
     "one process sees no object": {"preset": "deformable-detr-two-stage", "empty_odd": True},
     "no auxiliary losses": {"preset": "deformable-detr-refine", "auxiliary": False},
-    # Noise and the number of empty places of denoising queries are a process's own.
-    "denoising": {
+    "denoising": {"preset": "dino-4scale", "changes": {"levels": 3}},
+    "denoising where one process sees no object": {
         "preset": "dino-4scale",
-        "objects": 3,
-        "changes": {"label_noise": 0.0, "box_noise": 0.0, "levels": 3},
+        "empty_odd": True,
+        "changes": {"levels": 3},
+    },
+    "dropout": {"preset": "detr", "changes": {"dropout": 0.3}},
+    "bfloat16": {"preset": "deformable-detr", "precision": "bfloat16"},
+    "trained norms": {
+        "preset": "rt-detr-r18",
+        "changes": {"encoder_width": 64, "encoder_ffn_width": 32, "dropout": 0.1},
+    },
+    "agreed pairs": {
+        "preset": "d-fine-n",
+        "changes": {"encoder_width": 64, "encoder_ffn_width": 32},
     },
 }
+NOT_CUT = {"trained norms", "agreed pairs"}
+"""A norm sees the images of one micro-batch; the pairs of later ones are not known yet."""
+ROUNDING = {"bfloat16": 2e-2, "trained norms": 1e-3, "agreed pairs": 1e-3}
+"""How far results of a case may differ, relative to the largest; 1e-5 in float32."""
 
 
-def steps(processes, preset, *, micro_batch=None, auxiliary=True, changes=None, **batch):
-    """A few steps of a tiny detector: the reports, and the gradients of the last step."""
+def steps(
+    processes,
+    preset,
+    *,
+    micro_batch=None,
+    auxiliary=True,
+    precision="float32",
+    changes=None,
+    **batch,
+):
+    """A few steps of a tiny detector: the reports, the last gradients, the weights."""
     from detrlab.config import DataConfig, TrainConfig
+    from detrlab.models.prepare import prepare
     from detrlab.presets import build_network, model_config
     from detrlab.training.folder import RunConfig
     from detrlab.training.loop import build_engine
@@ -116,29 +141,29 @@ def steps(processes, preset, *, micro_batch=None, auxiliary=True, changes=None, 
             encoder_layers=1,
             decoder_layers=2,
             num_queries=6,
-            dropout=0.0,
-            **levels,
-            **(changes or {}),
+            **{"dropout": 0.0, **levels, **(changes or {})},
         ),
         train=TrainConfig(
             batch=IMAGES,
             micro_batch=micro_batch,
             learning_rate=1e-3,
             auxiliary_losses=auxiliary,
+            precision=precision,
             weights="none",
         ),
         data=DataConfig(),
     )
-    network = build_network(config.model, seed=0).train()
+    network = prepare(build_network(config.model, seed=0)).train()
     engine = build_engine(network, config, STEPS, processes)
     reports = []
     for step in range(STEPS):
         share = share_of(synthetic_batch(step, **batch), processes.rank, processes.world)
         report = engine.step(share, step)
         reports.append({**report.measures, "norm": report.norm})
-    return reports, {
+    gradients = {
         name: each.grad for name, each in network.named_parameters() if each.grad is not None
     }
+    return reports, gradients, network.state_dict()
 
 
 def run_steps(out):
@@ -151,27 +176,34 @@ def run_steps(out):
     torch.save(found, f"{out}-{processes.rank}.pt")
 
 
-def run_training(folder, config_file, die_at):
-    """Train on ``shapes``; rank 1 kills itself before step ``die_at``."""
+def run_training(folder, config_file, die_at, images=10, how="SIGKILL", resume=""):
+    """Train on ``shapes``; rank 1 sends itself a signal before step ``die_at``, once."""
     from detrlab.data import DataSet
     from detrlab.data.shapes import shapes
     from detrlab.errors import UserError
+    from detrlab.training import distributed
     from detrlab.training.folder import RunConfig
     from detrlab.training.loop import Options, train
 
     rank, fatal = int(os.environ["RANK"]), int(die_at)
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if how == "SIGSTOP":  # the others wait for it until the time is over
+        distributed.TIMEOUT = timedelta(seconds=5)
 
     def on_step(report):
-        if rank == 1 and report.step + 1 == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 1 and report.step + 1 == fatal and not again:
+            os.kill(os.getpid(), getattr(signal, how))
 
-    data = DataSet("shapes", *shapes(train=10, val=4))
-    options = Options(device="cpu", say=print, on_step=on_step, save_every=1)
+    data = DataSet("shapes", *shapes(train=int(images), val=4))
+    options = Options(
+        device="cpu", say=print, on_step=on_step, save_every=1, resume=bool(resume)
+    )
     config = RunConfig.load(config_file)
     try:
         outcome = train(config, folder, data, options)
         print(json.dumps({"finished": outcome.finished, "metrics": outcome.metrics}))
-        train(config, folder, data, options)  # now there is a run: all must hear that
+        if not resume:
+            train(config, folder, data, options)  # now there is a run: all must hear that
     except UserError as error:
         print(f"error: {error}")
         sys.exit(2)

@@ -34,7 +34,7 @@ from detrlab.data.transforms import (
     to_target,
 )
 from detrlab.errors import UserError
-from detrlab.structures import ImageBatch, Sample, Target
+from detrlab.structures import ImageBatch, Sample, Share, Target
 
 PREFETCH = 2
 """Batches that each worker prepares ahead."""
@@ -51,12 +51,14 @@ class Batch(NamedTuple):
         targets: one for each image.
         image_ids: the data set's own ids.
         original_sizes: (height, width) of each image on disk.
+        share: which images of a training step these are; None until it is taken.
     """
 
     images: ImageBatch
     targets: tuple[Target, ...]
     image_ids: tuple[int | str, ...]
     original_sizes: tuple[tuple[int, int], ...]
+    share: Share | None = None
 
 
 def pad(images: Sequence[torch.Tensor], config: DataConfig) -> ImageBatch:

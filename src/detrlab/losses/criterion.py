@@ -6,7 +6,7 @@ Source: arXiv 2005.12872, section 3.1; arXiv 2010.04159, section 4 and appendix 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -107,7 +107,11 @@ class Criterion:
         return self if self.late is None else replace(self, matcher=self.late)
 
     def __call__(
-        self, output: ModelOutput, targets: Sequence[Target], counts: Counts | None = None
+        self,
+        output: ModelOutput,
+        targets: Sequence[Target],
+        counts: Counts | None = None,
+        total: Callable[[Sequence[float]], Sequence[float]] = tuple,
     ) -> Losses:
         """The losses of one (micro-)batch.
 
@@ -115,6 +119,7 @@ class Criterion:
             output: of the detector, for B images.
             targets: B of them, on the same device.
             counts: what the whole optimiser step divides by; None: this batch is the step.
+            total: adds numbers up over the processes that compute such a batch at the same time.
 
         Returns:
             Losses in float32 at least, whatever autocast chose for the output.
@@ -123,9 +128,15 @@ class Criterion:
             counts = total_counts([tally(targets, output.final.logits.shape[1])])
         # Autocast would run some of the arithmetic below in half precision.
         with torch.autocast(output.final.logits.device.type, enabled=False):
-            return self._compute(output, targets, counts)
+            return self._compute(output, targets, counts, total)
 
-    def _compute(self, output: ModelOutput, targets: Sequence[Target], counts: Counts) -> Losses:
+    def _compute(
+        self,
+        output: ModelOutput,
+        targets: Sequence[Target],
+        counts: Counts,
+        total: Callable[[Sequence[float]], Sequence[float]],
+    ) -> Losses:
         sets = [
             each._replace(predictions=precise(each.predictions))
             for each in output.sets
@@ -138,7 +149,7 @@ class Criterion:
         agreed, union_counts = pairs[FINAL], counts
         if any(term.union for term in self.terms):
             agreed = union(list(matches.values()), targets, queries).to(labels.device)
-            union_counts = of_union(counts, len(agreed.queries), len(labels))
+            union_counts = of_union(counts, *total([len(agreed.queries), len(labels)]))
         taken = (len(agreed.queries), batch * queries - len(agreed.queries))
 
         def matched(each: SupervisedSet, found: Pairs, counts: Counts) -> MatchedPairs:
@@ -199,7 +210,8 @@ class Criterion:
             matching = self.matcher([each.predictions for each in group], wanted)
             invalid += matching.invalid
             flat = torch.stack([flat_pairs(rows, targets, shape[1]) for rows in matching.sets])
-            flat = flat.to(group[0].predictions.logits.device)  # one transfer for all sets
+            # One transfer for all sets.
+            flat = flat.to(group[0].predictions.logits.device, non_blocking=True)
             for each, rows, indices in zip(group, matching.sets, flat, strict=True):
                 pairs[each.name] = Pairs(*indices)
                 matches[each.name] = rows

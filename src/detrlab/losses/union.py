@@ -44,15 +44,15 @@ def union(sets: Sequence[Sequence[Match]], targets: Sequence[Target], num_querie
     return Pairs(*(torch.tensor(each, dtype=torch.long) for each in (queries, objects)))
 
 
-def of_union(counts: Counts, pairs: int, objects: int) -> Counts:
+def of_union(counts: Counts, pairs: float, objects: float) -> Counts:
     """What terms over the union divide by: its pairs instead of the objects.
 
-    The union is known only after the forward pass, so a step of several micro-batches or
-    processes counts the pairs of each by its own ratio of pairs to objects.
+    The union is known only after the forward pass, so a step of several micro-batches counts the
+    pairs of each by its own ratio of pairs to objects.
 
     Args:
         counts: of the step.
-        pairs: of this batch's union.
-        objects: of this batch.
+        pairs: of this batch's union, over all processes.
+        objects: of this batch, over all processes.
     """
     return counts._replace(objects=counts.objects * max(1, pairs) / max(1, objects))

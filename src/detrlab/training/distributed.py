@@ -54,12 +54,17 @@ class Processes:
 
     def total(self, values: Sequence[float]) -> list[float]:
         """The sums over all processes, the same in each."""
+        return [sum(column) for column in zip(*self.rows(values), strict=True)]
+
+    def rows(self, values: Sequence[float]) -> list[list[float]]:
+        """The values of all processes, by rank, the same in each; faster than ``gather``."""
         if self.world == 1:
-            return [float(value) for value in values]
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+            return [[float(value) for value in values]]
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
+        found = own.new_empty(self.world, len(own))
         with _connection_errors():
-            distributed.all_reduce(tensor)
-        return tensor.tolist()
+            distributed.all_gather([*found], own)
+        return found.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank, the same list in each."""
@@ -93,7 +98,7 @@ class Processes:
         return result[0]
 
     def exchange(self) -> AbstractContextManager[None]:
-        """A block in which gradients are exchanged."""
+        """A block in which gradients or detections are exchanged."""
         return nullcontext() if self.world == 1 else _connection_errors()
 
     def share(self, network: nn.Module, *, unused: bool) -> nn.Module:
@@ -129,6 +134,11 @@ def join(device: str | torch.device | None = None) -> Processes:
         state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
     atexit.register(_leave)
     return Processes(state.device, state.process_index, state.num_processes)
+
+
+def starts_again() -> bool:
+    """Whether ``torchrun --max-restarts`` starts all processes again when one has died."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -16,8 +16,10 @@ from detrlab.config import TrainConfig
 from detrlab.errors import UserError
 from detrlab.losses.criterion import Criterion, Losses
 from detrlab.losses.pairs import Counts, tally, total_counts
-from detrlab.structures import ImageBatch, ModelOutput, Target
+from detrlab.ops.shares import computing
+from detrlab.structures import ImageBatch, ModelOutput, Share, Target
 from detrlab.training.distributed import Processes
+from detrlab.training.norms import JoinedNorms
 from detrlab.training.optim import Schedule, WeightAverage, clip_gradients, set_rate
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class StepReport(NamedTuple):
         norm: of the gradient before clipping.
         rate: the learning rate of the group with factor 1.
         images: how many, over all processes.
+        share: those of this process, with their places in the step.
         applied: whether the weights changed; not so when the gradient was not finite.
         suspects: micro-batches of this process whose loss was not finite, by their number.
         invalid_costs: entries of this process's matching costs that were not finite.
@@ -50,6 +53,7 @@ class StepReport(NamedTuple):
     norm: float
     rate: float
     images: int
+    share: Batch
     applied: bool
     suspects: dict[int, Batch]
     invalid_costs: int
@@ -88,6 +92,8 @@ class Engine:
         # have no gradient, which several processes must be told.
         self._shared = self.processes.share(self.network, unused=not self.config.auxiliary_losses)
         self._statistics = running_statistics(self.network)
+        several = self.processes.world > 1
+        self._norms = JoinedNorms(self.network, self.processes.device) if several else None
         size = self.config.micro_batch
         assert size != "auto", "whoever builds an engine knows what memory holds"
         self.micro_batch: int | None = size
@@ -96,25 +102,31 @@ class Engine:
         """Learn from this process's share of a step's images.
 
         What a step does hangs on its number and its images only, not on how they are split
-        over processes and micro-batches: every loss is divided by the counts of the whole step.
+        over processes and micro-batches: every loss is divided by the counts of the whole step,
+        and what is drawn for an image follows from its place in the step.
 
         Args:
-            share: the images of this process, on the CPU.
+            share: the images of this process, every ``world``-th of the step's, on the CPU.
             step: its number, counted from 0 over the whole run.
             stop: this process was asked to stop; every process learns of it.
 
         Raises:
             UserError: another process is gone.
         """
+        sizes = [len(target.labels) for target in share.targets]
         counted = tally(share.targets, self.num_queries)
-        *parts, images, stops = self.processes.total([*counted, len(share.targets), float(stop)])
+        told = self.processes.rows([*counted, len(sizes), float(stop), max(sizes, default=0)])
+        *parts, images, stops, _ = (sum(column) for column in zip(*told, strict=True))
+        places = range(self.processes.rank, int(images), self.processes.world)
+        share = share._replace(share=Share(tuple(places), int(max(row[-1] for row in told))))
         rate = self.schedule.rate(step)
         set_rate(self.optimizer, rate)
         before = [each.clone() for each in self._statistics]
         pieces = micro_batches(share, self.micro_batch)
         try:
             counts = total_counts([parts])
-            with self.processes.exchange():
+            norms = nullcontext() if self._norms is None else self._norms.joined()
+            with self.processes.exchange(), norms:
                 judged = self._accumulate(pieces, step, counts)
             norm, applied = self._update()
             measures = self._measure(pieces, judged, images, counts.matched)
@@ -131,6 +143,7 @@ class Engine:
             norm=norm,
             rate=rate,
             images=int(images),
+            share=share,
             applied=applied,
             suspects={} if applied else _suspects(pieces, judged),
             invalid_costs=sum(losses.invalid_costs for losses in judged),
@@ -149,8 +162,8 @@ class Engine:
         judged = []
         for index, piece in enumerate(pieces):
             seed_step(self.config.seed, step, self.processes.rank, index)
-            with self._silent(unless=index == len(pieces) - 1):
-                losses = self.criterion(*self.forward(piece), counts)
+            with computing(piece.share), self._silent(unless=index == len(pieces) - 1):
+                losses = self.criterion(*self.forward(piece), counts, self.processes.total)
                 # The processes' gradients get averaged, but their losses are parts of one sum.
                 self.scaler.scale(losses.total * self.processes.world).backward()
             judged.append(losses.detach())
@@ -231,10 +244,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def seed_step(seed: int, step: int, rank: int = 0, part: int = 0) -> None:
-    """Make dropout a function of (seed, step, rank, micro-batch): a resumed run draws the same."""
-    key = repr(("dropout", seed, step, rank, part)).encode()
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    """Make what a step draws a function of its number: a resumed run draws the same.
+
+    What the CPU draws depends on (seed, step) only, see ``ops.shares``; a GPU's dropout also on
+    the rank and the number of the micro-batch.
+    """
+    torch.manual_seed(_number("step", seed, step))
+    torch.cuda.manual_seed(_number("dropout", seed, step, rank, part))
+
+
+def _number(*key: str | int) -> int:
+    """63 bits that follow from a key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
@@ -274,6 +296,8 @@ def micro_batches(batch: Batch, size: int | None) -> list[Batch]:
                 targets=tuple(batch.targets[i] for i in chunk),
                 image_ids=tuple(batch.image_ids[i] for i in chunk),
                 original_sizes=tuple(batch.original_sizes[i] for i in chunk),
+                share=batch.share
+                and batch.share._replace(places=tuple(batch.share.places[i] for i in chunk)),
             )
         )
     return pieces

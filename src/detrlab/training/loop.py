@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -18,7 +19,7 @@ from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator, as_ground_truth, evaluate, gather
 from detrlab.ops import deformable
 from detrlab.training import monitor, preflight, results, setup, state
-from detrlab.training.distributed import Processes, join
+from detrlab.training.distributed import Processes, join, starts_again
 from detrlab.training.engine import StepReport
 from detrlab.training.folder import RunConfig, RunFolder, environment
 from detrlab.training.optim import parameter_groups
@@ -30,11 +31,15 @@ from detrlab.training.trackers import numbers, open_tracker
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from detrlab.data import Batch, DataSet
+    from detrlab.data import DataSet
     from detrlab.data.table import Table
 
 __all__ = ["Options", "Outcome", "build_engine", "plan", "train"]
 
+SHARED_STORE = (
+    "torchrun cannot start the processes again (pytorch/pytorch issue 135712) unless "
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set in its environment"
+)
 MAX_SKIPPED_IN_A_ROW = 5
 MAX_SKIPPED = 25
 
@@ -46,7 +51,8 @@ def train(
 ) -> Outcome:
     """Train a detector in a folder of its own, or resume the run in it.
 
-    Processes that ``torchrun`` started train together; each makes the same call.
+    Processes that ``torchrun`` started train together; each makes the same call. With
+    ``--max-restarts`` the same call also resumes the run.
 
     Args:
         config: everything that decides the result.
@@ -62,6 +68,10 @@ def train(
     options = options or Options()
     run = RunFolder(folder)
     processes = join(options.device)
+    if starts_again():
+        options = replace(options, resume=processes.from_main(lambda: run.is_run))
+        if processes.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            options.say(f"note: {SHARED_STORE}")
     with ExitStack() as stack:
         config, metrics = processes.from_main(
             lambda: (setup.claim(run, config, options.resume, stack), run.read_metrics())
@@ -205,7 +215,7 @@ class _Run:
         for share in shares:
             report = self.engine.step(share, progress.step, stop=bool(self.request))
             progress.seconds += time.perf_counter() - clock
-            self._note(report, share)
+            self._note(report)
             # Several processes agree on a stop in the next step.
             if report.stop or (self.request and self.processes.world == 1):
                 raise _Stopped
@@ -231,7 +241,7 @@ class _Run:
             phases=config.train.phases,
         )
 
-    def _note(self, report: StepReport, share: Batch) -> None:
+    def _note(self, report: StepReport) -> None:
         progress = self.progress
         progress.step = report.step + 1
         if report.applied:
@@ -240,11 +250,11 @@ class _Run:
             for name, value in {**report.measures, "gradient_norm": report.norm}.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
         else:
-            self._note_skipped(report, share)
+            self._note_skipped(report)
         if self.options.on_step is not None:
             self.options.on_step(report)
 
-    def _note_skipped(self, report: StepReport, share: Batch) -> None:
+    def _note_skipped(self, report: StepReport) -> None:
         """Count and explain a step whose gradient was not finite; too many end the run."""
         scaler = self.engine.scaler
         suspected = self.processes.total([len(report.suspects)])[0] > 0
@@ -253,7 +263,7 @@ class _Run:
         progress = self.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        reason = monitor.explain_skipped(self.engine, report, share, self.data.train)
+        reason = monitor.explain_skipped(self.engine, report, self.data.train)
         self.say(f"step {report.step} was skipped, its gradient was not finite: {reason}")
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW or progress.skipped >= MAX_SKIPPED:
             raise DivergedError(
@@ -287,7 +297,8 @@ class _Run:
         network, scoring = self.engine.network, self.config.model.scoring
         with results.averaged(self.engine):
             evaluate(network, scoring, parts, evaluator, on_batch=self.options.on_batch)
-        gather(evaluator)
+        with self.processes.exchange():
+            gather(evaluator)
         return evaluator
 
     def _until_stopped(self, items: Iterable[Item]) -> Iterator[Item]:

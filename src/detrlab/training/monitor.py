@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.losses.criterion import Criterion
+from detrlab.ops.shares import computing
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.engine import (
     Engine,
@@ -21,7 +22,6 @@ from detrlab.training.engine import (
 )
 
 if TYPE_CHECKING:
-    from detrlab.data.batching import Batch
     from detrlab.data.table import Table
 
 MIN_SPREAD = 0.005
@@ -32,25 +32,25 @@ MIN_AP = 0.05
 """No warnings about single classes below this AP."""
 
 
-def explain_skipped(engine: Engine, report: StepReport, share: Batch, table: Table) -> str:
+def explain_skipped(engine: Engine, report: StepReport, table: Table) -> str:
     """Compute a skipped step again, in all processes, and describe the first value not finite.
 
     Args:
         engine: that skipped the step; its network is left unchanged.
         report: of the step.
-        share: the images of this process.
         table: the training split.
     """
     suspected = engine.processes.total([len(report.suspects)])[0] > 0
     pieces = report.suspects
     if not suspected:
-        pieces = dict(enumerate(micro_batches(share, engine.micro_batch)))
+        pieces = dict(enumerate(micro_batches(report.share, engine.micro_batch)))
     own = None
     for part, piece in pieces.items():
         seed_step(engine.config.seed, report.step, engine.processes.rank, part)
         images, targets = to_device(piece, engine.processes.device)
         precision = engine.config.precision
-        found = find_nonfinite(engine.network, engine.criterion, images, targets, precision)
+        with computing(piece.share):
+            found = find_nonfinite(engine.network, engine.criterion, images, targets, precision)
         if found is not None:
             files = {table.image_id(i): table.file(i) for i in range(len(table))}
             own = f"{found} (images {', '.join(files[each] for each in piece.image_ids)})"
@@ -117,7 +117,7 @@ def _first_nonfinite(
     ]
     try:
         with autocast(images.pixels.device, precision):
-            output = network(images)
+            output = network(images, targets)
     finally:
         for handle in handles:
             handle.remove()

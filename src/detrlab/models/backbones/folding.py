@@ -205,7 +205,10 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
 
     Attributes:
         held: it keeps its running statistics in training too, see ``checkpoints.freeze``.
+        twin: what normalises in its place, in training by several processes.
     """
+
+    twin: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum)
@@ -225,7 +228,9 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return maps if self.fixed else super().forward(maps)
+        if self.fixed:
+            return maps
+        return super().forward(maps) if self.twin is None else self.twin(maps)
 
 
 def fold(parent: nn.Module, conv: str, norm: str) -> None:

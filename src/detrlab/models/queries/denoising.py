@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from detrlab.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detrlab.errors import UserError
 from detrlab.models.anchors import EPS, anchors
+from detrlab.ops.shares import current_share, image_generators
 from detrlab.structures import Denoising, Memory, Pairs, Queries, References, SupervisedSet, Target
 
 MOST = 4000
@@ -42,9 +43,8 @@ class DenoisingQueries(nn.Module):
 
     Each group holds every object once with little noise, to be restored, and (contrastive) once
     with more noise, to be rejected. Groups do not see one another, and the other queries do not
-    see them. The number of groups follows the image with the most objects.
-
-    All noise comes from torch's generator, which training seeds by (seed, step).
+    see them. The number of groups follows the image with the most objects: of the whole step in
+    training, so that a step does not depend on its split. Each image's noise is its own.
 
     Args:
         source: memory, targets -> queries, supervised sets.
@@ -92,7 +92,8 @@ class DenoisingQueries(nn.Module):
         queries, sets = self.source(memory, targets)
         if targets is None:
             return queries, sets
-        most = max(len(each.labels) for each in targets)
+        share = current_share()
+        most = max(len(each.labels) for each in targets) if share is None else share.fullest
         if most == 0:
             # Several processes must agree on losses, and on which parameters have a gradient.
             none = torch.zeros(0, dtype=torch.long, device=queries.content.device)
@@ -103,7 +104,7 @@ class DenoisingQueries(nn.Module):
         if groups * most * self.kinds > MOST:
             raise UserError(self._too_many(groups, most))
         noise = self.draw(targets, groups)
-        return self.insert(queries, targets, noise), sets
+        return self.insert(queries, targets, noise, most), sets
 
     def num_groups(self, most: int) -> int:
         """How many groups there are when the largest image holds ``most`` objects.
@@ -128,31 +129,46 @@ class DenoisingQueries(nn.Module):
 
     def draw(self, targets: Sequence[Target], groups: int) -> Noise:
         """Draw the noise of all groups."""
-        boxes = torch.cat([each.boxes for each in targets])
-        shape = (groups * self.kinds, len(boxes))
-        device = boxes.device
+        repeats = groups * self.kinds
+        generators = image_generators(len(targets))
+        drawn = [
+            self._draw(generator, (repeats, len(target.labels)))
+            for generator, target in zip(generators, targets, strict=True)
+        ]
+        columns = (torch.cat(column, dim=1) for column in zip(*drawn, strict=True))
+        device = targets[0].labels.device
+        return Noise(*(column.to(device, non_blocking=True) for column in columns))
+
+    def _draw(self, generator: torch.Generator, shape: tuple[int, int]) -> Noise:
+        """The noise of one image, on the CPU."""
         return Noise(
-            chosen=torch.rand(shape, device=device),
-            labels=torch.randint(self.num_classes, shape, device=device),
-            signs=torch.randint(2, (*shape, 4), device=device) * 2.0 - 1.0,
-            parts=torch.rand((*shape, 4), device=device),
+            chosen=torch.rand(shape, generator=generator),
+            labels=torch.randint(self.num_classes, shape, generator=generator),
+            signs=torch.randint(2, (*shape, 4), generator=generator) * 2.0 - 1.0,
+            parts=torch.rand((*shape, 4), generator=generator),
         )
 
-    def insert(self, queries: Queries, targets: Sequence[Target], noise: Noise) -> Queries:
-        """Put denoising queries made with ``noise`` in front of ``queries``."""
+    def insert(
+        self, queries: Queries, targets: Sequence[Target], noise: Noise, most: int
+    ) -> Queries:
+        """Put denoising queries made with ``noise`` in front of ``queries``.
+
+        Args:
+            queries: of the source.
+            targets: B of them.
+            noise: for their objects.
+            most: places of a group: objects of the fullest image.
+        """
         real = anchors(queries)
         repeats = noise.chosen.shape[0]
         sizes = [len(each.labels) for each in targets]
-        most = max(sizes)
         labels, boxes = self.disturb(targets, noise)
         device = labels.device
-        # Where each object of the batch belongs: its image, and its place there.
-        image = torch.repeat_interleave(
-            torch.arange(len(sizes), device=device),
-            torch.tensor(sizes, device=device),
-            output_size=sum(sizes),
-        )
-        place = torch.cat([torch.arange(size, device=device) for size in sizes])
+        # Where each object of the batch belongs: its image, and its place there. Found on the
+        # CPU, because a GPU would wait for the sizes.
+        image = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        place = torch.cat([torch.arange(size) for size in sizes])
+        image, place = (each.to(device, non_blocking=True) for each in (image, place))
         place = place + most * torch.arange(repeats, device=device)[:, None]  # (R, N)
         count = repeats * most
         # An empty place keeps content 0.
