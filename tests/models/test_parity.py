@@ -321,5 +321,8 @@ LIVE += [("dino-4scale", 7, "tiny", (0, 0, 0))]
 @pytest.mark.parametrize(("preset", "seed", "planes", "counts"), LIVE)
 def test_live(preset, seed, planes, counts, tmp_path):
     path = tmp_path / "numbers.npz"
-    fixtures.make(preset, path, seed, PLANES[planes], "float32", counts)
-    check_all(path, torch.float32, single(preset, SINGLE), planes)
+    # In single precision the sums of wide convolutions differ between processors.
+    dtype = torch.float64 if planes == "std" else torch.float32
+    fixtures.make(preset, path, seed, PLANES[planes], str(dtype).removeprefix("torch."), counts)
+    tolerance = DOUBLE if dtype == torch.float64 else single(preset, SINGLE)
+    check_all(path, dtype, tolerance, planes)

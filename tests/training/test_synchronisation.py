@@ -106,7 +106,7 @@ def waits(preset, **sizes):
 @pytest.mark.usefixtures("plain_ops")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_wait_for_each_layer_or_query(preset, monkeypatch):
-    monkeypatch.setattr(attention, "may_hold", lambda padding: True)  # as on a GPU
+    monkeypatch.setattr(attention, "may_hold", lambda _: True)  # as on a GPU
     few = waits(preset, decoder_layers=2, num_queries=8)
     assert waits(preset, decoder_layers=5, num_queries=8) == few
     assert waits(preset, decoder_layers=2, num_queries=24) == few

@@ -195,9 +195,7 @@ def run_training(folder, config_file, die_at, images=10, how="SIGKILL", resume="
             os.kill(os.getpid(), getattr(signal, how))
 
     data = DataSet("shapes", *shapes(train=int(images), val=4))
-    options = Options(
-        device="cpu", say=print, on_step=on_step, save_every=1, resume=bool(resume)
-    )
+    options = Options(device="cpu", say=print, on_step=on_step, save_every=1, resume=bool(resume))
     config = RunConfig.load(config_file)
     try:
         outcome = train(config, folder, data, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,10 +82,9 @@ def run(options: Options) -> int:
         timeout_graceful_shutdown=5,
     )
     with listening:
-        try:
+        with suppress(KeyboardInterrupt):  # the usual end
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # the usual end
-            say("ended")
+    say("ended")
     return 0
 
 
