@@ -74,7 +74,7 @@ def test_the_number_of_groups_follows_the_largest_image(number, most, groups):
 def test_without_noise_the_objects_themselves_are_inserted(contrastive):
     source = module(contrastive=contrastive)
     kinds, targets = 1 + contrastive, targets_of(2, 1)
-    queries = source.insert(source(None)[0], targets, quiet(3 * kinds, 3))
+    queries = source.insert(source(None)[0], targets, quiet(3 * kinds, 3), most=2)
     count = 3 * kinds * 2
     assert queries.content.shape == (2, count + REAL, WIDTH)
     denoising = queries.denoising

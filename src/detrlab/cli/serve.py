@@ -81,9 +81,8 @@ def run(options: Options) -> int:
         limit_concurrency=options.waiting + 100,
         timeout_graceful_shutdown=5,
     )
-    with listening:
-        with suppress(KeyboardInterrupt):  # the usual end
-            uvicorn.Server(config).run(sockets=[listening])
+    with listening, suppress(KeyboardInterrupt):  # the usual end
+        uvicorn.Server(config).run(sockets=[listening])
     say("ended")
     return 0
 
