@@ -75,7 +75,7 @@ def fused_kernels() -> Iterator[None]:
         yield
 
 
-def kept_for_backward(network: nn.Module, images: int) -> int:
+def kept_for_backward(network: nn.Module, images: int, size: tuple[int, int] = SIZE) -> int:
     """Bytes that autograd keeps after the forward pass, parameters and buffers left out."""
     own = {each.untyped_storage()._cdata for each in (*network.parameters(), *network.buffers())}
     kept: dict[int, Tensor] = {}
@@ -84,8 +84,8 @@ def kept_for_backward(network: nn.Module, images: int) -> int:
         kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    pixels = torch.empty(images, 3, *SIZE, device="meta")
-    padding = torch.zeros(images, *SIZE, dtype=torch.bool, device="meta")
+    pixels = torch.empty(images, 3, *size, device="meta")
+    padding = torch.zeros(images, *size, dtype=torch.bool, device="meta")
     network.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = network(ImageBatch(pixels, padding))

@@ -40,26 +40,28 @@ def test_the_first_module_with_a_bad_output_is_named(parts, module):
         return torch.where(torch.rand_like(output) > 0.9, math.nan, output)
 
     parts[0].get_submodule(module).register_forward_hook(spoil)
-    assert find_nonfinite(*parts).endswith(module)
+    assert find_nonfinite(*parts).where.endswith(module)
 
 
 def test_bad_weights_images_boxes_and_gradients_are_told_apart(parts):
     network, criterion, images, targets = parts
     images.pixels[1, 0, 3, 4] = math.inf
-    assert "images" in find_nonfinite(network, criterion, images, targets)
+    found = find_nonfinite(network, criterion, images, targets)
+    assert ("images" in found.where, found.images) == (True, (1,))
     images.pixels[1, 0, 3, 4] = 0.0
     broken = [Target(torch.tensor([0]), torch.tensor([[0.5, 0.5, math.nan, 0.1]]))] * 2
-    assert "annotated boxes" in find_nonfinite(network, criterion, images, broken)
+    found = find_nonfinite(network, criterion, images, broken)
+    assert ("annotated boxes" in found.where, found.images) == (True, (0, 1))
     last = network.get_submodule("decoder.heads.1.boxes").layers[1]
     handle = last.weight.register_hook(lambda gradient: gradient * math.nan)
     found = find_nonfinite(network, criterion, images, targets)
-    assert "gradients" in found
-    assert found.endswith("decoder.heads.1.boxes.layers.1.weight")
+    assert "gradients" in found.where
+    assert found.where.endswith("decoder.heads.1.boxes.layers.1.weight")
     handle.remove()
     with torch.no_grad():
         network.get_submodule("encoder.layers.0.ffn.linear1").weight[0, 0] = math.nan
     found = find_nonfinite(network, criterion, images, targets)
-    assert "weights encoder.layers.0.ffn.linear1.weight" in found
+    assert "weights encoder.layers.0.ffn.linear1.weight" in found.where
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_its_images_are_named(
@@ -70,7 +72,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_images_are_named(
 
     def step(self, share, number, **options):
         if number == 1:
-            spoilt.update(share.image_ids)
+            spoilt.add(share.image_ids[0])
             share.images.pixels[0] = math.nan
         return true(self, share, number, **options)
 

@@ -342,13 +342,18 @@ class _Run:
             self.saved_at = self._place()
 
     def _require_finite(self) -> None:
-        """Never replace a good state by weights that are not finite."""
-        for name, each in self.engine.network.named_parameters():
-            if not torch.isfinite(each).all():
-                raise DivergedError(
-                    f"the training has diverged: the weights {name} are not finite. Files saved "
-                    "before are unchanged; lower the learning rate and start a new run"
-                )
+        """Never replace a good state by numbers that are not finite."""
+        average = self.engine.average
+        kinds = {"weights": self.engine.network.state_dict()}
+        if average is not None:
+            kinds["averaged weights"] = average.values
+        for kind, values in kinds.items():
+            for name, each in values.items():
+                if not torch.isfinite(each).all():
+                    raise DivergedError(
+                        f"the training has diverged: the {kind} {name} are not finite. Files saved "
+                        "before are unchanged; lower the learning rate and start a new run"
+                    )
 
     def _place(self) -> tuple[int, int]:
         return self.progress.step, len(self.progress.epochs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ MIN_AP = 0.05
 """No warnings about single classes below this AP."""
 
 
+class Found(NamedTuple):
+    """The first value that is not finite.
+
+    Attributes:
+        where: in words.
+        images: positions in the batch of the images it belongs to; all of them where the value
+            belongs to no image.
+    """
+
+    where: str
+    images: tuple[int, ...]
+
+
 def explain_skipped(engine: Engine, report: StepReport, table: Table) -> str:
     """Compute a skipped step again, in all processes, and describe the first value not finite.
 
@@ -53,7 +66,8 @@ def explain_skipped(engine: Engine, report: StepReport, table: Table) -> str:
             found = find_nonfinite(engine.network, engine.criterion, images, targets, precision)
         if found is not None:
             files = {table.image_id(i): table.file(i) for i in range(len(table))}
-            own = f"{found} (images {', '.join(files[each] for each in piece.image_ids)})"
+            names = (files[piece.image_ids[index]] for index in found.images)
+            own = f"{found.where} (images {', '.join(names)})"
             break
     everywhere = engine.processes.gather(own)
     return next((each for each in everywhere if each), "finite when computed again")
@@ -65,7 +79,7 @@ def find_nonfinite(
     images: ImageBatch,
     targets: Sequence[Target],
     precision: str = "float32",
-) -> str | None:
+) -> Found | None:
     """Run forward and backward again and describe the first infinity or NaN.
 
     The network is left unchanged: weights, gradients and running statistics.
@@ -80,14 +94,17 @@ def find_nonfinite(
     Returns:
         None if everything is finite.
     """
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the weights {name} are not finite"
-    if not torch.isfinite(images.pixels).all():
-        return "the images contain values that are not finite"
-    for target in targets:
-        if not torch.isfinite(target.boxes).all():
-            return "the annotated boxes contain values that are not finite"
+    everything = tuple(range(len(targets)))
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            kind = "weights" if name in dict(network.named_parameters()) else "statistics"
+            return Found(f"the {kind} {name} are not finite", everything)
+    bad = _rows(images.pixels)
+    if bad:
+        return Found("the images contain values that are not finite", bad)
+    bad = tuple(i for i, target in enumerate(targets) if _rows(target.boxes))
+    if bad:
+        return Found("the annotated boxes contain values that are not finite", bad)
     statistics = running_statistics(network)
     before = [each.clone() for each in statistics]
     gradients = [each.grad for each in network.parameters()]
@@ -108,10 +125,10 @@ def _first_nonfinite(
     images: ImageBatch,
     targets: Sequence[Target],
     precision: str,
-) -> str | None:
-    found: list[str] = []
+) -> Found | None:
+    found: list[Found] = []
     handles = [
-        module.register_forward_hook(_observer(name, found))
+        module.register_forward_hook(_observer(name, len(targets), found))
         for name, module in network.named_modules()
         if name
     ]
@@ -123,11 +140,15 @@ def _first_nonfinite(
             handle.remove()
     if found:
         # Hooks run when a module ends, so the first is the innermost module that ran first.
-        return f"the first output that is not finite is that of the module {found[0]}"
-    loss = criterion(output, list(targets)).total
-    if not torch.isfinite(loss):
-        return "the network's outputs are finite, but the loss is not"
-    loss.backward()
+        return found[0]
+    everything = tuple(range(len(targets)))
+    losses = criterion(output, list(targets))
+    for name, terms in losses.terms.items():
+        for term, value in terms.items():
+            if not torch.isfinite(value):
+                where = f"the network's outputs are finite, but the {term} loss of {name} is not"
+                return Found(where, everything)
+    losses.total.backward()
     bad = [
         name
         for name, each in network.named_parameters()
@@ -136,26 +157,39 @@ def _first_nonfinite(
     if not bad:
         return None
     # The backward pass runs from the last module to the first.
-    return (
+    return Found(
         f"the loss is finite, but the gradients of {len(bad)} parameters are not; the one nearest "
-        f"to the loss is {bad[-1]}"
+        f"to the loss is {bad[-1]}",
+        everything,
     )
 
 
-def _observer(name: str, found: list[str]) -> Any:
+def _observer(name: str, images: int, found: list[Found]) -> Any:
+    where = f"the first output that is not finite is that of the module {name}"
+
     def observe(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-        if not found and not all(torch.isfinite(each).all() for each in _tensors(output)):
-            found.append(name)
+        for each in () if found else _tensors(output):
+            bad = _rows(each)
+            if bad:
+                known = len(each) == images
+                found.append(Found(where, bad if known else tuple(range(images))))
+                return
 
     return observe
+
+
+def _rows(values: Tensor) -> tuple[int, ...]:
+    """Where along the first axis something is not finite."""
+    good = torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else values.isfinite()
+    return tuple((~good).nonzero().flatten().tolist())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
+    elif isinstance(value, (tuple, list, Mapping)):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(each)
 
 
