@@ -16,7 +16,8 @@ from detrlab.errors import UserError
 from detrlab.models.backbones.timm import frozen_parameters
 from detrlab.models.prepare import prepare
 from detrlab.presets import build_network
-from detrlab.presets.deformable import DeformableDetr, DeformableDetrTwoStage
+from detrlab.presets.deformable import DeformableDetrTwoStage
+from detrlab.presets.rtdetr import RtDetr
 from detrlab.structures import ImageBatch, Target
 from detrlab.training.optim import build_optimizer, clip_gradients, parameter_groups
 
@@ -51,26 +52,30 @@ class Subject:
         self.optimizer.step()
 
 
-def pictures(size: tuple[int, int], batch: int) -> tuple[ImageBatch, list[Target]]:
+def pictures(
+    size: tuple[int, int], batch: int, device: str = "cpu"
+) -> tuple[ImageBatch, list[Target]]:
     """Noise of one (height, width), unpadded, with objects at random positions."""
     draw = torch.Generator().manual_seed(0)
     images = ImageBatch(
-        torch.randn(batch, 3, *size, generator=draw), torch.zeros(batch, *size, dtype=torch.bool)
+        torch.randn(batch, 3, *size, generator=draw).to(device),
+        torch.zeros(batch, *size, dtype=torch.bool, device=device),
     )
     targets = []
     for _ in range(batch):
         sides = torch.rand(OBJECTS, 2, generator=draw) * 0.3 + 0.05
         centers = torch.rand(OBJECTS, 2, generator=draw) * (1 - sides) + sides / 2
-        targets.append(
-            Target(torch.zeros(OBJECTS, dtype=torch.long), torch.cat([centers, sides], 1))
-        )
+        labels = torch.zeros(OBJECTS, dtype=torch.long)
+        targets.append(Target(labels.to(device), torch.cat([centers, sides], 1).to(device)))
     return images, targets
 
 
-def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
+def ours(
+    config: ModelConfig, size: tuple[int, int], batch: int = 1, device: str = "cpu"
+) -> Subject:
     """Detrlab's detector."""
-    network = prepare(build_network(config))
-    images, targets = pictures(size, batch)
+    network = prepare(build_network(config)).to(device)
+    images, targets = pictures(size, batch, device)
     train = TrainConfig()
     criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)
@@ -85,7 +90,9 @@ def ours(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
     )
 
 
-def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subject:
+def theirs(
+    config: ModelConfig, size: tuple[int, int], batch: int = 1, device: str = "cpu"
+) -> Subject:
     """The same architecture in transformers: equal dropout, losses and trainable parameters.
 
     Raises:
@@ -110,15 +117,16 @@ def theirs(config: ModelConfig, size: tuple[int, int], batch: int = 1) -> Subjec
     values = to_transformers(config, [f"class {index}" for index in range(config.num_classes)])
     # A loss for every decoder layer, as ours.
     values["auxiliary_loss"] = True
-    kind = "DeformableDetr" if isinstance(config, DeformableDetr) else "Detr"
-    model = getattr(transformers, f"{kind}ForObjectDetection")(
-        getattr(transformers, f"{kind}Config")(**values)
-    )
-    # Freeze what ours freezes: transformers leaves a timm backbone's stem trainable.
-    body = model.get_submodule("model.backbone.model")
-    for parameter in frozen_parameters(body, config.backbone_trains):
-        parameter.requires_grad_(False)
-    images, targets = pictures(size, batch)
+    (kind,) = values["architectures"]
+    settings = getattr(transformers, kind.replace("ForObjectDetection", "Config"))
+    model = getattr(transformers, kind)(settings(**values))
+    if not isinstance(config, RtDetr):  # real-time detectors train all, in both libraries
+        # Freeze what ours freezes: transformers leaves a timm backbone's stem trainable.
+        body = model.get_submodule("model.backbone.model")
+        for parameter in frozen_parameters(body, config.backbone_trains):
+            parameter.requires_grad_(False)
+    model.to(device)
+    images, targets = pictures(size, batch, device)
     given: dict[str, Any] = {
         "pixel_values": images.pixels,
         "pixel_mask": (~images.padding).long(),
