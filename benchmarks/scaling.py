@@ -17,6 +17,7 @@ import torch
 from detrlab import files
 from detrlab.benchmark import memory, subjects, timing
 from detrlab.benchmark.cost import provenance
+from detrlab.figures import new_figure, save_figure, styled
 from detrlab.presets import model_config
 
 SIDES = (320, 448, 640, 800, 1066, 1333)
@@ -101,21 +102,16 @@ def exponents(rows: list[dict]) -> list[dict]:
     return found
 
 
+@styled
 def draw(report: dict, path: Path) -> None:
     """Time of a step and memory over the image side, queries and batch."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "detrlab"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    figure, axes = new_figure(11, 6, columns=3, rows=2)
     names = {"side": "image side in pixels", "queries": "queries", "batch": "images in a batch"}
     for column, (varies, label) in enumerate(names.items()):
         for row, (value, title) in enumerate(
             (("training_ms", "training step, s"), ("training_mb", "memory of a step, GB"))
         ):
-            panel = axes[row, column]
+            panel = axes[3 * row + column]
             for model in dict.fromkeys(each["model"] for each in report["points"]):
                 chosen = [
                     each
@@ -136,8 +132,8 @@ def draw(report: dict, path: Path) -> None:
             panel.set_ylabel(title)
             panel.set_ylim(bottom=0)
             panel.grid(alpha=0.3)
-    axes[0, 0].legend(title="dotted: linear in tokens")
-    figure.savefig(path, metadata={"Date": None})
+    axes[0].legend(title="dotted: linear in tokens")
+    save_figure(figure, path)
 
 
 def main() -> None:
