@@ -58,8 +58,9 @@ class ComparisonOptions(RecipeOptions):
         named = self.device if self.device != "auto" else None
         device = named if self.launch == "slurm" else device_name(self.device)
         place = self.launch and scheduler(self.launch, self.launch_set, device)
-        with watching() if place else nullcontext((say, None)) as (report, show):
-            try:
+        command = shlex.join(["detrlab", *sys.argv[1:]])
+        try:
+            with watching() if place else nullcontext((say, None)) as (report, show):
                 comparison = compare(
                     models,
                     recipe=self.settled(),
@@ -68,18 +69,17 @@ class ComparisonOptions(RecipeOptions):
                     budget=self.budget,
                     device=device,
                     launcher=Jobs(place, show) if place else None,
-                    command=shlex.join(["detrlab", *sys.argv[1:]]),
+                    command=command,
                     report=report,
                     **more,
                 )
-            except KeyboardInterrupt:
-                if place and read_record(folder / JOBS):
-                    again = shlex.join(["detrlab", *sys.argv[1:]])
-                    report(
-                        f"\nThe jobs go on. Come back to them with the same command:\n  {again}\n"
-                        f"End them with:\n  {again} --cancel"
-                    )
-                raise
+        except KeyboardInterrupt:
+            if place and read_record(folder / JOBS):
+                say(
+                    f"\nThe jobs go on. Come back to them with the same command:\n  {command}\n"
+                    f"End them with:\n  {command} --cancel"
+                )
+            raise
         return finish(comparison, as_json=self.json, ladder=ladder)
 
     def end_jobs(self, output: str) -> int:

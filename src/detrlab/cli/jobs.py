@@ -75,7 +75,7 @@ def table(states: Sequence[State], height: int) -> Group:
             f"{state.epoch}/{state.epochs or '?'}" if state.epoch else "",
             _number(state.ap, 100),
             _number(state.minutes),
-            "" if state.left is None else f"~{state.left:.0f}",
+            state.time_left,
         )
         style = _COLOURS[state.kind]
         words = [

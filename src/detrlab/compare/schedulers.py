@@ -103,6 +103,17 @@ def end(job: Submitted) -> None:
     psutil.wait_procs(chain, timeout=SAVING)
 
 
+def fate(key: str) -> str:
+    """How a job of SLURM has ended, such as `` (OUT_OF_MEMORY)``; empty where nobody knows."""
+    kind, _, number = key.partition(":")
+    try:
+        asked = ("--noheader", "--allocations", "--parsable2", "--format", "State", "--jobs")
+        state = _ask("sacct", *asked, number).split() if kind == "slurm" else []
+    except UserError:  # many clusters keep no accounts
+        state = []
+    return f" ({state[0]})" if state else ""
+
+
 def _process(job: Submitted) -> Any:
     """The process of a local job, if it lives: another one may have got its number since."""
     import psutil

@@ -22,7 +22,7 @@ from detrlab.compare.definition import Run
 from detrlab.compare.job import MARK_FILE, RETRIES, Mark
 from detrlab.compare.results import RESULT_FILE, Failure
 from detrlab.compare.runs import PATIENCE, Say
-from detrlab.compare.schedulers import Live, Local, Slurm, Submitted, end, live
+from detrlab.compare.schedulers import Live, Local, Slurm, Submitted, end, fate, live
 from detrlab.errors import UserError
 from detrlab.training.folder import InUseError, RunConfig, RunFolder, locked
 from detrlab.training.signals import stop_requests
@@ -61,6 +61,13 @@ class State:
         """Whether nothing more happens to the run."""
         return self.kind in ("done", "failed")
 
+    @property
+    def time_left(self) -> str:
+        """Minutes that remain, in words; empty where that is not known."""
+        if self.left is None:
+            return ""
+        return f"~{self.left:.0f}" if self.left >= 1 else "<1"
+
     def line(self) -> str:
         """One line of text."""
         parts = [f"{self.run.entrant}, seed {self.run.seed}: {self.kind}"]
@@ -71,7 +78,7 @@ class State:
         if self.kind == "done" and self.minutes is not None:
             parts.append(f"{self.minutes:.1f} min")
         if self.left is not None:
-            parts.append(f"about {self.left:.0f} min left")
+            parts.append(f"{self.time_left} min left")
         return ", ".join(parts) + (f" ({self.why})" if self.why else "")
 
 
@@ -228,13 +235,17 @@ class _Watch:
         name = run.folder.name
         if not self._first and had and (name, had) not in self._counted:
             self._losses[name] += 1
+            why = fate(had)
+            log = self._folder / f"{had.partition(':')[2]}_0_log.err"
+            if "CANCELLED" in why:  # whoever did that does not want it back
+                Mark(had, "its job was cancelled").write(run.folder)
+                return False
             if self._losses[name] > RETRIES:
-                log = self._folder / f"{had.partition(':')[2]}_0_log.err"
-                reason = f"its jobs ended {1 + RETRIES} times without a result (log: {log})"
-                Mark(had, reason).write(run.folder)
+                times = f"{1 + RETRIES} times without a result{why}"
+                Mark(had, f"its jobs ended {times} (log: {log})").write(run.folder)
                 return False
             self._report(
-                f"{run.entrant}, seed {run.seed}: its job has ended without a result: submitted "
+                f"{run.entrant}, seed {run.seed}: its job ended without a result{why}: submitted "
                 f"again ({self._losses[name]} of {RETRIES} times)"
             )
         self._counted.add((name, had))
@@ -322,9 +333,9 @@ def cancel(folder: Path, report: Say) -> None:
     Raises:
         UserError: SLURM does not answer, or another command is submitting jobs.
     """
-    jobs = read_record(folder / JOBS)
-    if not jobs:
-        report(f"no jobs were submitted in {folder}")
+    nothing = f"no job of {folder} is queued or running"
+    if not read_record(folder / JOBS):
+        report(nothing)
         return
     with ExitStack() as stack:
         patience = time.monotonic() + PATIENCE
@@ -347,7 +358,7 @@ def cancel(folder: Path, report: Say) -> None:
                 where = "of SLURM" if job.where == "slurm" else "on this machine"
                 report(f"ended job {job.id} {where} ({', '.join(runs) or 'it trained nothing'})")
         if not alive:
-            report(f"no job of {folder} is queued or running")
+            report(nothing)
         for job in jobs:
             for run in (folder / "runs" / name for name in job.runs if job.key in alive):
                 if not (run / RESULT_FILE).is_file() and not _reason(Mark.read(run)):
@@ -359,4 +370,5 @@ def cancel(folder: Path, report: Say) -> None:
 def _is_of(run: Path, job: Submitted) -> bool:
     """Whether a job trains the run in a folder, or is the one that will."""
     mark = Mark.read(run)
-    return (mark is not None and mark.job == job.key) or job.where == "slurm"
+    is_its = mark.job == job.key if mark is not None else job.where == "slurm"
+    return is_its and not (run / RESULT_FILE).is_file()
