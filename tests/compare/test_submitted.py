@@ -49,7 +49,7 @@ class Cluster:
         for group in groups:
             self.submissions.append(group)
             new.append(Submitted("slurm", str(len(self.submissions)), group, "here"))
-            self.alive[new[-1].key] = Live()
+            self.alive[new[-1].key] = Live(queued=True)
         return new
 
     def live(self, jobs):
@@ -106,7 +106,7 @@ def test_a_run_is_queued_runs_and_ends(cluster, planned, tmp_path):
     kinds = [[state.kind for state in states] for states in show.looks]
     assert kinds == [
         ["queued"] * 3,
-        ["queued"] * 3,
+        ["running", "queued", "queued"],
         ["running", "queued", "done"],
         ["done", "failed", "done"],
     ]
@@ -259,7 +259,7 @@ def test_progress_comes_from_the_files_of_the_run(planned, tmp_path, cluster):
     folder.metrics.write_text(json.dumps({"epochs": [row]}))
     watch = submitted._Watch(tmp_path / "out", [run], cluster, str)
     watch.look()
-    Mark("slurm:1").write(run.folder)
+    cluster.alive["slurm:1"] = Live()
     (state,) = watch.look()
     line = "detr, seed 0: running, epoch 4/10, AP 12.3, ~6 min left"
     assert state.line() == line

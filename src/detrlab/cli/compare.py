@@ -49,7 +49,7 @@ class ComparisonOptions(RecipeOptions):
         from detrlab.cli.jobs import watching
         from detrlab.compare import compare
         from detrlab.compare.schedulers import scheduler
-        from detrlab.compare.submitted import JOBS, Jobs, read_record
+        from detrlab.compare.submitted import Jobs, are_live
 
         if self.launch is None and self.launch_set:
             raise UserError(f"--launch-set {self.launch_set[0]}: it needs --launch slurm")
@@ -74,7 +74,7 @@ class ComparisonOptions(RecipeOptions):
                     **more,
                 )
         except KeyboardInterrupt:
-            if place and read_record(folder / JOBS):
+            if place and are_live(folder):
                 say(
                     f"\nThe jobs go on. Come back to them with the same command:\n  {command}\n"
                     f"End them with:\n  {command} --cancel"

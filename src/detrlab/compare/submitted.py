@@ -227,7 +227,7 @@ class _Watch:
             self._report(f"{error}: tried again soon")
             return
         self._jobs = (*kept, *new)
-        self._live |= {job.key: Live() for job in new}
+        self._live |= {job.key: Live(queued=True) for job in new}
         write_record(self._folder, self._jobs)
 
     def _may_start(self, run: Run, had: str) -> bool:
@@ -262,18 +262,19 @@ class _Watch:
             state = State(run, "done", epochs, epochs, result.metrics["ap"], minutes)
             self._over[run.folder] = state
             return state
-        mark, so_far = Mark.read(run.folder), self._so_far(run)
-        kind: Literal["queued", "running", "failed"] = "queued"
-        why, left = "", None
+        mark, so_far, name = Mark.read(run.folder), self._so_far(run), run.folder.name
         if mark is not None and mark.reason:
-            kind, why = "failed", mark.reason
-        elif mark is not None and mark.job in self._live and not self._live[mark.job].queued:
-            kind, left = "running", so_far.left
+            return replace(so_far, kind="failed", why=mark.reason, left=None, in_use=mark.running)
+        own = [job for job in self._jobs if name in job.runs and job.key in self._live]
+        if mark is not None and mark.job in self._live:
+            job, has_started = self._live[mark.job], True
+        elif own:  # a job of several runs may start another one first
+            job, has_started = self._live[own[0].key], own[0].runs == (name,)
         else:
-            own = [job.key for job in self._jobs if run.folder.name in job.runs]
-            why = next((self._live[key].why for key in own if key in self._live), "")
-        in_use = mark is not None and mark.running
-        return replace(so_far, kind=kind, why=why, left=left, in_use=in_use)
+            return replace(so_far, left=None)
+        if has_started and not job.queued:
+            return replace(so_far, kind="running")
+        return replace(so_far, why=job.why, left=None)
 
     def _so_far(self, run: Run) -> State:
         """What the files of an unfinished run say."""
@@ -321,6 +322,15 @@ def read_record(folder: Path) -> tuple[Submitted, ...]:
 def write_record(folder: Path, jobs: Sequence[Submitted]) -> None:
     """Record the jobs that have not ended."""
     files.write_json(folder / "jobs.json", [asdict(job) for job in jobs])
+
+
+def are_live(folder: Path) -> bool:
+    """Whether jobs of a comparison have not ended; True also where SLURM does not answer."""
+    jobs = read_record(folder / JOBS)
+    try:
+        return bool(live(jobs))
+    except UserError:
+        return True
 
 
 def cancel(folder: Path, report: Say) -> None:
