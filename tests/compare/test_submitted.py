@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 
 import fake_slurm
 import psutil
@@ -20,7 +22,7 @@ from detrlab.compare import collect, compare, submitted
 from detrlab.compare import job as job_module
 from detrlab.compare.job import Job, Mark
 from detrlab.compare.runs import KilledError
-from detrlab.compare.schedulers import Live, Local, Slurm, Submitted, scheduler
+from detrlab.compare.schedulers import SETTINGS, Live, Local, Slurm, Submitted, scheduler
 from detrlab.compare.submitted import Jobs, State, cancel, read_record, write_record
 from detrlab.errors import UserError
 from detrlab.training.folder import RunConfig, RunFolder, locked
@@ -365,6 +367,12 @@ def test_mistakes_are_one_clear_line(words, expected, capsys, tmp_path):
     assert expected in message
     assert "\n" not in message
     assert not (tmp_path / "out").exists()
+
+
+def test_the_documentation_has_every_setting():
+    page = Path(__file__).parents[2] / "docs" / "comparing.md"
+    table = page.read_text(encoding="utf-8").partition("| `--launch-set` |")[2].partition("\n\n")[0]
+    assert SETTINGS.keys() == {name for name in re.findall(r"`(\w+)`", table) if name != "sbatch"}
 
 
 def test_without_submitit_one_line_says_what_to_install(monkeypatch, capsys):

@@ -79,7 +79,8 @@ class State:
             parts.append(f"{self.minutes:.1f} min")
         if self.left is not None:
             parts.append(f"{self.time_left} min left")
-        return ", ".join(parts) + (f" ({self.why})" if self.why else "")
+        why = f": {self.why}" if self.kind == "failed" else f" ({self.why})"
+        return ", ".join(parts) + (why if self.why else "")
 
 
 Show = Callable[[Sequence[State]], None]
