@@ -205,9 +205,14 @@ def test_a_scheduler_that_is_silent_for_a_while_loses_nothing(cluster, planned, 
     def end(_):
         finish(planned[0])
 
-    show = script(lambda _: monkeypatch.setattr(submitted, "live", busy), str, end)
+    def silence(_):
+        monkeypatch.setattr(submitted, "live", busy)
+        write_record(folder / "jobs", [])  # by another command, which knows more
+
+    show = script(silence, str, end)
     assert Jobs(cluster, show)(folder, planned[:1], str) == ()
     assert len(cluster.submissions) == 1
+    assert show.looks[1][0].kind == "queued"
     with pytest.raises(UserError, match="timed out"):
         Jobs(cluster, show)(folder, planned, str)
 
@@ -268,8 +273,11 @@ def test_progress_comes_from_the_files_of_the_run(planned, tmp_path, cluster):
     later = time.time() - 120
     os.utime(folder.metrics, (later, later))
     assert watch.look()[0].left == pytest.approx(4, abs=0.1)
-    folder.metrics.write_text("{")
-    assert watch.look()[0].line() == "detr, seed 0: running"
+    for damaged in ("{", "[]", '{"epochs": [{"epoch": 0, "seconds": 1, "ap": "high"}]}'):
+        folder.metrics.write_text(damaged)
+        assert watch.look()[0].line() == "detr, seed 0: running"
+    (run.folder / "job.json").write_text('{"job": 3, "reason": ["x"]}')
+    assert Mark.read(run.folder) is None
 
 
 # --- the job ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -11,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from detrlab import files
 from detrlab.compare.definition import Run
@@ -50,9 +51,12 @@ class Mark:
     def read(cls, folder: Path) -> Mark | None:
         """Read from a run's folder; None where there is none."""
         try:
-            return cls(**json.loads((folder / MARK_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):
+            return _MARK.validate_json((folder / MARK_FILE).read_bytes())
+        except (OSError, ValueError):
             return None
+
+
+_MARK = TypeAdapter(Mark)
 
 
 class Job:

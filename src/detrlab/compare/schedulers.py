@@ -135,7 +135,8 @@ def _ask(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError:
         raise UserError(
-            f"{command[0]} is not on this machine: run this where jobs are submitted to SLURM"
+            f"{command[0]} is not on this machine: run this where jobs are submitted to SLURM, or "
+            "delete jobs/jobs.json of the comparison if none is left"
         ) from None
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)

@@ -146,6 +146,7 @@ class _Watch:
         self._scheduler = scheduler
         self._report = report
         self._first = True
+        self._jobs: tuple[Submitted, ...] = ()
         self._live: dict[str, Live] = {}
         self._over: dict[Path, State] = {}
         self._progress: dict[Path, tuple[int, State]] = {}
@@ -155,22 +156,24 @@ class _Watch:
 
     def look(self) -> list[State]:
         """The state of every run, after submitting what needs a job."""
-        if self._unfinished():
-            self._look_for_jobs()
-            if self._first or self._needed():
-                # Several commands may watch the same runs: one at a time decides.
-                with suppress(InUseError), locked(self._folder):
-                    self._look_for_jobs()
+        if self._unfinished() and self._found_jobs() and (self._first or self._needed()):
+            # Several commands may watch the same runs: one at a time decides.
+            with suppress(InUseError), locked(self._folder):
+                if self._found_jobs():
                     self._submit()
         return [self._state(run) for run in self._runs]
 
-    def _look_for_jobs(self) -> None:
-        self._jobs = read_record(self._folder)
+    def _found_jobs(self) -> bool:
+        """Look which jobs live; returns False where SLURM, busy at times, does not answer."""
+        jobs = read_record(self._folder)
         try:
-            self._live = live(self._jobs)
+            self._live = live(jobs)
         except UserError:
             if self._first:
-                raise  # later: SLURM is busy at times
+                raise
+            return False
+        self._jobs = jobs
+        return True
 
     # --- submitting -------------------------------------------------------------------
 
@@ -226,6 +229,8 @@ class _Watch:
             if self._first:
                 raise
             self._report(f"{error}: tried again soon")
+            return
+        if not new:
             return
         self._jobs = (*kept, *new)
         self._live |= {job.key: Live(queued=True) for job in new}
@@ -287,11 +292,12 @@ class _Watch:
         if self._progress.get(run.folder, (0, None))[0] != changed.st_mtime_ns:
             try:
                 row = (folder.read_metrics() or {})["epochs"][-1]
+                epoch, minutes = int(row["epoch"]), float(row["seconds"]) / 60
                 epochs = RunConfig.load(folder.config).train.epochs
-                minutes = row["seconds"] / 60
-                left = minutes / row["epoch"] * (epochs - row["epoch"])
-                state = State(run, "queued", row["epoch"], epochs, row["ap"], minutes, left)
-            except (UserError, LookupError, TypeError, ZeroDivisionError):
+                left = minutes / epoch * (epochs - epoch)
+                ap = None if row["ap"] is None else float(row["ap"])
+                state = State(run, "queued", epoch, epochs, ap, minutes, left)
+            except (ValueError, LookupError, TypeError, ZeroDivisionError):
                 state = State(run, "queued")
             self._progress[run.folder] = (changed.st_mtime_ns, state)
         state = self._progress[run.folder][1]
