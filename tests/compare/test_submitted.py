@@ -441,7 +441,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_SLURM", str(state))
     monkeypatch.setenv("PATH", f"{state.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(fake_slurm, "STATE", state)
-    monkeypatch.setattr(Slurm, "pause", 0.1)
+    monkeypatch.setattr(Slurm, "pause", 0.4)
     monkeypatch.setattr(Slurm, "grace", 0.0)
     yield state
     for job, now in fake_slurm.jobs().items():
@@ -559,7 +559,7 @@ def test_two_at_once_give_the_same_to_the_bit_though_processes_are_killed(
                 chain[1 if not killed else 0].kill()
                 killed.append(state.run.folder)
 
-    monkeypatch.setattr(Local, "pause", 0.05)
+    monkeypatch.setattr(Local, "pause", 0.2)
     jobs = Jobs(scheduler("local:2"), show)
     both = {"recipe": recipe, "seeds": (0, 1)}
     found = compare(MODELS, **both, output=tmp_path / "jobs", launcher=jobs, report=said.append)
