@@ -153,6 +153,23 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, tiny_config, tiny_data):
     assert not list((tmp_path / "state").glob("*"))
 
 
+def test_a_batch_system_may_signal_again_and_end_the_data_loading_first(
+    tmp_path, tiny_config, tiny_data
+):
+    def signalled(report):
+        if report.step == 1:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+            raise UserError("a data loading worker died")
+
+    options = Options(on_step=signalled, repeats=60)
+    assert not train(tiny_config(), tmp_path / "cut", tiny_data, options).finished
+    train(tiny_config(), tmp_path / "cut", tiny_data, Options(resume=True))
+    train(tiny_config(), tmp_path / "whole", tiny_data)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_nothing_is_overwritten(tmp_path, tiny_config, tiny_data):
     config = tiny_config(epochs=1)
     with pytest.raises(UserError, match="no run in"):

@@ -28,5 +28,7 @@ def run(options: Options) -> int:
     from detrlab.compare import varied
 
     settings = "-".join(text.partition("=")[0] for text in options.vary)
-    entrants = varied(options.model, options.vary)
-    return options.compare(entrants, f"runs/ablate/{options.model}-{settings}")
+    output = f"runs/ablate/{options.model}-{settings}"
+    if options.cancel:
+        return options.end_jobs(output)
+    return options.compare(varied(options.model, options.vary), output)

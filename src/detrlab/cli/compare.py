@@ -6,7 +6,9 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -32,26 +34,61 @@ class ComparisonOptions(RecipeOptions):
     """cpu, cuda, cuda:1 ..."""
     json: bool = False
     """Print the result as JSON instead of tables."""
+    launch: Annotated[str | None, tyro.conf.arg(metavar="local:N|slurm")] = None
+    """Train in jobs that go on when this command ends: N at once on this machine, or by SLURM."""
+    launch_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Of SLURM's jobs: partition=gpu gpus=1 minutes=600 ... (docs/comparing.md has all names)"""
+    cancel: bool = False
+    """End the jobs of this comparison; what was trained is saved."""
 
     def compare(
         self, models: Sequence[str | Entrant], output: str, ladder: bool = False, **more: Any
     ) -> int:
         """Compare; returns the exit code: 1 when a run failed, with the others' results written."""
         from detrlab.cli.common import device_name, say
+        from detrlab.cli.jobs import watching
         from detrlab.compare import compare
+        from detrlab.compare.schedulers import scheduler
+        from detrlab.compare.submitted import Jobs, are_live
 
-        comparison = compare(
-            models,
-            recipe=self.settled(),
-            output=self.output or output,
-            seeds=self.seeds,
-            budget=self.budget,
-            device=device_name(self.device),
-            command=shlex.join(["detrlab", *sys.argv[1:]]),
-            report=say,
-            **more,
-        )
+        if self.launch is None and self.launch_set:
+            raise UserError(f"--launch-set {self.launch_set[0]}: it needs --launch slurm")
+        folder = Path(self.output or output)
+        # The device is SLURM's, not this machine's.
+        named = self.device if self.device != "auto" else None
+        device = named if self.launch == "slurm" else device_name(self.device)
+        place = self.launch and scheduler(self.launch, self.launch_set, device)
+        command = shlex.join(["detrlab", *sys.argv[1:]])
+        try:
+            with watching() if place else nullcontext((say, None)) as (report, show):
+                comparison = compare(
+                    models,
+                    recipe=self.settled(),
+                    output=folder,
+                    seeds=self.seeds,
+                    budget=self.budget,
+                    device=device,
+                    launcher=Jobs(place, show) if place else None,
+                    command=command,
+                    report=report,
+                    **more,
+                )
+        except KeyboardInterrupt:
+            if place and are_live(folder):
+                say(
+                    f"\nThe jobs go on. Come back to them with the same command:\n  {command}\n"
+                    f"End them with:\n  {command} --cancel"
+                )
+            raise
         return finish(comparison, as_json=self.json, ladder=ladder)
+
+    def end_jobs(self, output: str) -> int:
+        """End the comparison's jobs; returns the exit code."""
+        from detrlab.cli.common import say
+        from detrlab.compare.submitted import cancel
+
+        cancel(Path(self.output or output), say)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +119,11 @@ def run(options: Options) -> int:
     from detrlab.compare import collect, ladder
 
     output = f"runs/compare/{options.recipe.removesuffix('.yaml')}"
+    if options.cancel:
+        return options.end_jobs(output)
     if options.collect is not None:
+        if options.launch is not None:
+            raise UserError("--collect trains nothing: leave out --launch")
         found = collect(options.output or output, options.collect, report=say)
         return finish(found, as_json=options.json, ladder=options.ladder)
     models = options.models or (ladder() if options.ladder else ())

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.training.engine import StepReport
 
+REPEATS = 60.0
+"""Seconds to save in: a batch system, the job and its closed pipe may each ask for the stop."""
+
 
 def train_run(run: Run, data: DataSet, report: Say, device: str | None = None) -> RunResult:
     """Train a run in this process, or resume it, and leave its result in its folder.
@@ -58,6 +61,7 @@ def train_run(run: Run, data: DataSet, report: Say, device: str | None = None) -
         say=report,
         on_epoch=curves.on_epoch,
         on_batch=curves.on_batch,
+        repeats=REPEATS,
     )
     outcome = loop.train(config, run.folder, data, options)
     if not outcome.finished:

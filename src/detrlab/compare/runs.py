@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,11 @@ USER_ERROR, STOPPED, IN_USE = 2, 130, 75
 """Exit codes of the process that trains one run; 75 is EX_TEMPFAIL ("try again later")."""
 PATIENCE = 20.0
 """Seconds to wait for another process that may be about to exit, as after a kill."""
+
+
+class KilledError(UserError):
+    """The process of a run was killed."""
+
 
 Say = Callable[[str], None]
 Trainer = Callable[[Run, Say], RunResult]
@@ -88,6 +94,7 @@ def launch(run: Run, report: Say, device: str | None = None) -> RunResult:
 
     Raises:
         InUseError: another process is training it.
+        KilledError: its process was killed.
         UserError: the training cannot go on; the message says why.
         KeyboardInterrupt: it was asked to stop; what was trained is saved.
     """
@@ -133,13 +140,13 @@ def _reason(code: int, said: list[str], log: Path) -> BaseException:
     """What the exit code and the last lines of a run's process mean."""
     if code == IN_USE:
         return InUseError(said[-1] if said else "in use by another process")
-    if code in (STOPPED, -2):
+    if code in (STOPPED, -signal.SIGINT, -signal.SIGTERM):
         return KeyboardInterrupt()
     if code == USER_ERROR and said:
         return UserError(said[-1].removeprefix(ERROR_PREFIX))
     if code < 0:
         cause = ", most often because there is too little memory" if code == -9 else ""
-        return UserError(f"its process was killed by signal {-code}{cause} (log: {log})")
+        return KilledError(f"its process was killed by signal {-code}{cause} (log: {log})")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return UserError(f"{lines[-1] if lines else f'exit code {code}'} (log: {log})")
 

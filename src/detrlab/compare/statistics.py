@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from detrlab.compare.resampling import (
     OVERALL,
@@ -231,7 +231,7 @@ class Spread:
     @cached_property
     def _distance(self) -> float:
         """Half the width of the interval in standard errors, by Student's t."""
-        return float(t.ppf((1 + LEVEL) / 2, self.freedom))
+        return float(stdtrit(self.freedom, (1 + LEVEL) / 2))
 
     @cached_property
     def _tail(self) -> float | None:
@@ -240,7 +240,7 @@ class Spread:
         None where these would be too few, as with few seeds, of which there are only a few
         different draws: then Student's t gives the interval.
         """
-        tail = float(norm.cdf(-self._distance * self._stretch))
+        tail = float(ndtr(-self._distance * self._stretch))
         return tail if tail * len(self.replicates) >= 5 else None
 
     def interval(self) -> tuple[float, float]:
@@ -269,16 +269,16 @@ class Spread:
             count = len(self.replicates)
             below = float((self.replicates < 0).sum() + 0.5 * (self.replicates == 0).sum())
             tail = (min(below, count - below) + 1) / (count + 2)
-            by_percentile = -float(norm.ppf(min(tail, 0.5))) / self._stretch
+            by_percentile = -float(ndtri(min(tail, 0.5))) / self._stretch
             rare = tail * count < 5  # too few replicates beyond 0 for a percentile
             distance = max(by_percentile, distance) if rare else by_percentile
-        return min(1.0, 2 * float(t.sf(distance, self.freedom)))
+        return min(1.0, 2 * float(stdtr(self.freedom, -distance)))
 
     def needed(self, images: int, target: float = TARGET) -> Needed | None:
         """Images, or seeds, at which a true difference of ``target`` is probably detected."""
         if math.isnan(self.estimate) or self.variance == 0:
             return None
-        allowed = (target / float(norm.ppf((1 + LEVEL) / 2) + norm.ppf(_POWER))) ** 2
+        allowed = (target / float(ndtri((1 + LEVEL) / 2) + ndtri(_POWER))) ** 2
         left = allowed - (self.training or 0.0) / self.runs
         by_image = (self.common + self.own / self.runs) * images
         enough = math.ceil(by_image / left) if left > 0 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import yaml
 from detrlab import files
 from detrlab.compare import tables
 from detrlab.compare.budget import Budget
-from detrlab.compare.definition import DEFINITION_FILE, Definition, facts
+from detrlab.compare.definition import DEFINITION_FILE, Definition, Run, facts
 from detrlab.compare.entrants import (
     Entrant,
     changes,
@@ -43,6 +43,10 @@ from detrlab.recipes import recipe as named_recipe
 if TYPE_CHECKING:
     from detrlab.data import DataSet
     from detrlab.evaluation.records import GroundTruth
+
+
+Launcher = Callable[[Path, Sequence[Run], Say], tuple[Failure, ...]]
+"""Trains the runs of the comparison in a folder that have not finished; returns what failed."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def compare(
     trained: Sequence[Trained] = (),
     device: str | None = None,
     trainer: Trainer | None = None,
+    launcher: Launcher | None = None,
     command: str = "",
     report: Say = lambda line: None,  # noqa: ARG005
 ) -> Comparison:
@@ -158,6 +163,8 @@ def compare(
         trained: detectors of any kind, judged as they are.
         device: where to compute; None takes a GPU if there is one.
         trainer: trains a run; None starts a process for it.
+        launcher: trains all runs, as ``submitted.Launcher`` does in jobs; None trains one after
+            the other.
         command: that is being run, for the page.
         report: takes lines of text about the progress.
 
@@ -208,7 +215,8 @@ def compare(
     for each in trained:
         judge_trained(each, data_set.val, folder, report)
     trainer = trainer or (lambda run, report: launch(run, report, device))
-    failures = execute(planned, trainer, report)
+    launcher = launcher or (lambda _, runs, report: execute(runs, trainer, report))
+    failures = launcher(folder, planned, report)
     return _conclude(folder, definition, data_set, failures, command, report)
 
 

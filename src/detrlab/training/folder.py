@@ -93,16 +93,20 @@ class RunFolder:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Keep every other process from writing to a run's folder.
 
     The operating system releases the lock when this process ends, even if it is killed.
+
+    Args:
+        folder: is created if it does not exist.
+        name: of the lock; locks of different names do not exclude each other.
 
     Raises:
         InUseError: another process holds the lock; the message names it.
         UserError: the folder cannot be written.
     """
-    path = folder / "run.lock"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")

@@ -81,7 +81,7 @@ def train(
                 options.say(f"the run in {run.path} has finished: nothing to train")
             return Outcome(run, True, tuple(metrics["epochs"]), metrics["peak_memory"])
         stack.enter_context(_forked_rng(processes.device))
-        repeats = REPEATS if processes.world > 1 else 0.0
+        repeats = max(options.repeats, REPEATS if processes.world > 1 else 0.0)
         request = stack.enter_context(stop_requests(repeats))
         return _Run(config, run, data, options, processes, request).go()
 
@@ -149,14 +149,14 @@ class _Run:
                     "epochs"
                 )
         except _Stopped:
-            self._save_state()
-            self.say(
-                f"stopped by {self.request.name or 'another process'}: saved after step "
-                f"{self.progress.step}; --resume continues"
-            )
+            self._save_stopped()
         except DivergedError:
             raise
         except Exception:
+            if self.request and self.processes.world == 1:
+                # A batch system signals the data loading workers too, and they end at once.
+                self._save_stopped()
+                return self._outcome()
             # The weights are those after the last complete step.
             with suppress(UserError):
                 self._save_state()
@@ -166,9 +166,19 @@ class _Run:
         finally:
             for tracker in self.trackers:
                 tracker.finish()
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
         rows = self.progress.epochs
         memory = results.peak_memory(self.processes.device)
         return Outcome(self.folder, self._is_done(rows), tuple(rows), memory)
+
+    def _save_stopped(self) -> None:
+        self._save_state()
+        self.say(
+            f"stopped by {self.request.name or 'another process'}: saved after step "
+            f"{self.progress.step}; --resume continues"
+        )
 
     # --- before the first epoch -------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Options:
         on_step: step callback; receives the report of each step.
         on_epoch: epoch callback; receives the row of each epoch.
         on_batch: evaluation callback; receives each evaluated batch with the network's output.
+        repeats: seconds within which further signals count as the first; see ``stop_requests``.
     """
 
     resume: bool = False
@@ -62,6 +63,7 @@ class Options:
     on_step: Callable[[StepReport], None] | None = None
     on_epoch: Callable[[dict[str, Any]], None] | None = None
     on_batch: Callable[[Batch, ModelOutput], None] | None = None
+    repeats: float = 0.0
 
     def __post_init__(self) -> None:
         if self.save_every is not None and self.save_every < 1:
