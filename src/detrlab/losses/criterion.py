@@ -111,7 +111,7 @@ class Criterion:
         output: ModelOutput,
         targets: Sequence[Target],
         counts: Counts | None = None,
-        total: Callable[[Sequence[float]], Sequence[float]] = tuple,
+        sums: Callable[[Sequence[float]], Sequence[float]] = tuple,
     ) -> Losses:
         """The losses of one (micro-)batch.
 
@@ -119,7 +119,7 @@ class Criterion:
             output: of the detector, for B images.
             targets: B of them, on the same device.
             counts: what the whole optimiser step divides by; None: this batch is the step.
-            total: adds numbers up over the processes that compute such a batch at the same time.
+            sums: adds numbers up over the processes that compute such a batch at the same time.
 
         Returns:
             Losses in float32 at least, whatever autocast chose for the output.
@@ -128,14 +128,14 @@ class Criterion:
             counts = total_counts([tally(targets, output.final.logits.shape[1])])
         # Autocast would run some of the arithmetic below in half precision.
         with torch.autocast(output.final.logits.device.type, enabled=False):
-            return self._compute(output, targets, counts, total)
+            return self._compute(output, targets, counts, sums)
 
     def _compute(
         self,
         output: ModelOutput,
         targets: Sequence[Target],
         counts: Counts,
-        total: Callable[[Sequence[float]], Sequence[float]],
+        sums: Callable[[Sequence[float]], Sequence[float]],
     ) -> Losses:
         sets = [
             each._replace(predictions=precise(each.predictions))
@@ -149,7 +149,7 @@ class Criterion:
         agreed, union_counts = pairs[FINAL], counts
         if any(term.union for term in self.terms):
             agreed = union(list(matches.values()), targets, queries).to(labels.device)
-            union_counts = of_union(counts, *total([len(agreed.queries), len(labels)]))
+            union_counts = of_union(counts, *sums([len(agreed.queries), len(labels)]))
         taken = (len(agreed.queries), batch * queries - len(agreed.queries))
 
         def matched(each: SupervisedSet, found: Pairs, counts: Counts) -> MatchedPairs:
