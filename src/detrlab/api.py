@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from detrlab.config import DataConfig, ModelConfig, TrainConfig
 from detrlab.detections import DEFAULT_THRESHOLD, Detections, Threshold
 from detrlab.errors import UserError
-from detrlab.images import as_picture, as_pixels
+from detrlab.images import Finder, as_picture, as_pixels
 from detrlab.models.network import Network
 from detrlab.models.prepare import prepare
 from detrlab.predicting.ahead import ahead
@@ -35,7 +35,7 @@ class _Prepared(NamedTuple):
     picture: Tensor | None
 
 
-class Detector:
+class Detector(Finder):
     """A network with its classes and preprocessing, ready for inference.
 
     Args:
@@ -105,59 +105,6 @@ class Detector:
             self.preprocessing.resized(image_size),
             self.threshold,
         )
-
-    @overload
-    def predict(
-        self,
-        images: Picture,
-        *,
-        threshold: Threshold = ...,
-        limit: int = ...,
-        keep_image: bool = ...,
-    ) -> Detections: ...
-    @overload
-    def predict(
-        self,
-        images: list[Picture] | tuple[Picture, ...],
-        *,
-        threshold: Threshold = ...,
-        limit: int = ...,
-        keep_image: bool = ...,
-    ) -> list[Detections]: ...
-    def predict(
-        self,
-        images: Picture | list[Picture] | tuple[Picture, ...],
-        *,
-        threshold: Threshold = "auto",
-        limit: int = 100,
-        keep_image: bool = True,
-    ) -> Detections | list[Detections]:
-        """Find the objects in one image, or in each of several.
-
-        Images are never padded to one size, because that would change the result.
-
-        Args:
-            images: a path, a PIL image, a (H, W, 3) uint8 array or a (3, H, W) uint8 tensor,
-                RGB; or a sequence of these.
-            threshold: leave out detections that score less. ``"auto"`` is the checkpoint's own
-                threshold, 0.3 where it has none. None returns all detections; ``plot`` and
-                ``save`` then draw those above the checkpoint's own threshold.
-            limit: at most so many detections an image.
-            keep_image: keep the picture in the result, for ``Detections.plot``.
-
-        Returns:
-            ``Detections`` for one image, a list of them for a sequence.
-
-        Raises:
-            UserError: an image cannot be read, or is not of a known kind.
-        """
-        found = self.predict_each(
-            images if isinstance(images, (list, tuple)) else [images],
-            threshold=threshold,
-            limit=limit,
-            keep_image=keep_image,
-        )
-        return list(found) if isinstance(images, (list, tuple)) else next(found)
 
     def predict_each(
         self,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from detrlab.detections import DEFAULT_THRESHOLD, Detections, Threshold
-from detrlab.images import as_picture, as_pixels
+from detrlab.images import Finder, as_picture, as_pixels
 
 if TYPE_CHECKING:
     from detrlab.images import Picture
 
 
-class OtherDetector:
+class OtherDetector(Finder):
     """What is not a network of ours, and finds objects in pictures.
 
     Attributes:
@@ -27,7 +27,6 @@ class OtherDetector:
         parameters: numbers in its weights.
     """
 
-    classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     threshold: float | None = None
     notes: tuple[str, ...] = ()
@@ -42,23 +41,6 @@ class OtherDetector:
     def inference(self, pixels: Tensor) -> Callable[[], Any]:
         """A call that runs the network once on a prepared picture: what its latency is of."""
         raise NotImplementedError
-
-    def predict(
-        self,
-        images: Picture | list[Picture] | tuple[Picture, ...],
-        *,
-        threshold: Threshold = "auto",
-        limit: int = 100,
-        keep_image: bool = True,
-    ) -> Detections | list[Detections]:
-        """As ``Detector.predict``."""
-        found = self.predict_each(
-            images if isinstance(images, (list, tuple)) else [images],
-            threshold=threshold,
-            limit=limit,
-            keep_image=keep_image,
-        )
-        return list(found) if isinstance(images, (list, tuple)) else next(found)
 
     def predict_each(
         self,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from detrlab.detections import Detections, Threshold
 from detrlab.errors import UserError
-from detrlab.images import as_picture, as_pixels
+from detrlab.images import Finder, as_picture, as_pixels
 
 if TYPE_CHECKING:
     from detrlab.images import Picture
@@ -30,26 +30,8 @@ _ROWS = 128  # detections that are compared with all others at once, to bound me
 _EDGE = 3.0  # pixels from a tile's inner edge within which a box counts as cut off
 
 
-class Predictor(Protocol):
-    """What tiles ask of a detector."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The name of each class, by class index."""
-
-    def predict_each(
-        self,
-        images: Iterable[Picture],
-        *,
-        threshold: Threshold = "auto",
-        limit: int = 100,
-        keep_image: bool = True,
-    ) -> Iterator[Detections]:
-        """The detections of one image after the other."""
-
-
 @dataclass(frozen=True)
-class Tiled:
+class Tiled(Finder):
     """A detector that looks at overlapping tiles of each picture, and at the whole of it.
 
     Attributes:
@@ -59,7 +41,7 @@ class Tiled:
             strip lies whole in one of them.
     """
 
-    detector: Predictor
+    detector: Finder
     side: int
     overlap: float = 0.2
 
@@ -70,23 +52,9 @@ class Tiled:
             raise UserError(f"tiles cannot overlap by {self.overlap}: take 0 to 0.9, such as 0.2")
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         """The detector's."""
         return self.detector.classes
-
-    def predict(
-        self,
-        image: Picture,
-        *,
-        threshold: Threshold = "auto",
-        limit: int = 100,
-        keep_image: bool = True,
-    ) -> Detections:
-        """As ``Detector.predict`` for one image; ``limit`` counts for each tile."""
-        (found,) = self.predict_each(
-            [image], threshold=threshold, limit=limit, keep_image=keep_image
-        )
-        return found
 
     def predict_each(
         self,
