@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import gc
+import io
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from detrlab.data.findings import Finding, Findings, excerpt
 from detrlab.data.locate import locate_images
+from detrlab.data.pieces import Pieces, in_pieces
 from detrlab.data.raw import RawSplit
 from detrlab.data.store import Store
 from detrlab.errors import UserError
 
 OTHER_TASKS = re.compile(r"captions|keypoints|panoptic|stuff|image_info|densepose", re.I)
 """Names of the official files that are for other tasks than detection."""
+
+LARGE = 50_000_000
+"""Bytes from which a file is read in pieces."""
+MAX_JSON = 64 << 30
+"""Bytes of the largest file that is read."""
 
 _EXTRAS = ("segmentation", "keypoints", "caption", "attributes")
 _MAX_SIDE = 10_000_000
@@ -38,16 +47,19 @@ def read_coco(store: Store, name: str, split: str, *, required: bool = True) -> 
     Raises:
         UserError: it is not valid JSON, or not COCO's format.
     """
-    with _without_collector():
-        document = _read_json(store, name)
-        if not (isinstance(document, dict) and {"images", "annotations"} <= document.keys()):
-            if not required:
-                return None
-            raise UserError(
-                f"{store.root / name} is not in COCO's format: it should hold an object with "
-                "'images', 'annotations' and 'categories'"
-            )
-        return from_document(document, store, name, split)
+    try:
+        with _without_collector(), store.open(name, MAX_JSON) as stream:
+            document = _read_json(stream, str(store.root / name))
+            if isinstance(document, dict) and {"images", "annotations"} <= document.keys():
+                return from_document(document, store, name, split)
+    except OSError as error:
+        raise UserError(f"{store.root / name} cannot be read: {error.strerror}") from None
+    if not required:
+        return None
+    raise UserError(
+        f"{store.root / name} is not in COCO's format: it should hold an object with "
+        "'images', 'annotations' and 'categories'"
+    )
 
 
 def from_document(document: dict[str, Any], store: Store, name: str, split: str) -> RawSplit:
@@ -57,10 +69,11 @@ def from_document(document: dict[str, Any], store: Store, name: str, split: str)
         UserError: a part is no list, or no categories are declared.
     """
     reader = _Reader(store, name, split)
-    images = reader.records(document.pop("images"), "images")
-    annotations = reader.records(document.pop("annotations"), "annotations")
+    images = reader.pieces(document.pop("images"), "images")
+    annotations = reader.pieces(document.pop("annotations"), "annotations")
     categories, groups = reader.categories(document.get("categories") or [])
     image_ids, files, declared = reader.images(images)
+    columns, extras = reader.annotations(annotations, image_ids, files)
     return RawSplit(
         name=split,
         source=reader.where,
@@ -73,25 +86,38 @@ def from_document(document: dict[str, Any], store: Store, name: str, split: str)
         members=locate_images(store, files, name, split, reader.findings),
         declared=declared,
         findings=reader.findings,
-        extras=_extras(annotations),
+        extras=extras,
         licences=_licences(document.get("licenses")),
-        **reader.annotations(annotations, image_ids, files),
+        **columns,
     )
 
 
-def _read_json(store: Store, name: str) -> Any:
+def _read_json(stream: IO[bytes], where: str) -> Any:
+    """The document; the lists of images and annotations of a large one are ``Pieces``."""
     # From pydantic, which is a dependency anyway: several times faster than the standard library
     # on documents of hundreds of megabytes, and bounded in depth.
     from pydantic_core import from_json
 
-    text = store.read(name).removeprefix(b"\xef\xbb\xbf")
-    reason = "it is empty"
-    if text.strip():
+    def parse(text: bytes, start: int = 0) -> Any:
         try:
-            return from_json(text)
+            return from_json(text.removeprefix(b"\xef\xbb\xbf"))
         except (ValueError, RecursionError, MemoryError, OverflowError) as error:
             reason = str(error) or type(error).__name__
-    raise UserError(f"{store.root / name} is not valid JSON ({reason}): export it again")
+            raise broken(reason + f", counted from byte {start:,}" * bool(start)) from None
+
+    def broken(reason: str) -> UserError:
+        return UserError(f"{where} is not valid JSON ({reason}): export it again")
+
+    if stream.seek(0, io.SEEK_END) >= LARGE:
+        try:
+            return in_pieces(stream, ("images", "annotations"), parse)
+        except ValueError as error:
+            raise broken(str(error)) from None
+    stream.seek(0)
+    text = stream.read()
+    if not text.removeprefix(b"\xef\xbb\xbf").strip():
+        raise broken("it is empty")
+    return parse(text)
 
 
 @contextmanager
@@ -117,23 +143,32 @@ class _Reader:
     def _add(self, rule: str, detail: str, image: int | str | None = None) -> None:
         self.findings.add(rule, self.split, self.where, image, None, detail)
 
-    def records(self, values: Any, key: str) -> list[dict[str, Any]]:
-        """The objects of a list."""
+    def pieces(self, values: Any, key: str) -> Iterable[list[Any]]:
+        """The values of a list in one or several lists."""
+        if isinstance(values, Pieces):
+            return values
         if not isinstance(values, list):
             found = type(values).__name__
             raise UserError(f"{self.where}: {key!r} should be a list, not {found}")
-        if set(map(type, values)) <= {dict}:
-            return values
-        for i, value in enumerate(values):
-            if not isinstance(value, dict):
-                self._add("record-broken", f"{key}[{i}] is {excerpt(value)}, not an object")
-        return [value for value in values if isinstance(value, dict)]
+        return [values]
+
+    def records(self, pieces: Iterable[list[Any]], key: str) -> Iterator[list[dict[str, Any]]]:
+        """The objects among the values; others are findings."""
+        before = 0
+        for values in pieces:
+            records = _objects(values)
+            for i, value in enumerate(values if len(records) < len(values) else (), before):
+                if not isinstance(value, dict):
+                    self._add("record-broken", f"{key}[{i}] is {excerpt(value)}, not an object")
+            before += len(values)
+            yield records
 
     def categories(self, values: Any) -> tuple[dict[int, str], dict[int, str]]:
         """Names and supercategories by id, in the order of the ids."""
         names: dict[int, str] = {}
         groups: dict[int, str] = {}
-        for record in self.records(values, "categories"):
+        pieces = self.pieces(values, "categories")
+        for record in chain.from_iterable(self.records(pieces, "categories")):
             category, text = _number(record.get("id"), whole=True)
             name, group = record.get("name"), record.get("supercategory")
             if category is None or text:
@@ -157,13 +192,11 @@ class _Reader:
             )
         return dict(sorted(names.items())), groups
 
-    def images(
-        self, records: list[dict[str, Any]]
-    ) -> tuple[list[int | str], list[str], np.ndarray]:
+    def images(self, pieces: Iterable[list[Any]]) -> tuple[list[int | str], list[str], np.ndarray]:
         """Ids, file names and declared sizes."""
         found: dict[int | str, tuple[str, Any, Any]] = {}
         ambiguous = set()
-        for i, record in enumerate(records):
+        for i, record in enumerate(chain.from_iterable(self.records(pieces, "images"))):
             image_id, file = record.get("id"), record.get("file_name")
             if isinstance(image_id, float) and image_id.is_integer():
                 image_id = int(image_id)
@@ -206,65 +239,112 @@ class _Reader:
         return declared
 
     def annotations(
-        self, records: list[dict[str, Any]], image_ids: list[int | str], files: list[str]
-    ) -> dict[str, Any]:
-        """The annotation columns of a ``RawSplit``."""
-        raw = {key: _values(records, key) for key in ("id", "image_id", "category_id", "bbox")}
-        ids, _, _ = _column(raw["id"], -1)
-        owners, image_text = _owners(raw["image_id"], image_ids)
-        category_ids, category_broken, category_text = _column(raw["category_id"], 0)
-        lists = [v if isinstance(v, list) and len(v) == 4 else [None] * 4 for v in raw["bbox"]]
-        sides, *states = _column(list(chain.from_iterable(lists)), np.nan)
-        boxes, (box_broken, box_text) = (
-            sides.reshape(-1, 4),
-            (s.reshape(-1, 4).any(1) for s in states),
-        )
-        keep = ~(box_broken | category_broken)
-        again = np.ones(len(ids), dtype=bool)
-        again[np.unique(ids, return_index=True)[1]] = False
+        self, pieces: Iterable[list[Any]], image_ids: list[int | str], files: list[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """The annotation columns of a ``RawSplit``, and its extras."""
+        owners = _Owners(image_ids)
 
-        def finding(rule: str, row: int, key: str) -> Finding:
-            owner = int(owners[row])
+        def finding(rule: str, key: str, row: int, record: dict[str, Any]) -> Finding:
+            owner, number = owners([record.get("image_id")])[0][0], _number(record.get("id"), True)
             file, image = (files[owner], image_ids[owner]) if owner >= 0 else (self.where, None)
-            place = int(ids[row]) if ids[row] >= 0 else f"annotations[{row}]"
-            detail = f"{key} is {excerpt(raw[key][row])}"
+            known = number[0] is not None and number[0] >= 0
+            place = number[0] if known else f"annotations[{row}]"
+            detail = f"{key} is {excerpt(record.get(key))}"
             return Finding(rule, self.split, file, image, place, detail)
 
-        for rule, key, mask in (
-            ("record-broken", "bbox", box_broken),
-            ("record-broken", "category_id", category_broken & ~box_broken),
-            ("value-text", "bbox", keep & box_text),
-            ("value-text", "category_id", keep & category_text),
-            ("value-text", "image_id", keep & image_text),
-            ("image-unknown", "image_id", keep & (owners < 0)),
-            ("annotation-id-duplicate", "id", again | (ids < 0)),
-        ):
-            rows = np.flatnonzero(mask).tolist()
-            self.findings.extend(rule, len(rows), (finding(rule, row, key) for row in rows))
-        columns = {
-            "owners": owners,
-            "boxes": boxes,
-            "category_ids": category_ids,
-            "crowd": _column(_values(records, "iscrowd"), 0)[0] == 1,
-            "areas": _column(_values(records, "area"), np.nan)[0],
-            "annotation_ids": ids,
-        }
-        return {name: column[keep] for name, column in columns.items()}
+        extras: Counter[str] = Counter()
+        parts: dict[str, list[np.ndarray]] = {}
+        before = 0
+        for records in self.records(pieces, "annotations"):
+            columns, found = _columns(records, owners)
+            for rule, key, mask in found:
+                rows = np.flatnonzero(mask).tolist()
+                listed = (finding(rule, key, before + row, records[row]) for row in rows)
+                self.findings.extend(rule, len(rows), listed)
+            for name, column in columns.items():
+                parts.setdefault(name, []).append(column)
+            extras.update(_extras(records))
+            before += len(records)
+        ids, keep = np.concatenate(parts.pop("ids")), np.concatenate(parts.pop("keep"))
+        repeated = ids < 0
+        if not (ids[1:] > ids[:-1]).all():
+            again = np.ones(len(ids), dtype=bool)
+            again[np.unique(ids, return_index=True)[1]] = False
+            repeated |= again
+        if repeated.any():
+            listed = (
+                finding("annotation-id-duplicate", "id", row, record)
+                for row, record in enumerate(chain.from_iterable(map(_objects, pieces)))
+                if repeated[row]
+            )
+            self.findings.extend("annotation-id-duplicate", int(repeated.sum()), listed)
+        joined = {"annotation_ids": ids[keep]}
+        for name in list(parts):
+            joined[name] = np.concatenate(parts.pop(name))
+        return joined, {key: extras[key] for key in _EXTRAS if extras[key]}
 
 
-def _owners(values: list[Any], image_ids: list[int | str]) -> tuple[np.ndarray, np.ndarray]:
-    """Position of each annotation's image, -1 if unlisted; and whether only the text is equal."""
-    position: dict[Any, int] = {image_id: i for i, image_id in enumerate(image_ids)}
-    texts = np.zeros(len(values), dtype=bool)
-    if not set(map(type, values)) <= {int, str, float}:
-        values = [v if type(v) in (int, str, float) else None for v in values]
-    owners = np.fromiter((position.get(v, -1) for v in values), np.int64, len(values))
-    missing = np.flatnonzero(owners < 0).tolist()
-    as_text = {str(image_id): i for image_id, i in position.items()} if missing else {}
-    for row in missing:
-        owners[row] = as_text.get(str(values[row]), -1)
-        texts[row] = owners[row] >= 0
-    return owners, texts
+def _objects(values: list[Any]) -> list[dict[str, Any]]:
+    if set(map(type, values)) <= {dict}:
+        return values
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _columns(
+    records: list[dict[str, Any]], owners: _Owners
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str, np.ndarray]]]:
+    """Columns of the annotations that can be used, and which ones break a rule: (rule, key, mask).
+
+    The columns ``ids`` and ``keep``, which are used, have a row for every annotation.
+    """
+    ids, _, _ = _column(_values(records, "id"), -1)
+    owner, image_text = owners(_values(records, "image_id"))
+    category_ids, category_broken, category_text = _column(_values(records, "category_id"), 0)
+    boxes = _values(records, "bbox")
+    lists = [v if isinstance(v, list) and len(v) == 4 else [None] * 4 for v in boxes]
+    sides, *states = _column(list(chain.from_iterable(lists)), np.nan)
+    box_broken, box_text = (state.reshape(-1, 4).any(1) for state in states)
+    keep = ~(box_broken | category_broken)
+    columns = {
+        "owners": owner,
+        "boxes": sides.reshape(-1, 4),
+        "category_ids": category_ids,
+        "crowd": _column(_values(records, "iscrowd"), 0)[0] == 1,
+        "areas": _column(_values(records, "area"), np.nan)[0],
+    }
+    found = [
+        ("record-broken", "bbox", box_broken),
+        ("record-broken", "category_id", category_broken & ~box_broken),
+        ("value-text", "bbox", keep & box_text),
+        ("value-text", "category_id", keep & category_text),
+        ("value-text", "image_id", keep & image_text),
+        ("image-unknown", "image_id", keep & (owner < 0)),
+    ]
+    kept = {name: column[keep] for name, column in columns.items()}
+    return {**kept, "ids": ids, "keep": keep}, found
+
+
+class _Owners:
+    """Finds the images of annotations by their ids."""
+
+    def __init__(self, image_ids: list[int | str]) -> None:
+        self._position: dict[Any, int] = {image_id: i for i, image_id in enumerate(image_ids)}
+
+    @cached_property
+    def _as_text(self) -> dict[str, int]:
+        return {str(image_id): i for image_id, i in self._position.items()}
+
+    def __call__(self, values: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Position of each annotation's image, -1 if unlisted; whether only the text is equal."""
+        position = self._position
+        texts = np.zeros(len(values), dtype=bool)
+        if not set(map(type, values)) <= {int, str, float}:
+            values = [v if type(v) in (int, str, float) else None for v in values]
+        owners = np.fromiter((position.get(v, -1) for v in values), np.int64, len(values))
+        for row in np.flatnonzero(owners < 0).tolist():
+            owners[row] = self._as_text.get(str(values[row]), -1)
+            texts[row] = owners[row] >= 0
+        return owners, texts
 
 
 def _licences(values: Any) -> tuple[str, ...]:
@@ -281,8 +361,7 @@ def _licences(values: Any) -> tuple[str, ...]:
 def _extras(records: list[dict[str, Any]]) -> dict[str, int]:
     """What annotations contain beside boxes, and how many do."""
     present = set().union(*records)
-    counts = {key: sum(map(bool, _values(records, key))) for key in _EXTRAS if key in present}
-    return {key: count for key, count in counts.items() if count}
+    return {key: sum(map(bool, _values(records, key))) for key in _EXTRAS if key in present}
 
 
 # Columns of numbers from arbitrary JSON values; fast when every value is a number --------------

@@ -191,9 +191,9 @@ class Archive:
         with self.root.open("rb") as file:
             return extract(file, _Where.of(entry), f"{self.root}: {name}")
 
-    def open(self, name: str) -> IO[bytes]:
-        """A seekable stream of a file's bytes."""
-        return io.BytesIO(self.read(name, MAX_MEMBER))
+    def open(self, name: str, limit: int = MAX_MEMBER) -> IO[bytes]:
+        """A seekable stream of a file of at most ``limit`` bytes."""
+        return io.BytesIO(self.read(name, limit))
 
     def pictures(self, names: list[str]) -> ZipPictures:
         """Image files as the images of a table."""
