@@ -3,9 +3,10 @@
     python benchmarks/large_data.py open [--scale 1] [--out docs/results/large-data-open.json]
     python benchmarks/large_data.py evaluate [--scale 1] [--out ...]
 
-``open``: a data set of the size of Objects365 (1.7 million images, 25 million boxes, 365 classes) is
-generated in a temporary folder, then opened, opened again, and checked, each in a process of its own.
-Image files are empty, because none is read. ``evaluate``: 300 detections on each of 100,000 images.
+``open``: a data set of the size of Objects365 (1.7 million images, 25 million boxes, 365 classes)
+is generated in a temporary folder, then opened, opened again, and checked, each in a process of its
+own. Image files are empty, because none is read. ``evaluate``: 300 detections on each of 100,000
+images.
 ``--scale 0.05`` is a twentieth of that.
 """
 
@@ -20,6 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,13 +68,129 @@ def write_annotations(path: Path, images: int, boxes: int) -> None:
             # Frequent and rare classes, as in real data.
             classes = 1 + (CLASSES * draw.uniform(0, 1, count) ** 3).astype(int)
             columns = (
-                np.arange(start + 1, start + count + 1), owners, classes, size.prod(1), *corner.T, *size.T
+                np.arange(start + 1, start + count + 1), owners, classes, size.prod(1),
+                *corner.T, *size.T,
             )  # fmt: skip
             values = zip(*(column.tolist() for column in columns), strict=True)
             file.write(", " * bool(start) + ", ".join(map(_BOX.__mod__, values)))
         file.write("]}")
 
 
+def write_data(folder: Path, images: int, boxes: int) -> Path:
+    """A folder of empty image files, and their annotations beside them."""
+    for i in range(images):
+        if i % PER_FOLDER == 0:
+            part = folder / f"patch{i // PER_FOLDER}"
+            part.mkdir()
+        os.close(os.open(part / f"objects365_v2_{i:08d}.jpg", os.O_CREAT))
+    path = folder / "annotations.json"
+    write_annotations(path, images, boxes)
+    return path
+
+
+def open_once(folder: str) -> dict[str, object]:
+    """Open and split."""
+    from detrlab.data import open_data
+
+    data = open_data(folder)
+    boxes = len(data.train.boxes) + len(data.val.boxes)
+    return {"train": len(data.train), "val": len(data.val), "boxes": boxes}
+
+
+def check_once(folder: str) -> dict[str, object]:
+    """Check the annotations, as ``detrlab check --no-images`` does."""
+    from detrlab.data.check import check
+
+    report = check(folder, no_images=True)
+    return {"rules": {rule.key: count for rule, count, _ in report.findings.by_rule()}}
+
+
+def measured(step: str, argument: str, environment: dict[str, str]) -> dict[str, object]:
+    """Seconds and memory of a step in a process of its own."""
+    command = [sys.executable, __file__, "step", step, argument]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    print(step, result.stdout.strip(), flush=True)
+    return json.loads(result.stdout)
+
+
+def step(name: str, argument: str) -> dict[str, object]:
+    """Run one step here; most memory at a time, and how much of it cannot be given back.
+
+    Pages of mapped files count as resident as long as nobody else needs the memory.
+    """
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.05):
+            status = Path("/proc/self/status").read_text()
+            most = max(most, int(status.partition("RssAnon:")[2].split()[0]))
+
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = STEPS[name](argument)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    done.set()
+    watcher.join()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "peak_megabytes": round(peak / 1e3),
+        "anonymous_megabytes": round(most / 1e3),
+        **result,
+    }
+
+
+STEPS: dict[str, Callable[[str], dict[str, object]]] = {"open": open_once, "check": check_once}
+
+
+def opening(scale: float) -> dict[str, object]:
+    """Generate a data set, open it twice, and check it."""
+    images, boxes = int(IMAGES * scale), int(BOXES * scale)
+    with tempfile.TemporaryDirectory() as name:
+        folder, cache = Path(name, "data"), Path(name, "cache")
+        folder.mkdir()
+        size = write_data(folder, images, boxes).stat().st_size
+        print(f"{images:,} images, {boxes:,} boxes, {size / 1e9:.2f} GB of json", flush=True)
+        environment = {"DETRLAB_CACHE": str(cache)}
+        steps = {
+            "opened": measured("open", str(folder), environment),
+            "opened_again": measured("open", str(folder), environment),
+            "checked": measured("check", str(folder), environment),
+        }
+        kept = sum(path.stat().st_size for path in cache.rglob("*.columns"))
+    return {
+        "images": images,
+        "boxes": boxes,
+        "json_megabytes": round(size / 1e6),
+        "cache_megabytes": round(kept / 1e6),
+        **steps,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["step"]:
+        print(json.dumps(step(*sys.argv[2:])))
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["open"])
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, help="a json file for the figures")
+    options = parser.parse_args()
+    figures = {
+        "command": shlex.join(["python", "benchmarks/large_data.py", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start",
+        **opening(options.scale),
+    }
+    if options.out is not None:
+        write_json(options.out, figures)
+
+
 if __name__ == "__main__":
-    a = sys.argv
-    write_annotations(Path(a[1]), int(a[2]), int(a[3]))
+    main()

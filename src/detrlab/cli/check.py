@@ -32,6 +32,8 @@ class Options:
     """The HTML page to write; by default check-NAME.html here. Nothing is overwritten."""
     quick: bool = False
     """Do not read pixels: truncated files, duplicates and leaks are not found."""
+    no_images: bool = False
+    """Check the annotations alone, as --quick: declared sizes are not compared with the files."""
     imgsz: int | None = None
     """Short side of images in training, to find objects that are too small at that size."""
     queries: int = 100
@@ -72,7 +74,10 @@ def run(options: Options) -> int:
     if options.output is not None and not options.json and Path(options.output).exists():
         raise UserError(f"--output {options.output} exists already: choose another name")
     quick, queries = options.quick, options.queries
-    report = check(data, config, num_queries=queries, quick=quick, progress=progress)
+    report = check(
+        data, config, num_queries=queries, quick=quick, no_images=options.no_images,
+        progress=progress,
+    )  # fmt: skip
     if options.json:
         print(json.dumps(report.to_dict()))
         return report.exit_code

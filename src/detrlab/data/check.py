@@ -18,6 +18,7 @@ from detrlab.data.duplicates import THUMB, near_pairs
 from detrlab.data.findings import Finding, Findings
 from detrlab.data.images import ENDINGS_OF, MAX_PIXELS, Header, Inspection, inspect
 from detrlab.data.locate import is_image
+from detrlab.data.mapped import in_blocks
 from detrlab.data.measure import Measured, measure, read_headers, sound
 from detrlab.data.raw import RawSplit, Vocabulary, vocabulary
 from detrlab.data.reading import Progress, RawData, read_raw
@@ -65,6 +66,7 @@ def check(
     *,
     num_queries: int | None = 100,
     quick: bool = False,
+    no_images: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check everything in a data set.
@@ -74,6 +76,7 @@ def check(
         config: the size that training will use; None takes DETR's.
         num_queries: objects that a detector can find in one image; None does not compare.
         quick: do not read pixels: no truncated files, no duplicates, no leaks are found.
+        no_images: do not even open image files: declared sizes are trusted, too.
         progress: called with images done and in all.
 
     Raises:
@@ -86,7 +89,7 @@ def check(
         return CheckReport(style.name, style.name, "generated", tables, findings)
     return examine(
         read_raw(source), str(source), config, num_queries=num_queries, quick=quick,
-        progress=progress,
+        no_images=no_images, progress=progress,
     ).report  # fmt: skip
 
 
@@ -97,6 +100,7 @@ def examine(
     *,
     num_queries: int | None,
     quick: bool = False,
+    no_images: bool = False,
     progress: Progress | None = None,
 ) -> Examined:
     """All findings about a data set; arguments as for ``check``."""
@@ -104,11 +108,14 @@ def examine(
     for found in (data.findings, *(split.findings for split in data.splits)):
         findings.merge(found)
     words = vocabulary(data.splits, findings)
+    quick = quick or no_images
     inspections = [] if quick else _inspect_all(data, progress)
     measured, tables = [], []
     for k, split in enumerate(data.splits):
         looks = inspections[k] if inspections else [None] * len(split)
-        headers = list(map(_header_of, looks)) if inspections else read_headers(split)
+        headers: Sequence[Header | str] | None = None
+        if not no_images:
+            headers = list(map(_header_of, looks)) if inspections else read_headers(split)
         measured.append(measure(split, headers, words.labels[k]))
         _check_files(split, headers, looks, findings)
         _check_sizes(measured[k], findings)
@@ -167,20 +174,22 @@ def _header_of(inspection: Inspection | None) -> Header | str:
 
 def _check_files(
     split: RawSplit,
-    headers: Sequence[Header | str],
+    headers: Sequence[Header | str] | None,
     inspections: Sequence[Inspection | None],
     findings: Findings,
 ) -> None:
     """Findings about each image file alone."""
     first_entry: dict[str, int | str] = {}
     for member, image, header, look in zip(
-        split.members, split.image_ids, headers, inspections, strict=True
+        split.members, split.image_ids, headers or [None] * len(split), inspections, strict=True
     ):
         if member is None:
             continue
         if first_entry.setdefault(member, image) != image:
             detail = f"also image {first_entry[member]}"
             findings.add("file-shared", split.name, member, image, None, detail)
+        if header is None:
+            continue
         for rule, detail in _file_defects(member, header, look):
             findings.add(rule, split.name, member, image, None, detail)
 
@@ -244,9 +253,13 @@ def _check_boxes(measured: Measured, config: DataConfig, findings: Findings) -> 
     frame = measured.frame
     trained = [evaluation_size(h, w, config) if h * w else (1, 1) for h, w in frame.tolist()]
     ratios = (np.array(trained).reshape(-1, 2) / np.maximum(frame, 1))[:, ::-1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        sides = boxes[:, 2:] * ratios[np.maximum(split.owners, 0)] if len(frame) else boxes[:, 2:]
-    masks["box-vanishes"] = ~other & (sides < VANISHED).any(axis=1)
+
+    def small(boxes: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore", over="ignore"):
+            sides = boxes[:, 2:] * ratios[np.maximum(owners, 0)] if len(frame) else boxes[:, 2:]
+        return (sides < VANISHED).any(axis=1)
+
+    masks["box-vanishes"] = ~other & in_blocks(small, boxes, split.owners)
 
     def finding(rule: str, row: int) -> Finding:
         owner, box = int(split.owners[row]), boxes[row].tolist()
@@ -268,14 +281,24 @@ def repeated(split: RawSplit, boxes: np.ndarray) -> dict[str, np.ndarray]:
         rule: np.zeros(len(boxes), dtype=bool) for rule in ("box-duplicate", "box-two-classes")
     }
     owners, categories = split.owners, split.category_ids
-    rows = np.flatnonzero(sound(boxes)[1] & (owners >= 0) & ~split.crowd)
-    order = rows[np.lexsort((categories[rows], *boxes[rows].T[::-1], owners[rows]))]
-    one, other = order[:-1], order[1:]
-    same_box = (owners[other] == owners[one]) & (boxes[other] == boxes[one]).all(axis=1)
-    same_category = categories[other] == categories[one]
-    masks["box-duplicate"][other] = same_box & same_category
-    masks["box-two-classes"][other] = same_box & ~same_category
+    rows = np.flatnonzero(in_blocks(lambda some: sound(some)[1], boxes) & (owners >= 0))
+    rows = rows[~split.crowd[rows]]
+    for some in _image_after_image(rows, owners):
+        order = some[np.lexsort((categories[some], *boxes[some].T[::-1], owners[some]))]
+        one, other = order[:-1], order[1:]
+        same_box = (owners[other] == owners[one]) & (boxes[other] == boxes[one]).all(axis=1)
+        same_category = categories[other] == categories[one]
+        masks["box-duplicate"][other] = same_box & same_category
+        masks["box-two-classes"][other] = same_box & ~same_category
     return masks
+
+
+def _image_after_image(rows: np.ndarray, owners: np.ndarray) -> list[np.ndarray]:
+    """The rows by image, in parts of about a million; no image is in two of them."""
+    rows = rows[np.argsort(owners[rows], kind="stable")]
+    changes = np.flatnonzero(np.diff(owners[rows])) + 1
+    cuts = np.searchsorted(changes, np.arange(1 << 20, len(rows), 1 << 20))
+    return np.split(rows, np.unique(changes[cuts[cuts < len(changes)]]))
 
 
 # Classes and counts ----------------------------------------------------------------------------

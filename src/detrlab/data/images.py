@@ -270,15 +270,22 @@ class Names:
     def __init__(self, texts: Sequence[str]) -> None:
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         lengths = np.fromiter((len(text) for text in encoded), np.int64, len(encoded))
-        self._ends = np.cumsum(lengths)
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        self.ends = np.cumsum(lengths)
+        self.letters = np.frombuffer(b"".join(encoded), np.uint8)
+
+    @classmethod
+    def of(cls, ends: np.ndarray, letters: np.ndarray) -> Names:
+        """From the two arrays of others."""
+        names = cls(())
+        names.ends, names.letters = ends, letters
+        return names
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, i: int) -> str:
-        start = int(self._ends[i - 1]) if i else 0
-        return self._bytes[start : int(self._ends[i])].tobytes().decode("utf-8", "surrogateescape")
+        letters = self.letters[int(self.ends[i - 1]) if i else 0 : int(self.ends[i])]
+        return letters.tobytes().decode("utf-8", "surrogateescape")
 
     def select(self, positions: np.ndarray) -> Names:
         """Some of them, in the order given."""

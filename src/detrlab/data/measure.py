@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detrlab.data.images import Header, read_header
+from detrlab.data.mapped import gather, in_blocks
 from detrlab.data.raw import RawSplit, Vocabulary
 from detrlab.data.table import Table
 from detrlab.errors import UserError
@@ -70,16 +71,27 @@ class Measured:
         split, usable = self.split, self.usable()
         boxes = self.in_files
         index = words.labels[position]
-        labels = np.array([index.get(each, -1) for each in split.category_ids.tolist()], np.int64)
-        owners = np.maximum(split.owners, 0)
-        keep = (split.owners >= 0) & (labels >= 0) & sound(boxes)[1]
-        keep &= usable[owners] if len(usable) else False
-        rows = np.flatnonzero(keep)
-        rows = rows[np.argsort(owners[rows], kind="stable")]
+
+        def label_of(categories: np.ndarray) -> np.ndarray:
+            return np.array([index.get(each, -1) for each in categories.tolist()], np.int64)
+
+        def kept(owners: np.ndarray, categories: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+            present = usable[np.maximum(owners, 0)] if len(usable) else False
+            return (owners >= 0) & (label_of(categories) >= 0) & sound(boxes)[1] & present
+
+        rows = np.flatnonzero(in_blocks(kept, split.owners, split.category_ids, boxes))
+        owners = split.owners[rows]
+        if (owners[1:] < owners[:-1]).any():
+            rows = rows[np.argsort(owners, kind="stable")]
         images = np.flatnonzero(usable)
-        counts = np.bincount(owners[rows], minlength=len(split))[images]
-        areas, ids = split.areas[rows], split.annotation_ids[rows]
-        if len(ids) and (ids.min() < 0 or len(np.unique(ids)) < len(ids)):
+        counts = np.bincount(owners, minlength=len(split))[images]
+        del owners
+        ids = gather(split.annotation_ids, rows)
+        if (
+            len(ids)
+            and not (ids[1:] > ids[:-1]).all()
+            and (ids.min() < 0 or len(np.unique(ids)) < len(ids))
+        ):
             ids = np.arange(1, len(ids) + 1)
         image_ids = [split.image_ids[i] for i in images.tolist()]
         kinds = set(map(type, image_ids))
@@ -91,11 +103,11 @@ class Measured:
             image_ids=np.array(image_ids, dtype=dtype),
             sizes=self.sizes[images].astype(np.int32),
             starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            boxes=boxes[rows],
-            labels=labels[rows],
+            boxes=gather(boxes, rows),
+            labels=in_blocks(lambda some: label_of(split.category_ids[some]), rows),
             crowd=split.crowd[rows],
-            areas=np.where(np.isfinite(areas), areas, boxes[rows, 2] * boxes[rows, 3]),
-            annotation_ids=ids.astype(np.int64),
+            areas=in_blocks(lambda some: _areas(split.areas[some], boxes[some]), rows),
+            annotation_ids=ids,
             pictures=split.store.pictures([split.members[i] or "" for i in images.tolist()]),
         )
         return table, images
@@ -151,7 +163,8 @@ def measure(
         ratios[drawn] = np.tile(sizes[drawn] / frame[drawn], 2)[:, [1, 0, 1, 0]]
         with np.errstate(invalid="ignore", over="ignore"):
             in_files = boxes * ratios[split.owners]
-    known = np.isin(split.category_ids, np.fromiter(labels, np.int64, len(labels)))
+    ids = np.fromiter(labels, np.int64, len(labels))
+    known = in_blocks(lambda categories: np.isin(categories, ids), split.category_ids)
     masks = {
         "box-corners": np.full(len(boxes), corners),
         "category-unknown": ~known & (split.owners >= 0),
@@ -165,6 +178,14 @@ def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[
 
     ``owners`` are (M,), -1 if unlisted; ``sizes`` (N, 2) (height, width), 0 if unknown.
     """
+    return in_blocks(lambda boxes, owners: _misplaced(boxes, owners, sizes), boxes, owners)
+
+
+def _areas(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+
+
+def _misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
     finite, solid = sound(boxes)
     frame = sizes[np.maximum(owners, 0)] if len(sizes) else np.zeros((len(owners), 2))
     bounds = frame[:, ::-1].astype(np.float64)
@@ -196,15 +217,18 @@ def sound(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _look_like_corners(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> bool:
     """Whether a split's boxes make sense as corners and not as xywh."""
-    use = np.isfinite(boxes).all(axis=1) & (owners >= 0)
-    use &= (sizes[np.where(owners >= 0, owners, 0)] > 0).all(axis=1) if len(sizes) else False
-    if use.sum() < 3:
-        return False
-    low, high = boxes[use, :2], boxes[use, 2:]
-    bounds = sizes[owners[use], ::-1] + EDGE_SLACK
-    with np.errstate(over="ignore"):
-        outside = (low + high > bounds).any(axis=1)
-    return bool(((high > low) & (high <= bounds)).all() and outside.mean() > 0.25)
+
+    def judged(boxes: np.ndarray, owners: np.ndarray) -> np.ndarray:
+        use = np.isfinite(boxes).all(axis=1) & (owners >= 0)
+        use &= (sizes[np.maximum(owners, 0)] > 0).all(axis=1) if len(sizes) else False
+        low, high = boxes[use, :2], boxes[use, 2:]
+        bounds = sizes[owners[use], ::-1] + EDGE_SLACK
+        with np.errstate(over="ignore"):
+            outside = (low + high > bounds).any(axis=1)
+        return np.stack([outside, ((high > low) & (high <= bounds)).all(axis=1)], axis=1)
+
+    found = in_blocks(judged, boxes, owners)
+    return len(found) >= 3 and bool(found[:, 1].all() and found[:, 0].mean() > 0.25)
 
 
 def _mismatched(
@@ -216,6 +240,8 @@ def _mismatched(
     that size and have to be scaled. Otherwise they stay as they are, as in every other tool.
     """
     wrong = (split.declared > 0).all(1) & (sizes > 0).all(1) & (split.declared != sizes).any(1)
+    if not wrong.any():
+        return [], []
     rows = np.flatnonzero(split.owners >= 0)
     rows = rows[wrong[split.owners[rows]]]
     owners, slack = split.owners[rows], 2.0

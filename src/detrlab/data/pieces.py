@@ -14,10 +14,10 @@ from typing import IO, Any
 
 import numpy as np
 
-PIECE = 16 << 20
+PIECE = 4 << 20
 """Bytes of a list that are parsed at a time."""
 
-_BLOCK = 64 << 20
+_BLOCK = 16 << 20
 _MARKS = 1 << 16
 
 Parse = Callable[[bytes, int], Any]

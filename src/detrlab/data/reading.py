@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from detrlab.data.coco import OTHER_TASKS, read_coco
 from detrlab.data.findings import Findings
@@ -48,8 +49,24 @@ class RawData:
     notes: tuple[str, ...] = ()
 
 
+class Found(NamedTuple):
+    """Where a data set lies, and what reads its annotations."""
+
+    store: Store
+    read: Callable[[], RawData]
+
+
 def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData:
     """A data set as annotated, in any of the formats.
+
+    Raises:
+        UserError: there is none.
+    """
+    return find(source, progress=progress).read()
+
+
+def find(source: str | Path, *, progress: Progress | None = None) -> Found:
+    """A data set whose annotations are not read yet.
 
     Raises:
         UserError: there is none.
@@ -57,10 +74,11 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
     if str(source) == "cppe5":
         from detrlab.data import datasets
 
-        folder = datasets.downloaded(datasets.CPPE5, progress=progress)
-        return _read_store(Folder.scan(folder), "cppe5")
+        return _in_store(
+            Folder.scan(datasets.downloaded(datasets.CPPE5, progress=progress)), "cppe5"
+        )
     if str(source).startswith(HUB):
-        return _read_hub(str(source), progress)
+        return _on_hub(str(source), progress)
     if not str(source).strip():
         raise UserError(
             f"no data is named: give a folder, a file, a zip, or one of {', '.join(BUILT_IN)}"
@@ -73,19 +91,28 @@ def read_raw(source: str | Path, *, progress: Progress | None = None) -> RawData
         alone = not store.refused and not any(map(is_image, store.names))
         if root != path.resolve() and alone and any(n.endswith(".json") for n in os.listdir(path)):
             store = _scan(root)
-            return _read_store(store, root.name)
-        return _read_store(store, path.resolve().name)
+            return _in_store(store, root.name)
+        return _in_store(store, path.resolve().name)
     if path.is_file():
-        return _read_file(path)
+        return _in_file(path)
     raise UserError(
         f"no data at {str(source)!r}: there is no such folder, file or built-in set{_nearest(path)}"
     )
 
 
-def _read_hub(source: str, progress: Progress | None) -> RawData:
+def _in_store(store: Store, name: str) -> Found:
+    return Found(store, lambda: _read_store(store, name))
+
+
+def _on_hub(source: str, progress: Progress | None) -> Found:
     folder = downloaded(source, progress=progress)
-    data = _read_store(Folder.scan(folder), folder.name.rpartition("-")[0])
-    return replace(data, notes=(*notes_of(folder), *data.notes))
+    store, read = _in_store(Folder.scan(folder), folder.name.rpartition("-")[0])
+
+    def with_notes() -> RawData:
+        data = read()
+        return replace(data, notes=(*notes_of(folder), *data.notes))
+
+    return Found(store, with_notes)
 
 
 def _scan(path: Path) -> Folder:
@@ -113,25 +140,19 @@ def _nearest(path: Path) -> str:
     return f"; {str(path.parent)!r} has no {path.name!r}"
 
 
-def _read_file(path: Path) -> RawData:
+def _in_file(path: Path) -> Found:
     extension = path.suffix.lower()
     if extension == ".zip":
-        return _read_store(Archive.scan(path), path.stem)
+        return _in_store(Archive.scan(path), path.stem)
     if extension == ".parquet":
-        return _read_hub(f"{HUB}{path}", None)
+        return _on_hub(f"{HUB}{path}", None)
     if extension in (".json", ".yaml", ".yml"):
         root = _data_folder(path.parent) if extension == ".json" else path.parent
         store = _scan(root)
         name = path.relative_to(root).as_posix()
         if name not in store.names:
             raise UserError(f"{path} is a link that leaves its folder, or a hidden file: copy it")
-        notes = tuple(filter(None, [links_note(store)]))
-        if extension != ".json":
-            splits = tuple(read_yolo(store, name))
-            return RawData(root.resolve().name, splits, notes=notes)
-        split = read_coco(store, name, "")
-        assert split is not None
-        return RawData(path.stem, (split,), notes=notes)
+        return Found(store, lambda: _read_named(store, name))
     if extension in (".gz", ".tgz", ".tar", ".rar", ".7z", ".xz"):
         hint = "unpack it first"
     elif extension in (".xml", ".txt") or is_image(path.name):
@@ -139,6 +160,17 @@ def _read_file(path: Path) -> RawData:
     else:
         hint = "give a folder, a COCO .json, a YOLO data.yaml or a .zip"
     raise UserError(f"{path} is not a kind of file that holds a data set: {hint}")
+
+
+def _read_named(store: Store, name: str) -> RawData:
+    """The one annotation file that was asked for."""
+    notes = tuple(filter(None, [links_note(store)]))
+    if not name.lower().endswith(".json"):
+        splits = tuple(read_yolo(store, name))
+        return RawData(store.root.resolve().name, splits, notes=notes)
+    split = read_coco(store, name, "")
+    assert split is not None
+    return RawData(posixpath.splitext(posixpath.basename(name))[0], (split,), notes=notes)
 
 
 def _read_store(store: Store, name: str) -> RawData:
@@ -164,7 +196,7 @@ def _read_store(store: Store, name: str) -> RawData:
         elif lines := metadata_files(store):
             splits, notes = read_metadata(store, lines)
         elif isinstance(store, Folder) and any(n.endswith(".parquet") for n in store.names):
-            return _read_hub(f"{HUB}{store.root}", None)
+            return _on_hub(f"{HUB}{store.root}", None).read()
     if not splits:
         raise UserError(_nothing_found(store))
     if len(splits) > 1:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from detrlab.data.keyed import keyed
 from detrlab.data.locate import links_note
 from detrlab.data.measure import Measured, measure, read_headers
 from detrlab.data.raw import vocabulary
-from detrlab.data.reading import Progress, RawData, read_raw
+from detrlab.data.reading import Progress, RawData, find
+from detrlab.data.remembered import place, recall, remember
 from detrlab.data.shapes import STYLES, shapes
 from detrlab.data.table import Table
 from detrlab.errors import UserError
@@ -69,27 +70,34 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
     """
     if style := STYLES.get(str(source)):
         return DataSet(style.name, *shapes(style=style))
-    data = read_raw(source, progress=progress)
-    tables, notes = _tables(data)
-    roles, role_notes = split_roles([split.name for split in data.splits])
+    return _opened(source, lambda read: _with_splits(read(), seed), f"seed {seed}", progress)
+
+
+def _with_splits(data: RawData, seed: int) -> tuple[DataSet, bool]:
+    """The data set, and whether it depends on nothing but annotations."""
+    name, names = data.name, [split.name for split in data.splits]
+    licences = tuple(dict.fromkeys(chain(*(split.licences for split in data.splits))))
+    tables, notes, lasting = _tables(data)
+    del data  # as much memory as the tables
+    roles, role_notes = split_roles(names)
     notes += role_notes
     if "train" not in roles:
         found = " and ".join(map(repr, tables))
-        raise UserError(f"{data.name} has no training split: only {found} was found")
-    chosen = {role: tables[name] for role, name in roles.items()}
+        raise UserError(f"{name} has no training split: only {found} was found")
+    chosen = {role: tables[split] for role, split in roles.items()}
     split_off = "val" not in chosen
     if split_off:
         whole = chosen["train"]
         chosen["train"], chosen["val"] = stratified_split(whole, seed=seed)
         if not (len(chosen["train"]) and len(chosen["val"])):
             raise UserError(
-                f"{data.name} has no validation split and only {len(whole)} image(s), too few to "
+                f"{name} has no validation split and only {len(whole)} image(s), too few to "
                 "split: add images, or a val split"
             )
         notes[-1] += f" ({len(chosen['val']):,} of {len(whole):,} images, seed {seed})"
-    licences = tuple(dict.fromkeys(chain(*(split.licences for split in data.splits))))
-    return DataSet(
-        name=data.name, notes=tuple(notes), licences=licences, split_off=split_off, **chosen
+    return (
+        DataSet(name=name, notes=tuple(notes), licences=licences, split_off=split_off, **chosen),
+        lasting,
     )
 
 
@@ -103,13 +111,36 @@ def open_whole(source: str | Path, *, progress: Progress | None = None) -> DataS
     """
     if str(source) in STYLES:
         raise UserError(f"{source} has the splits train and val: name one of them")
-    data = read_raw(source, progress=progress)
+    return _opened(source, lambda read: _without_splits(read()), "whole", progress)
+
+
+def _without_splits(data: RawData) -> tuple[DataSet, bool]:
     if len(data.splits) > 1:
         names = " and ".join(repr(split.name) for split in data.splits)
         raise UserError(f"{data.name} has the splits {names}: name one of them")
-    tables, notes = _tables(data)
+    name = data.name
+    tables, notes, lasting = _tables(data)
     (table,) = tables.values()
-    return DataSet(data.name, table, table, None, tuple(notes))
+    return DataSet(name, table, table, None, tuple(notes)), lasting
+
+
+def _opened(
+    source: str | Path,
+    make: Callable[[Callable[[], RawData]], tuple[DataSet, bool]],
+    variant: str,
+    progress: Progress | None,
+) -> DataSet:
+    """A data set as it was opened last, if that was kept and nothing has changed."""
+    found = find(source, progress=progress)
+    path = place(found.store, str(source), variant)
+    if path is not None and (fields := recall(path, found.store)):
+        return DataSet(**fields)
+    data, lasting = make(found.read)
+    if path is not None and lasting:
+        remember(path, data)
+        # The mapped columns replace those in memory.
+        data = DataSet(**fields) if (fields := recall(path, found.store)) else data
+    return data
 
 
 def split_roles(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -144,9 +175,12 @@ def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tu
     in_val = np.full(count, -1, dtype=np.int8)  # -1 undecided, 0 train, 1 val
     rank = np.argsort(keyed("split", seed, count).permutation(count))
     owners = group[table.owners()]
-    with_class = [np.unique(owners[table.labels == k]) for k in range(table.num_classes)]
+    # One sort for all classes; a search for each class alone would read all boxes each time.
+    pairs = np.unique(table.labels * count + owners)
+    bounds = np.searchsorted(pairs, np.arange(table.num_classes + 1) * count)
+    with_class = [pairs[i:j] % count for i, j in pairwise(bounds.tolist())]
     occupied = sorted((members for members in with_class if len(members)), key=len)
-    for members in [*occupied, np.setdiff1d(np.arange(count), owners)]:
+    for members in [*occupied, np.flatnonzero(np.bincount(owners, minlength=count) == 0)]:
         free = members[in_val[members] < 0]
         free = free[np.argsort(rank[free])]
         already = int((in_val[members] == 1).sum())
@@ -189,12 +223,15 @@ def fingerprint(data: DataSet) -> str:
         digest.update(json.dumps(words, ensure_ascii=False).encode())
         columns = (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas)
         for column in columns:
-            digest.update(column.tobytes())
+            digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
-def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
-    """The splits as tables by name, and what was decided or repaired."""
+def _tables(data: RawData) -> tuple[dict[str, Table], list[str], bool]:
+    """The splits as tables by name, and what was decided or repaired.
+
+    And whether they depend on nothing but annotations: no image file was opened.
+    """
     findings = Findings()
     words = vocabulary(data.splits, findings)
     notes = list(data.notes)
@@ -208,10 +245,12 @@ def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
             "check does that"
         )
     tables: dict[str, Table] = {}
+    lasting = True
     for position, split in enumerate(data.splits):
         name = split.name if len(data.splits) > 1 else "train"
         needed = measured_all or (split.declared <= 0).any()
         headers = read_headers(split) if needed else None
+        lasting = lasting and not needed
         measured = measure(split, headers, words.labels[position])
         _refuse_wrong_units(measured)
         tables[split.name], _ = measured.clean(name, words, position)
@@ -230,7 +269,7 @@ def _tables(data: RawData) -> tuple[dict[str, Table], list[str]]:
                 f"{len(both):,} images are in {one.name} and in {other.name}: scores on them "
                 "reward memorized images"
             )
-    return tables, notes
+    return tables, notes, lasting
 
 
 def broken(measured: Measured) -> list[str]:

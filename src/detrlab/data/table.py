@@ -1,4 +1,4 @@
-"""The in-memory table of a split: numpy columns, cheap to share between processes.
+"""The table of a split: numpy columns, in memory or in a file, cheap to share between processes.
 
 Class indices are contiguous, 0..K-1; the data set's own ids and names are kept beside them.
 Boxes are kept as annotated (xywh in pixels, double precision) for the evaluation; they are
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from detrlab.boxes import xyxy_to_cxcywh
+from detrlab.data.mapped import gather
 from detrlab.errors import UserError
 from detrlab.structures import Sample, Target
 
@@ -192,9 +193,10 @@ class Table:
             raise UserError(f"{self.name} has {len(self)} images: a position is outside 0..{last}")
         counts = np.diff(self.starts)[images]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        rows = np.repeat(self.starts[:-1][images] - starts[:-1], counts) + np.arange(starts[-1])
+        rows = np.repeat(self.starts[:-1][images] - starts[:-1], counts)
+        rows += np.arange(starts[-1])
         per_image = {key: getattr(self, key)[images] for key in ("image_ids", "sizes")}
-        per_box = {key: getattr(self, key)[rows] for key in PER_BOX}
+        per_box = {key: gather(getattr(self, key), rows) for key in PER_BOX}
         pictures = self.pictures.select(images)
         name = name or self.name
         return replace(self, name=name, starts=starts, pictures=pictures, **per_image, **per_box)
