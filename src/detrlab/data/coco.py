@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -143,19 +143,19 @@ class _Reader:
     def _add(self, rule: str, detail: str, image: int | str | None = None) -> None:
         self.findings.add(rule, self.split, self.where, image, None, detail)
 
-    def pieces(self, values: Any, key: str) -> Iterable[list[Any]]:
+    def pieces(self, values: Any, key: str) -> _Lists:
         """The values of a list in one or several lists."""
         if isinstance(values, Pieces):
-            return values
+            return _Lists(values, values.count)
         if not isinstance(values, list):
             found = type(values).__name__
             raise UserError(f"{self.where}: {key!r} should be a list, not {found}")
-        return [values]
+        return _Lists([values], len(values))
 
-    def records(self, pieces: Iterable[list[Any]], key: str) -> Iterator[list[dict[str, Any]]]:
+    def records(self, pieces: _Lists, key: str) -> Iterator[list[dict[str, Any]]]:
         """The objects among the values; others are findings."""
         before = 0
-        for values in pieces:
+        for values in pieces.lists:
             records = _objects(values)
             for i, value in enumerate(values if len(records) < len(values) else (), before):
                 if not isinstance(value, dict):
@@ -192,7 +192,7 @@ class _Reader:
             )
         return dict(sorted(names.items())), groups
 
-    def images(self, pieces: Iterable[list[Any]]) -> tuple[list[int | str], list[str], np.ndarray]:
+    def images(self, pieces: _Lists) -> tuple[list[int | str], list[str], np.ndarray]:
         """Ids, file names and declared sizes."""
         found: dict[int | str, tuple[str, Any, Any]] = {}
         ambiguous = set()
@@ -239,7 +239,7 @@ class _Reader:
         return declared
 
     def annotations(
-        self, pieces: Iterable[list[Any]], image_ids: list[int | str], files: list[str]
+        self, pieces: _Lists, image_ids: list[int | str], files: list[str]
     ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """The annotation columns of a ``RawSplit``, and its extras."""
         owners = _Owners(image_ids)
@@ -253,7 +253,7 @@ class _Reader:
             return Finding(rule, self.split, file, image, place, detail)
 
         extras: Counter[str] = Counter()
-        parts: dict[str, list[np.ndarray]] = {}
+        table: dict[str, np.ndarray] = {}
         before = 0
         for records in self.records(pieces, "annotations"):
             columns, found = _columns(records, owners)
@@ -262,10 +262,13 @@ class _Reader:
                 listed = (finding(rule, key, before + row, records[row]) for row in rows)
                 self.findings.extend(rule, len(rows), listed)
             for name, column in columns.items():
-                parts.setdefault(name, []).append(column)
+                if name not in table:  # of the final size: parts of it would leave holes in memory
+                    table[name] = np.empty((pieces.count, *column.shape[1:]), column.dtype)
+                table[name][before : before + len(column)] = column
             extras.update(_extras(records))
             before += len(records)
-        ids, keep = np.concatenate(parts.pop("ids")), np.concatenate(parts.pop("keep"))
+        table = {name: column[:before] for name, column in table.items()}
+        ids, keep = table["annotation_ids"], table.pop("keep")
         repeated = ids < 0
         if not (ids[1:] > ids[:-1]).all():
             again = np.ones(len(ids), dtype=bool)
@@ -274,14 +277,20 @@ class _Reader:
         if repeated.any():
             listed = (
                 finding("annotation-id-duplicate", "id", row, record)
-                for row, record in enumerate(chain.from_iterable(map(_objects, pieces)))
+                for row, record in enumerate(chain.from_iterable(map(_objects, pieces.lists)))
                 if repeated[row]
             )
             self.findings.extend("annotation-id-duplicate", int(repeated.sum()), listed)
-        joined = {"annotation_ids": ids[keep]}
-        for name in list(parts):
-            joined[name] = np.concatenate(parts.pop(name))
-        return joined, {key: extras[key] for key in _EXTRAS if extras[key]}
+        if not keep.all():
+            table = {name: column[keep] for name, column in table.items()}
+        return table, {key: extras[key] for key in _EXTRAS if extras[key]}
+
+
+class _Lists(NamedTuple):
+    """A list in parts, which can be read again, and how many values it has at most."""
+
+    lists: Iterable[list[Any]]
+    count: int
 
 
 def _objects(values: list[Any]) -> list[dict[str, Any]]:
@@ -293,9 +302,9 @@ def _objects(values: list[Any]) -> list[dict[str, Any]]:
 def _columns(
     records: list[dict[str, Any]], owners: _Owners
 ) -> tuple[dict[str, np.ndarray], list[tuple[str, str, np.ndarray]]]:
-    """Columns of the annotations that can be used, and which ones break a rule: (rule, key, mask).
+    """Columns of annotations, and which break a rule: (rule, key, mask).
 
-    The columns ``ids`` and ``keep``, which are used, have a row for every annotation.
+    The column ``keep`` tells which annotations can be used.
     """
     ids, _, _ = _column(_values(records, "id"), -1)
     owner, image_text = owners(_values(records, "image_id"))
@@ -306,6 +315,8 @@ def _columns(
     box_broken, box_text = (state.reshape(-1, 4).any(1) for state in states)
     keep = ~(box_broken | category_broken)
     columns = {
+        "keep": keep,
+        "annotation_ids": ids,
         "owners": owner,
         "boxes": sides.reshape(-1, 4),
         "category_ids": category_ids,
@@ -320,8 +331,7 @@ def _columns(
         ("value-text", "image_id", keep & image_text),
         ("image-unknown", "image_id", keep & (owner < 0)),
     ]
-    kept = {name: column[keep] for name, column in columns.items()}
-    return {**kept, "ids": ids, "keep": keep}, found
+    return columns, found
 
 
 class _Owners:
@@ -340,7 +350,7 @@ class _Owners:
         texts = np.zeros(len(values), dtype=bool)
         if not set(map(type, values)) <= {int, str, float}:
             values = [v if type(v) in (int, str, float) else None for v in values]
-        owners = np.fromiter((position.get(v, -1) for v in values), np.int64, len(values))
+        owners = np.fromiter((position.get(v, -1) for v in values), np.int32, len(values))
         for row in np.flatnonzero(owners < 0).tolist():
             owners[row] = self._as_text.get(str(values[row]), -1)
             texts[row] = owners[row] >= 0

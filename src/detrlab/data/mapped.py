@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from detrlab import files
 from detrlab.download import cache_folder
 
 LARGE_COLUMN = 64 << 20
-"""Bytes from which the selected rows of a column are put into a file instead of memory."""
+"""Bytes from which a new column is put into a file instead of memory."""
 
-_ROWS = 1 << 20
+_ROWS = 1 << 18
 _ALIGNED = 64
 _MAGIC = b"detrlab columns 1\n"
 
@@ -44,34 +45,38 @@ def _map(path: str, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarr
 
 
 def in_blocks(function: Callable[..., Any], *columns: np.ndarray) -> Any:
-    """A function of rows, on a million rows at a time: what it needs on its way stays small.
+    """A function of rows, on some of them at a time: what it needs on its way stays small.
 
-    The function gives an array or a dictionary of arrays; they are joined.
+    The function gives an array with a row for each, or a dictionary of such arrays. A large array
+    is mapped from a temporary file of the cache folder. The file has no name, so nothing is left
+    behind. Without room for it, the array is in memory.
     """
     starts = range(0, max(len(columns[0]), 1), _ROWS)
-    parts = [function(*(column[i : i + _ROWS] for column in columns)) for i in starts]
-    if isinstance(parts[0], dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return np.concatenate(parts)
-
-
-def gather(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``column[rows]``; a large result is mapped from a temporary file of the cache folder.
-
-    The file has no name, so nothing is left behind. Without room for it, the result is in memory.
-    """
-    shape = (len(rows), *column.shape[1:])
-    if np.prod(shape) * column.itemsize < LARGE_COLUMN:
-        return column[rows]
+    parts = (function(*(column[i : i + _ROWS] for column in columns)) for i in starts)
+    first = next(parts)
+    if isinstance(first, dict):
+        rest = list(parts)
+        return {key: np.concatenate([part[key] for part in (first, *rest)]) for key in first}
+    if first.nbytes * len(starts) < LARGE_COLUMN:
+        return np.concatenate([first, *parts])
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache_folder()) as file:
-            for i in range(0, len(rows), _ROWS):
-                file.write(column[rows[i : i + _ROWS]].tobytes())
+            rows = 0
+            for part in chain([first], parts):
+                file.write(part.tobytes())
+                rows += len(part)
             file.flush()
-            return np.memmap(file, column.dtype, "r", shape=shape)
+            return np.memmap(file, first.dtype, "r", shape=(rows, *first.shape[1:]))
     except OSError:
-        return column[rows]
+        return np.concatenate(
+            [function(*(column[i : i + _ROWS] for column in columns)) for i in starts]
+        )
+
+
+def gather(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """``column[rows]``, as ``in_blocks`` gives it."""
+    return in_blocks(lambda some: column[some], rows)
 
 
 def save_columns(path: Path, values: Any, columns: dict[str, np.ndarray]) -> None:

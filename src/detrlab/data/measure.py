@@ -70,10 +70,12 @@ class Measured:
         """
         split, usable = self.split, self.usable()
         boxes = self.in_files
-        index = words.labels[position]
+        index = sorted(words.labels[position].items())
+        known, labels = np.array(index, dtype=np.int64).reshape(-1, 2).T
 
         def label_of(categories: np.ndarray) -> np.ndarray:
-            return np.array([index.get(each, -1) for each in categories.tolist()], np.int64)
+            at = np.searchsorted(known, categories).clip(max=len(known) - 1)
+            return np.where(known[at] == categories, labels[at], -1)
 
         def kept(owners: np.ndarray, categories: np.ndarray, boxes: np.ndarray) -> np.ndarray:
             present = usable[np.maximum(owners, 0)] if len(usable) else False
@@ -82,7 +84,9 @@ class Measured:
         rows = np.flatnonzero(in_blocks(kept, split.owners, split.category_ids, boxes))
         owners = split.owners[rows]
         if (owners[1:] < owners[:-1]).any():
-            rows = rows[np.argsort(owners, kind="stable")]
+            order = np.argsort(owners, kind="stable")
+            rows = order if len(order) == len(split.owners) else rows[order]
+            del order
         images = np.flatnonzero(usable)
         counts = np.bincount(owners, minlength=len(split))[images]
         del owners

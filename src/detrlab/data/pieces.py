@@ -30,6 +30,8 @@ class Pieces:
 
     stream: IO[bytes]
     spans: tuple[tuple[int, int], ...]
+    count: int
+    """How many values there are; 1 for an empty list."""
     parse: Parse
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -50,7 +52,7 @@ def in_pieces(stream: IO[bytes], keys: Sequence[str], parse: Parse) -> Any:
     """
     if not _bytes(stream, 0, 1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         return None
-    kinds, places = _scan(stream)
+    kinds, places, commas = _scan(stream)
     lists: dict[str, Pieces] = {}
     kept, end = [], 0
     for i in np.flatnonzero(kinds[2:] == ord("[")) + 2:
@@ -62,7 +64,7 @@ def in_pieces(stream: IO[bytes], keys: Sequence[str], parse: Parse) -> Any:
             close = i + 1 + int(np.argmax(kinds[i + 1 :] != ord(",")))
             cuts = places[i : close + 1].tolist()
             spans = tuple((one + 1, other) for one, other in pairwise(cuts))
-            lists[key] = Pieces(stream, spans, parse)
+            lists[key] = Pieces(stream, spans, int(commas[close]) + 1, parse)
             kept.append(_bytes(stream, end, cuts[0] + 1))
             end = cuts[-1]
     document = parse(b"".join([*kept, _bytes(stream, end, None)]), 0)
@@ -75,11 +77,14 @@ def _bytes(stream: IO[bytes], start: int, stop: int | None) -> bytes:
     return stream.read(-1 if stop is None else stop - start)
 
 
-def _scan(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Kinds and places of quotes and brackets at the outermost level, and of commas for cutting."""
+def _scan(stream: IO[bytes]) -> np.ndarray:
+    """Kinds and places of quotes and brackets at the outermost level, and of commas for cutting.
+
+    And how many commas the list had so far.
+    """
     found = []
-    state = np.zeros(4, dtype=np.int64)
-    marks = np.empty((2, _MARKS), dtype=np.int64)
+    state = np.zeros(5, dtype=np.int64)
+    marks = np.empty((3, _MARKS), dtype=np.int64)
     stream.seek(0)
     offset = 0
     while block := stream.read(_BLOCK):
@@ -91,8 +96,7 @@ def _scan(stream: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
         offset += len(text)
     if state[0] or state[1]:
         raise ValueError("it ends too early" if state[0] >= 0 else "a bracket closes nothing")
-    kinds, places = np.concatenate(found, axis=1)
-    return kinds, places
+    return np.concatenate(found, axis=1)
 
 
 @functools.cache
@@ -100,9 +104,16 @@ def _scanner() -> Any:
     import numba
 
     def scan(
-        text: Any, begin: int, offset: int, state: Any, kinds: Any, places: Any, piece: int
+        text: Any,
+        begin: int,
+        offset: int,
+        state: Any,
+        kinds: Any,
+        places: Any,
+        counts: Any,
+        piece: int,
     ) -> Any:
-        depth, quoted, escaped, cut = state
+        depth, quoted, escaped, cut, commas = state
         count = 0
         i = begin
         while i < len(text) and count < len(kinds):
@@ -123,19 +134,22 @@ def _scanner() -> Any:
                 mark = depth == 1
                 depth += 1
                 if mark:
-                    cut = offset + i
+                    cut, commas = offset + i, 0
             elif byte == 93 or byte == 125:  # ] }
                 depth -= 1
                 mark = depth == 1
-            elif byte == 44 and depth == 2 and offset + i - cut >= piece:
-                cut = offset + i
-                mark = True
+            elif byte == 44 and depth == 2:
+                commas += 1
+                mark = offset + i - cut >= piece
+                if mark:
+                    cut = offset + i
             if mark:
                 kinds[count] = byte
                 places[count] = offset + i
+                counts[count] = commas
                 count += 1
             i += 1
-        state[0], state[1], state[2], state[3] = depth, quoted, escaped, cut
+        state[:] = depth, quoted, escaped, cut, commas
         return count, i
 
     return numba.njit(nogil=True)(scan)

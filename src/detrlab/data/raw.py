@@ -21,7 +21,7 @@ class RawSplit:
     Attributes:
         members: the store's file of each image; None if it was not found.
         declared: (N, 2) int64 (height, width) as annotated, 0 if missing.
-        owners: (M,) int64, position of each annotation's image; -1 if that is not listed.
+        owners: (M,) int32 or int64, position of each annotation's image; -1 if that is not listed.
         boxes: (M, 4) float64, xywh in pixels; center and size in ``fractions`` for YOLO.
         areas: (M,) float64; NaN if not annotated.
         annotation_ids: (M,) int64; -1 if missing.
