@@ -33,6 +33,9 @@ RARE_BOXES = 10
 RARE_SHARE = 0.01
 """A class is rare below this many boxes, or below this share of the most frequent class's."""
 
+_PART = 1 << 20
+"""Boxes that are compared with each other at a time."""
+
 VANISHED = 2.0
 """Pixels below which an object is too small to be learned."""
 
@@ -297,7 +300,7 @@ def _image_after_image(rows: np.ndarray, owners: np.ndarray) -> list[np.ndarray]
     """The rows by image, in parts of about a million; no image is in two of them."""
     rows = rows[np.argsort(owners[rows], kind="stable")]
     changes = np.flatnonzero(np.diff(owners[rows])) + 1
-    cuts = np.searchsorted(changes, np.arange(1 << 20, len(rows), 1 << 20))
+    cuts = np.searchsorted(changes, np.arange(_PART, len(rows), _PART))
     return np.split(rows, np.unique(changes[cuts[cuts < len(changes)]]))
 
 

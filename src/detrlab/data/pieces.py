@@ -36,7 +36,10 @@ class Pieces:
 
     def __iter__(self) -> Iterator[list[Any]]:
         for start, stop in self.spans:
-            yield self.parse(b"[" + _bytes(self.stream, start, stop) + b"]", start)
+            values = self.parse(b"[" + _bytes(self.stream, start, stop) + b"]", start)
+            if not values and len(self.spans) > 1:
+                self.parse(b",", start)  # nothing between two commas is an error
+            yield values
 
 
 def in_pieces(stream: IO[bytes], keys: Sequence[str], parse: Parse) -> Any:
