@@ -69,7 +69,7 @@ def pad(images: Sequence[torch.Tensor], config: DataConfig) -> ImageBatch:
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
     for i, image in enumerate(images):
         h, w = image.shape[1:]
-        pixels[i, :, :h, :w] = normalize(image, config)
+        normalize(image, config, out=pixels[i, :, :h, :w])
         padding[i, :h, :w] = False
     return ImageBatch(pixels, padding)
 

@@ -223,13 +223,23 @@ def decode(stream: IO[bytes], name: str, declared: tuple[int, int] | None = None
     Raises:
         UserError: the stream holds no readable image; the message says ``name``.
     """
+    return decode_interleaved(stream, name, declared).contiguous()
+
+
+def decode_interleaved(
+    stream: IO[bytes], name: str, declared: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """As ``decode``, but the colours of a pixel stay side by side in memory.
+
+    Resizing wants them so, and they need not be sorted by colour before it.
+    """
     with _opened(stream, name, "replace the file" if declared is None else _OF_DATA) as image:
         header = _header(image)
         rgb = _to_rgb(image)
         if header.applies_exif(declared):
             rgb = rgb.transpose(_transpose_of(header.orientation))
         pixels = np.array(rgb)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _transpose_of(orientation: int) -> Transpose:
@@ -317,7 +327,7 @@ class FilePictures:
                 "detrlab check --fix leave it out"
             ) from None
         with stream:
-            return decode(stream, str(path), declared)
+            return decode_interleaved(stream, str(path), declared)
 
     def select(self, images: np.ndarray) -> FilePictures:
         """Some of them, in the order given."""
@@ -349,7 +359,7 @@ class ZipPictures:
                 data = extract(file, self.where[i].tolist(), name)
         except OSError as error:
             raise UserError(f"{self.archive} cannot be opened: {error.strerror}") from None
-        return decode(io.BytesIO(data), name, declared)
+        return decode_interleaved(io.BytesIO(data), name, declared)
 
     def select(self, images: np.ndarray) -> ZipPictures:
         """Some of them, in the order given."""

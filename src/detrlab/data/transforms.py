@@ -252,11 +252,15 @@ def evaluation_size(
     return resized_size(height, width, config.image_size, config.max_size)
 
 
-def normalize(image: Tensor, config: DataConfig) -> Tensor:
-    """(3, H, W) uint8 -> float32: to [0, 1], minus the mean, by the standard deviation."""
+def normalize(image: Tensor, config: DataConfig, out: Tensor | None = None) -> Tensor:
+    """(3, H, W) uint8 -> float32: to [0, 1], minus the mean, by the standard deviation.
+
+    Written to ``out`` if it is given, without another array of floats on the way.
+    """
     mean = torch.tensor(config.mean)[:, None, None]
     std = torch.tensor(config.std)[:, None, None]
-    return image.float().div_(255).sub_(mean).div_(std)
+    pixels = torch.empty(image.shape) if out is None else out
+    return pixels.copy_(image).div_(255).sub_(mean).div_(std)
 
 
 def eval_transform(config: DataConfig) -> Callable[[Tensor], Tensor]:

@@ -277,7 +277,9 @@ def evaluate(
     network.eval()
     try:
         for batch in batches:
-            output = network(ImageBatch(*(part.to(device) for part in batch.images)))
+            output = network(
+                ImageBatch(*(part.to(device, non_blocking=True) for part in batch.images))
+            )
             if on_batch is not None:
                 on_batch(batch, output)
             _add(evaluator, batch, output.final, scoring)
