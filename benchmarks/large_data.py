@@ -146,7 +146,89 @@ def step(name: str, argument: str) -> dict[str, object]:
     }
 
 
-STEPS: dict[str, Callable[[str], dict[str, object]]] = {"open": open_once, "check": check_once}
+DETECTIONS, JUDGED = 300, 100_000
+
+
+def evaluate_once(argument: str) -> dict[str, object]:
+    """Collect detections as of a network (float32 corners), save them, and compute the metrics."""
+    from detrlab.evaluation.coco import Evaluator
+
+    images, path = argument.split(",", 1)
+    truth, draw = judged_truth(int(images)), np.random.default_rng(1)
+    evaluator = Evaluator(truth)
+    starts = np.searchsorted(truth.image, np.arange(truth.num_images + 1))
+    began = time.perf_counter()
+    for i, image_id in enumerate(truth.image_ids):
+        corners = draw.uniform(0, 400, (DETECTIONS, 4)).astype(np.float32)
+        corners[:, 2:] += corners[:, :2]
+        labels = draw.integers(truth.num_classes, size=DETECTIONS)
+        own = slice(starts[i], starts[i + 1])
+        found = truth.boxes[own] + draw.normal(0, 4, (starts[i + 1] - starts[i], 4))
+        found[:, 2:] = found[:, :2] + found[:, 2:].clip(min=1)
+        corners[: len(found)], labels[: len(found)] = found, truth.label[own]
+        evaluator.add(image_id, corners, draw.uniform(0, 1, DETECTIONS).astype(np.float32), labels)
+    added = time.perf_counter()
+    ap = evaluator.metrics().ap
+    scored = time.perf_counter()
+    evaluator.save_predictions(path)
+    saved = time.perf_counter()
+    return {
+        "detections": DETECTIONS * truth.num_images,
+        "ap": ap,
+        "collecting_seconds": round(added - began, 1),
+        "metrics_seconds": round(scored - added, 1),
+        "saving_seconds": round(saved - scored, 1),
+        "file_megabytes": round(Path(path).stat().st_size / 1e6),
+    }
+
+
+def foreign_once(argument: str) -> dict[str, object]:
+    """Read that file as another tool's, and compute the metrics."""
+    from detrlab.evaluation.coco import Evaluator
+    from detrlab.evaluation.foreign import load_predictions
+
+    images, path = argument.split(",", 1)
+    evaluator = Evaluator(judged_truth(int(images)))
+    evaluator.extend(load_predictions(path, evaluator.truth).detected)
+    return {"ap": evaluator.metrics().ap}
+
+
+def judged_truth(images: int):
+    """Annotations of images of 640 x 480 with seven objects each, of 80 classes."""
+    from detrlab.evaluation.records import GroundTruth
+
+    draw, objects = np.random.default_rng(0), 7 * images
+    size = draw.uniform(8, 200, (objects, 2))
+    boxes = np.concatenate([draw.uniform(0, 400, (objects, 2)), size], axis=1)
+    return GroundTruth(
+        image_ids=tuple(range(images)),
+        classes=tuple(f"class {k}" for k in range(80)),
+        category_ids=tuple(range(1, 81)),
+        image=np.repeat(np.arange(images), 7),
+        label=draw.integers(80, size=objects),
+        boxes=boxes,
+        area=size.prod(1),
+        crowd=np.zeros(objects, dtype=bool),
+        sizes=np.tile([480, 640], (images, 1)),
+        file_names=("",) * images,
+    )
+
+
+STEPS: dict[str, Callable[[str], dict[str, object]]] = {
+    "open": open_once, "check": check_once, "evaluate": evaluate_once, "foreign": foreign_once,
+}  # fmt: skip
+
+
+def evaluating(scale: float) -> dict[str, object]:
+    """Evaluate, then evaluate the saved file."""
+    images = int(JUDGED * scale)
+    with tempfile.TemporaryDirectory() as name:
+        argument = f"{images},{name}/predictions.json"
+        return {
+            "images": images,
+            "evaluated": measured("evaluate", argument, {}),
+            "read_from_a_file": measured("foreign", argument, {}),
+        }
 
 
 def opening(scale: float) -> dict[str, object]:
@@ -178,7 +260,7 @@ def main() -> None:
         print(json.dumps(step(*sys.argv[2:])))
         return
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["open"])
+    parser.add_argument("what", choices=["open", "evaluate"])
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--out", type=Path, help="a json file for the figures")
     options = parser.parse_args()
@@ -186,7 +268,7 @@ def main() -> None:
         "command": shlex.join(["python", "benchmarks/large_data.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start",
-        **opening(options.scale),
+        **(opening if options.what == "open" else evaluating)(options.scale),
     }
     if options.out is not None:
         write_json(options.out, figures)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from scenes import NUMBERS, fill, perfect, pycocotools_metrics, scene
 
+from detrlab.data.shapes import shapes
 from detrlab.errors import UserError
-from detrlab.evaluation.coco import Evaluator, evaluate, evaluate_layers, gather
+from detrlab.evaluation.coco import Evaluator, accumulate, evaluate, evaluate_layers, gather
 from detrlab.evaluation.records import Detected, GroundTruth, protocol_rows
 from detrlab.scoring import SigmoidScoring
 from detrlab.structures import ImageBatch, ModelOutput, Predictions
@@ -46,6 +48,78 @@ def test_metrics_equal_pycocotools(name, seed):
         pytest.skip("pycocotools cannot read an empty list of results")
     metrics = fill(Evaluator(truth), results).metrics()
     assert_equal(metrics, pycocotools_metrics(truth, results))
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_metrics_by_groups_of_classes_are_the_same_to_the_last_bit(name, monkeypatch):
+    """What keeps 30 million detections in little memory changes nothing."""
+    truth, results = scene(3, **SCENES[name])
+    evaluator = fill(Evaluator(truth), results)
+    whole = accumulate(evaluator.truth, evaluator.detected())
+    monkeypatch.setattr("detrlab.evaluation.coco.AT_A_TIME", 1)
+    parts = accumulate(evaluator.truth, evaluator.detected())
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert evaluator.metrics() == whole.metrics(evaluator.truth.classes)
+
+
+def test_detections_of_a_network_are_kept_in_half_the_bytes():
+    truth, _ = scene(4)
+    draw = np.random.default_rng(0)
+    corners = draw.uniform(0, 500, (90, 4)).astype(np.float32)
+    corners[:, 2:] += corners[:, :2]
+    scores, labels = draw.uniform(size=90).astype(np.float32), draw.integers(4, size=90)
+    single, double = Evaluator(truth), Evaluator(truth)
+    for i, image_id in enumerate(single.truth.image_ids):
+        values = torch.tensor(corners) if i % 2 else corners
+        single.add(image_id, values, scores, labels)
+        double.add(image_id, corners.astype(np.float64), scores.astype(np.float64), labels)
+    for _ in range(2):  # the second time from views of the joined columns
+        for name in ("image", "label", "boxes", "score"):
+            ours, expected = (getattr(each.detected(), name) for each in (single, double))
+            np.testing.assert_array_equal(ours, expected)
+            assert ours.dtype == expected.dtype
+    kept = sum(column.nbytes for part in single._parts.values() for column in part)
+    assert kept == 24 * len(single.detected())
+    mixed = Evaluator(truth)
+    mixed.extend(double.detected().select(double.detected().image < 5))
+    for image_id in mixed.truth.image_ids[5:]:
+        mixed.add(image_id, corners, scores, labels)
+    assert mixed.metrics() == single.metrics() == double.metrics()
+
+
+def test_a_table_is_judged_as_its_coco_document():
+    table = shapes(train=1, val=12)[1]
+    for each in (
+        table,
+        replace(table, image_ids=np.array([*range(6), *map(str, range(6))], dtype=object)),
+        replace(table, image_ids=table.image_ids[::-1].copy(), areas=table.areas * np.nan),
+    ):
+        ours, expected = (
+            GroundTruth.from_table(each),
+            GroundTruth.from_coco(each.coco_ground_truth()),
+        )
+        for field in dataclasses.fields(GroundTruth):
+            one, other = getattr(ours, field.name), getattr(expected, field.name)
+            if isinstance(other, np.ndarray):
+                np.testing.assert_array_equal(one, other)
+                assert one.dtype == other.dtype
+            else:
+                assert one == other
+    with pytest.raises(UserError, match="appears twice"):
+        GroundTruth.from_table(replace(table, image_ids=table.image_ids * 0))
+
+
+def test_the_file_of_predictions_is_plain_json(tmp_path):
+    truth, _ = scene(8, num_images=2, string_ids=True)
+    truth["images"][0]["id"] = 'é "quoted"'
+    truth["annotations"] = []
+    evaluator = Evaluator(truth)
+    evaluator.add('é "quoted"', [[1, 2, 3.5, 1e-9]], [1e-7], [2])
+    evaluator.save_predictions(tmp_path / "p.json")
+    record = {"image_id": 'é "quoted"', "category_id": 7, "bbox": [1.0, 2.0, 2.5, 1e-9 - 2]}
+    text = json.dumps({**record, "score": 1e-7})
+    assert (tmp_path / "p.json").read_text() == f"[\n{text}\n]\n"
 
 
 def test_sizes_and_classes_without_objects_are_unjudged():

@@ -37,6 +37,36 @@ def test_metrics_equal_pycocotools(write):
         assert value == pytest.approx(expected[name], abs=1e-9), name
 
 
+def test_a_large_file_is_read_in_pieces_with_the_same_result(write, monkeypatch):
+    truth, results = scene(0)
+    results.append(results[3])
+    path = write("\ufeff" + json.dumps(results, indent=2))
+    whole = load_predictions(path, truth)
+    monkeypatch.setattr("detrlab.evaluation.foreign.LARGE", 1)
+    monkeypatch.setattr("detrlab.data.pieces.PIECE", 1)
+    parts = load_predictions(path, truth)
+    for name in ("image", "label", "boxes", "score"):
+        np.testing.assert_array_equal(getattr(parts.detected, name), getattr(whole.detected, name))
+    assert parts.notes == whole.notes
+    assert "1 detections are in the file more than once" in " ".join(parts.notes)
+    results[4] = {**results[4], "score": "high"}
+    with pytest.raises(UserError, match=r"json, record 5: score 'high'"):
+        load_predictions(write(results), truth)
+    for text in (
+        "{}",
+        "[]]",
+        "[{}",
+        '[{"image_id": 1}',
+        "[,]",
+        "[] []",
+        "5",
+        json.dumps(results)[:-1],
+    ):
+        with pytest.raises(UserError, match=r"theirs\.json(, record 1:| is no COCO results file)"):
+            load_predictions(write(text), truth)
+    assert len(load_predictions(write(" [ ] "), truth).detected) == 0
+
+
 def test_our_own_file_comes_back_bit_for_bit(tmp_path):
     truth, results = scene(1, decimals=9)
     ours = fill(Evaluator(truth), results)

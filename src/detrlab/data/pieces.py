@@ -75,18 +75,37 @@ def in_pieces(stream: IO[bytes], keys: Sequence[str], parse: Parse) -> Any:
     return document
 
 
+def list_in_pieces(stream: IO[bytes], parse: Parse) -> Pieces:
+    """The list that a file holds, as ``in_pieces``.
+
+    Raises:
+        ValueError: it holds something else, or brackets do not match.
+    """
+    kinds, places, commas = _scan(stream, depth=1)
+    opening, closing = np.flatnonzero(kinds == ord("[")), np.flatnonzero(kinds == ord("]"))
+    if len(opening) != 1 or len(closing) != 1:
+        raise ValueError("it is no list")
+    around = _bytes(stream, 0, places[opening[0]]) + _bytes(stream, places[closing[0]] + 1, None)
+    if around.removeprefix(b"\xef\xbb\xbf").strip():
+        raise ValueError("something stands before or behind the list")
+    cuts = places.tolist()
+    spans = tuple((one + 1, other) for one, other in pairwise(cuts))
+    return Pieces(stream, spans, int(commas[-1]) + 1, parse)
+
+
 def _bytes(stream: IO[bytes], start: int, stop: int | None) -> bytes:
     stream.seek(start)
     return stream.read(-1 if stop is None else stop - start)
 
 
-def _scan(stream: IO[bytes]) -> np.ndarray:
+def _scan(stream: IO[bytes], depth: int = 0) -> np.ndarray:
     """Kinds and places of quotes and brackets at the outermost level, and of commas for cutting.
 
-    And how many commas the list had so far.
+    And how many commas the list had so far. From a ``depth`` of 1, a list's own brackets count as
+    those in an object.
     """
     found = []
-    state = np.zeros(5, dtype=np.int64)
+    state = np.array([depth, 0, 0, 0, 0], dtype=np.int64)
     marks = np.empty((3, _MARKS), dtype=np.int64)
     stream.seek(0)
     offset = 0
@@ -97,8 +116,9 @@ def _scan(stream: IO[bytes]) -> np.ndarray:
             count, begin = _scanner()(text, begin, offset, state, *marks, PIECE)
             found.append(marks[:, :count].copy())
         offset += len(text)
-    if state[0] or state[1]:
-        raise ValueError("it ends too early" if state[0] >= 0 else "a bracket closes nothing")
+    if state[0] != depth or state[1]:
+        early = state[0] > depth or state[1]
+        raise ValueError("it ends too early" if early else "a bracket closes nothing")
     return np.concatenate(found, axis=1)
 
 
@@ -155,4 +175,7 @@ def _scanner() -> Any:
         state[:] = depth, quoted, escaped, cut, commas
         return count, i
 
-    return numba.njit(nogil=True)(scan)
+    try:
+        return numba.njit(nogil=True, cache=True)(scan)
+    except RuntimeError:  # numba found no folder it may write to
+        return numba.njit(nogil=True)(scan)

@@ -22,6 +22,9 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from detrlab import files
+from detrlab.data.coco import LARGE
+from detrlab.data.mapped import in_blocks
+from detrlab.data.pieces import list_in_pieces
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import as_ground_truth
 from detrlab.evaluation.records import Detected, GroundTruth, ImageId
@@ -76,39 +79,73 @@ def load_predictions(
             [x, y, width, height] in pixels of these images.
     """
     truth = as_ground_truth(ground_truth)
-    records = _read(Path(path))
-    image_ids = [record["image_id"] for record in records]
+    image_ids: dict[ImageId, int] = {}
+    category_ids: dict[int, int] = {}
+    parts = []
+    for records in _read(Path(path)):
+        # Each id is a number of its own, in the order in which they appear.
+        image = [image_ids.setdefault(each["image_id"], len(image_ids)) for each in records]
+        label = [category_ids.setdefault(r["category_id"], len(category_ids)) for r in records]
+        boxes = np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)
+        score = np.array([record["score"] for record in records], dtype=np.float64)
+        parts.append((np.array(image, np.int64), np.array(label, np.int64), boxes, score))
+    image, label, boxes, score = (np.concatenate(column) for column in zip(*parts, strict=True))
+    del parts
     images, note = _image_indices(dict.fromkeys(image_ids), truth, path)
-    category_ids = [record["category_id"] for record in records]
     labels = _label_indices(set(category_ids), truth, categories, path)
     detected = Detected(
-        image=np.array([images[each] for each in image_ids], dtype=np.int64),
-        label=np.array([labels[each] for each in category_ids], dtype=np.int64),
-        boxes=np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4),
-        score=np.array([record["score"] for record in records], dtype=np.float64),
+        image=np.array([images[each] for each in image_ids], dtype=np.int64)[image],
+        label=np.array([labels[each] for each in category_ids], dtype=np.int64)[label],
+        boxes=boxes,
+        score=score,
     )
-    detected = detected.select(np.argsort(detected.image, kind="stable"))
+    if (detected.image[1:] < detected.image[:-1]).any():
+        detected = detected.select(np.argsort(detected.image, kind="stable"))
     if not trust:
         _check_boxes(detected, truth, path)
     return Foreign(detected, (*note, *_notes(detected, truth)))
 
 
-def _read(path: Path) -> list[_Record]:
+def _read(path: Path) -> Iterator[list[_Record]]:
+    """The records; of a large file, some at a time."""
+    before = 0
+
+    def parse(text: bytes, _start: int) -> list[_Record]:
+        nonlocal before
+        records = _checked(text, path, before)
+        before += len(records)
+        return records
+
     try:
-        return _RECORDS.validate_json(files.read_bytes(path).removeprefix(codecs.BOM_UTF8))
+        if path.is_file() and path.stat().st_size >= LARGE:
+            with path.open("rb") as stream:
+                yield from list_in_pieces(stream, parse)
+        else:
+            yield parse(files.read_bytes(path).removeprefix(codecs.BOM_UTF8), 0)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(_no_results(path, str(error))) from None
+
+
+def _no_results(path: Path, reason: str) -> str:
+    return f"{path} is no COCO results file, a json list of records like {_SHAPE}: {reason}"
+
+
+def _checked(text: bytes, path: Path, before: int) -> list[_Record]:
+    """The records of a list, of which ``before`` stand earlier in the file."""
+    try:
+        return _RECORDS.validate_json(text)
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
     place = mistake["loc"]
     if not place:
-        raise UserError(
-            f"{path} is no COCO results file, a json list of records like {_SHAPE}: "
-            f"{mistake['msg']}"
-        )
+        raise UserError(_no_results(path, mistake["msg"]))
     keys = ".".join(str(key) for key in place[1:] if key not in ("int", "str"))
     raise UserError(
-        f"{path}, record {int(place[0]) + 1}: {keys} {reprlib.repr(mistake['input'])}: "
+        f"{path}, record {before + int(place[0]) + 1}: {keys} {reprlib.repr(mistake['input'])}: "
         f"{mistake['msg']}; a record should look like {_SHAPE}"
     )
 
@@ -186,13 +223,17 @@ def _check_boxes(detected: Detected, truth: GroundTruth, path: str | Path) -> No
             f"{path}: no box coordinate exceeds {largest:.3g}: these look like fractions of the "
             "image; multiply x and width by the image's width, y and height by its height"
         )
-    centers = detected.boxes[:, :2] + detected.boxes[:, 2:] / 2
-    sizes = truth.sizes[detected.image][:, ::-1]  # width, height
-    known = (sizes > 0).all(axis=1)
-    outside = int(((centers < 0) | (centers > sizes))[known].any(axis=1).sum())
-    if outside > known.sum() / 4:
+
+    def judged(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        centers = boxes[:, :2] + boxes[:, 2:] / 2
+        sizes = truth.sizes[image][:, ::-1]  # width, height
+        known = (sizes > 0).all(axis=1)
+        return np.stack([known, known & ((centers < 0) | (centers > sizes)).any(axis=1)], axis=1)
+
+    known, outside = in_blocks(judged, detected.image, detected.boxes).sum(axis=0).tolist()
+    if outside > known / 4:
         raise UserError(
-            f"{path}: the centers of {outside} of {known.sum()} boxes lie outside their image: "
+            f"{path}: the centers of {outside} of {known} boxes lie outside their image: "
             "bbox should be [x, y, width, height] in pixels of the original image, not corners "
             "[x1, y1, x2, y2]. To evaluate the file as it is, use trust=True (--trust)"
         )
@@ -210,10 +251,16 @@ def _notes(detected: Detected, truth: GroundTruth) -> Iterator[str]:
             f"scores range from {detected.score.min():.3g} to {detected.score.max():.3g}: AP only "
             "needs their order, but calibration and thresholds mean little"
         )
-    rows = np.column_stack([detected.image, detected.label, detected.boxes, detected.score])
-    repeated = len(rows) - len(np.unique(rows, axis=0))
+    repeated, most = 0, 0
+    # Detections of different images are never equal: a thousand images at a time are compared.
+    for i in range(0, truth.num_images, 1000):
+        first, last = np.searchsorted(detected.image, [i, i + 1000])
+        some = detected.select(slice(first, last))
+        rows = np.column_stack([some.image, some.label, some.boxes, some.score])
+        repeated += len(rows) - len(np.unique(rows, axis=0))
+        groups = some.image * truth.num_classes + some.label
+        most = max(most, np.unique(groups, return_counts=True)[1].max(initial=0))
     if repeated:
         yield f"{repeated} detections are in the file more than once; all of them count"
-    groups = detected.image * truth.num_classes + detected.label
-    if np.unique(groups, return_counts=True)[1].max() > 100:
+    if most > 100:
         yield "of each class in an image, only the 100 best detections count"

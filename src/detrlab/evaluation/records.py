@@ -7,14 +7,17 @@ xywh in pixels, float64, so that metrics are exactly those of the json files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detrlab.errors import UserError
+
+if TYPE_CHECKING:
+    from detrlab.data.table import Table
 
 ImageId = int | str
 Ints = NDArray[np.int64]
@@ -89,6 +92,44 @@ class GroundTruth:
             file_names=tuple(str(image.get("file_name", "")) for image in images),
         )
 
+    @classmethod
+    def from_table(cls, table: Table) -> GroundTruth:
+        """As ``from_coco`` of the table's COCO dict, without the millions of objects in it.
+
+        Raises:
+            UserError: as ``from_coco``.
+        """
+        ids = [table.image_id(i) for i in range(len(table))]
+        order = sorted(range(len(ids)), key=lambda i: (isinstance(ids[i], str), ids[i]))
+        if not np.isfinite(table.boxes).all() or len(set(ids)) < len(ids):
+            return cls.from_coco(table.coco_ground_truth())  # which names what is wrong
+        position = np.empty(len(ids), dtype=np.int64)
+        position[order] = np.arange(len(ids))
+        areas = np.asarray(table.areas)
+        return cls(
+            image_ids=tuple(ids[i] for i in order),
+            classes=table.classes,
+            category_ids=table.category_ids,
+            image=position[table.owners()],
+            label=table.labels,
+            boxes=table.boxes,
+            area=np.where(np.isnan(areas), table.boxes[:, 2] * table.boxes[:, 3], areas),
+            crowd=table.crowd,
+            sizes=table.sizes[order].astype(np.int64),
+            file_names=tuple(table.file(i) for i in order),
+        )
+
+    def of_classes(self, first: int, last: int) -> GroundTruth:
+        """With classes ``first`` to ``last - 1`` alone, numbered from 0; all images stay."""
+        rows = np.flatnonzero((self.label >= first) & (self.label < last))
+        return replace(
+            self,
+            classes=self.classes[first:last],
+            category_ids=self.category_ids[first:last],
+            label=self.label[rows] - first,
+            **{key: getattr(self, key)[rows] for key in ("image", "boxes", "area", "crowd")},
+        )
+
     @property
     def num_images(self) -> int:
         """N, including images without objects."""
@@ -135,11 +176,50 @@ class Detected:
         nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0)
         columns = [nothing, *((p.image, p.label, p.boxes, p.score) for p in parts)]
         joined = cls(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+        if (joined.image[1:] >= joined.image[:-1]).all():
+            return joined
         return joined.select(np.argsort(joined.image, kind="stable"))
 
     def select(self, keep: NDArray[Any]) -> Detected:
         """The rows of a mask or of indices."""
         return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
+
+
+class Compact(NamedTuple):
+    """Detections in fewer bytes, with exactly the same values.
+
+    Networks give float32 corners: their widths are no float32, so the corners are kept.
+
+    Attributes:
+        label: (D,) int32 class index.
+        boxes: (D, 4) float32, xyxy; or float64, xywh.
+        score: (D,) float32 or float64.
+    """
+
+    label: NDArray[np.int32]
+    boxes: NDArray[Any]
+    score: NDArray[Any]
+
+    @classmethod
+    def of(cls, label: NDArray[Any], boxes: NDArray[Any], score: NDArray[Any]) -> Compact:
+        """From float64 xywh or float32 xyxy."""
+        single = score.astype(np.float32)
+        return cls(label.astype(np.int32), boxes, single if (single == score).all() else score)
+
+    def xywh(self, rows: Any = slice(None)) -> Floats:
+        """(D, 4) float64 boxes of some of them."""
+        boxes = self.boxes[rows]
+        return to_xywh(boxes.astype(np.float64)) if boxes.dtype == np.float32 else boxes
+
+    def detected(self, image: NDArray[Any], rows: Any = slice(None)) -> Detected:
+        """Some of them, with the index of their images, (D,)."""
+        label, score = self.label[rows].astype(np.int64), self.score[rows].astype(np.float64)
+        return Detected(image[rows].astype(np.int64), label, self.xywh(rows), score)
+
+
+def to_xywh(corners: Floats) -> Floats:
+    """(N, 4) corners as left, top, width, height."""
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def protocol_rows(detected: Detected, limit: int = 100) -> Ints:
