@@ -11,7 +11,7 @@ import tyro
 from detrlab.errors import UserError, did_you_mean
 
 CHECKPOINTS = ("detrlab", "official", "transformers")
-DATA = ("coco", "yolo", "voc")
+DATA = ("coco", "yolo", "voc", "shards")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Options:
     source: Annotated[str, tyro.conf.Positional]
     """A checkpoint (any layout, or the name of a preset), or a data set (any format)."""
     to: str
-    """For checkpoints: detrlab, official, transformers. For data: coco, yolo, voc."""
+    """For checkpoints: detrlab, official, transformers. For data: coco, yolo, voc,
+    shards."""
     output: str | None = None
     """The file or folder to write; by default beside the source. Nothing is overwritten."""
     backbone: str | None = None

@@ -63,7 +63,7 @@ def convert(
 
     Args:
         source: as for ``open_data``.
-        to: ``coco``, ``yolo`` or ``voc``.
+        to: ``coco``, ``yolo``, ``voc`` or ``shards``.
         output: a folder that does not exist yet.
         progress: called with images written and in all.
 

@@ -366,6 +366,41 @@ class ZipPictures:
         return ZipPictures(self.archive, self.names.select(images), self.where[images])
 
 
+@dataclass(frozen=True, eq=False)
+class TarPictures:
+    """Image files inside the tar files of a folder, read where they lie."""
+
+    root: str
+    tars: Names
+    names: Names
+    where: np.ndarray
+    """(N, 3) int64: number of the tar file, offset, size."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The tar file's name and the member's."""
+        return self.names[i]
+
+    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+        """Read and decode the file."""
+        number, offset, size = self.where[i].tolist()
+        path = Path(self.root) / self.tars[number]
+        # Opened each time: forked processes that share an open file share its position.
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from None
+        return decode_interleaved(io.BytesIO(data), f"{self.root}: {self.names[i]}", declared)
+
+    def select(self, images: np.ndarray) -> TarPictures:
+        """Some of them, in the order given."""
+        return TarPictures(self.root, self.tars, self.names.select(images), self.where[images])
+
+
 def extract(file: IO[bytes], where: Sequence[int], name: str) -> bytes:
     """Extract one file from an open zip; never more bytes than its directory declares.
 

@@ -84,18 +84,16 @@ class Measured:
         rows = np.flatnonzero(in_blocks(kept, split.owners, split.category_ids, boxes))
         owners = split.owners[rows]
         if (owners[1:] < owners[:-1]).any():
+            everything = len(rows) == len(split.owners)
+            rows = None if everything else rows  # gigabytes count here
             order = np.argsort(owners, kind="stable")
-            rows = order if len(order) == len(split.owners) else rows[order]
+            rows = order if rows is None else rows[order]
             del order
         images = np.flatnonzero(usable)
         counts = np.bincount(owners, minlength=len(split))[images]
         del owners
-        ids = gather(split.annotation_ids, rows)
-        if (
-            len(ids)
-            and not (ids[1:] > ids[:-1]).all()
-            and (ids.min() < 0 or len(np.unique(ids)) < len(ids))
-        ):
+        ids, given = gather(split.annotation_ids, rows), split.annotation_ids
+        if not (np.diff(given, prepend=-1) > 0).all() and _repeated(ids):
             ids = np.arange(1, len(ids) + 1)
         image_ids = [split.image_ids[i] for i in images.tolist()]
         kinds = set(map(type, image_ids))
@@ -183,6 +181,12 @@ def misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[
     ``owners`` are (M,), -1 if unlisted; ``sizes`` (N, 2) (height, width), 0 if unknown.
     """
     return in_blocks(lambda boxes, owners: _misplaced(boxes, owners, sizes), boxes, owners)
+
+
+def _repeated(ids: np.ndarray) -> bool:
+    """Whether some are missing or twice the same."""
+    ids = np.sort(ids)
+    return bool(len(ids) and (ids[0] < 0 or (ids[1:] == ids[:-1]).any()))
 
 
 def _areas(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:

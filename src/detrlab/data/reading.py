@@ -17,6 +17,7 @@ from detrlab.data.hub import HUB, downloaded, metadata_files, notes_of, read_met
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
 from detrlab.data.shapes import STYLES
+from detrlab.data.shards import read_shards
 from detrlab.data.store import Archive, Folder, Store
 from detrlab.data.voc import read_voc, voc_files
 from detrlab.data.yolo import read_yolo, yolo_folders, yolo_yaml
@@ -176,7 +177,7 @@ def _read_named(store: Store, name: str) -> RawData:
 def _read_store(store: Store, name: str) -> RawData:
     """The first format that fits.
 
-    COCO, YOLO with a yaml, Pascal VOC, YOLO without a yaml, metadata.jsonl, parquet.
+    COCO, YOLO with a yaml, Pascal VOC, YOLO without a yaml, metadata.jsonl, shards, parquet.
     """
     findings = Findings()
     splits, notes = _coco_splits(store, findings)
@@ -195,6 +196,8 @@ def _read_store(store: Store, name: str) -> RawData:
             splits = read_yolo(store, None)
         elif lines := metadata_files(store):
             splits, notes = read_metadata(store, lines)
+        elif isinstance(store, Folder) and any(n.lower().endswith(".tar") for n in store.names):
+            splits = read_shards(store)
         elif isinstance(store, Folder) and any(n.endswith(".parquet") for n in store.names):
             return _on_hub(f"{HUB}{store.root}", None).read()
     if not splits:

@@ -176,7 +176,10 @@ def stratified_split(table: Table, share: float = VAL_SHARE, *, seed: int) -> tu
     rank = np.argsort(keyed("split", seed, count).permutation(count))
     owners = group[table.owners()]
     # One sort for all classes; a search for each class alone would read all boxes each time.
-    pairs = np.unique(table.labels * count + owners)
+    pairs = table.labels * count
+    pairs += owners
+    pairs.sort()
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     bounds = np.searchsorted(pairs, np.arange(table.num_classes + 1) * count)
     with_class = [pairs[i:j] % count for i, j in pairwise(bounds.tolist())]
     occupied = sorted((members for members in with_class if len(members)), key=len)

@@ -1,4 +1,4 @@
-"""Folders and zip files as sets of names: readers never open a path of their own.
+"""Folders, zip and tar files as sets of names: readers never open a path of their own.
 
 A reader looks names up among the files that were found. A name that leads elsewhere (``../``,
 an absolute path, a link that leaves the folder) is not among them, so annotations cannot reach
@@ -11,6 +11,7 @@ import io
 import os
 import posixpath
 import stat
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,14 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from detrlab.data.images import MAX_BYTES, FilePictures, Names, ZipPictures, extract
+from detrlab.data.images import (
+    MAX_BYTES,
+    FilePictures,
+    Names,
+    TarPictures,
+    ZipPictures,
+    extract,
+)
 from detrlab.errors import UserError
 
 MAX_FILES = 5_000_000
@@ -240,5 +248,81 @@ class _Where(NamedTuple):
         )
 
 
-Store = Folder | Archive
+@dataclass(frozen=True)
+class Shards:
+    """The files in the tar files of a folder, read where they lie: nothing is extracted.
+
+    Attributes:
+        root: the folder.
+        tars: the tar files, relative to the root.
+        names: the files that may be read: the tar file's name, a slash, and the member's.
+        members: number of the tar file, offset and size of each.
+        refused: names that exist and may not be read.
+    """
+
+    root: Path
+    tars: tuple[str, ...]
+    names: frozenset[str]
+    members: dict[str, tuple[int, int, int]]
+    refused: tuple[str, ...] = ()
+
+    @staticmethod
+    def scan(folder: Folder) -> Shards:
+        """List all tar files of a folder.
+
+        Raises:
+            UserError: one is damaged, or they hold too many files.
+        """
+        tars = tuple(sorted(name for name in folder.names if name.lower().endswith(".tar")))
+        members: dict[str, tuple[int, int, int]] = {}
+        refused: list[str] = []
+        for number, tar in enumerate(tars):
+            path = folder.root / tar
+            try:
+                end = path.stat().st_size
+                with tarfile.open(path, "r:") as archive:
+                    for entry in archive:
+                        archive.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                        name = within("", entry.name)
+                        if entry.isdir():
+                            continue
+                        if entry.offset_data + entry.size > end:
+                            raise tarfile.ReadError("it ends too early")
+                        if name is None or not entry.isreg() or entry.issparse():
+                            refused.append(f"{tar}/{entry.name}")
+                        else:
+                            members[f"{tar}/{name}"] = number, entry.offset_data, entry.size
+                    last = archive.offset  # type: ignore[attr-defined]
+                with path.open("rb") as file:
+                    file.seek(last)
+                    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        raise tarfile.ReadError("its end is missing or damaged")
+            except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+                raise UserError(
+                    f"{path} is not a readable tar file ({error}): copy or download it again"
+                ) from None
+            if len(members) > MAX_FILES:
+                raise UserError(f"{folder.root} holds more than {MAX_FILES:,} files in tar files")
+        return Shards(folder.root, tars, frozenset(members), members, tuple(sorted(refused)))
+
+    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
+        """The bytes of a file of at most ``limit`` bytes."""
+        number, offset, size = self.members[name]
+        if size > limit:
+            raise UserError(f"{self.root / name} holds {size:,} bytes, more than {limit:,}")
+        with (self.root / self.tars[number]).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def open(self, name: str, limit: int = MAX_MEMBER) -> IO[bytes]:
+        """A seekable stream of a file of at most ``limit`` bytes."""
+        return io.BytesIO(self.read(name, limit))
+
+    def pictures(self, names: list[str]) -> TarPictures:
+        """Image files as the images of a table."""
+        where = np.array([self.members[name] for name in names], dtype=np.int64).reshape(-1, 3)
+        return TarPictures(str(self.root), Names(self.tars), Names(names), where)
+
+
+Store = Folder | Archive | Shards
 """Files below one root, by their names relative to it."""

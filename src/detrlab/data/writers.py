@@ -1,4 +1,4 @@
-"""Writers of data sets in COCO's, YOLO's and Pascal VOC's format."""
+"""Writers of data sets in COCO's, YOLO's and Pascal VOC's format, and of shards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from detrlab.data.shards import write_shards
 from detrlab.data.table import Table
 from detrlab.errors import UserError, did_you_mean
+
+FORMATS = ("coco", "yolo", "voc", "shards")
 
 IMAGE_FOLDERS = {"coco": "{}", "yolo": "images/{}", "voc": "JPEGImages"}
 """Folder of a split's images, by format."""
@@ -59,7 +62,7 @@ def write(
     """Write a data set to a new folder, which appears complete or not at all.
 
     Args:
-        name: the format: ``coco``, ``yolo`` or ``voc``.
+        name: one of ``FORMATS``.
         folder: the new folder.
         outputs: its splits.
         progress: called with images written and in all.
@@ -68,22 +71,30 @@ def write(
     Raises:
         UserError: an unknown format, or the folder exists or cannot be written.
     """
-    if name not in IMAGE_FOLDERS:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, IMAGE_FOLDERS)}")
-    annotations = {"coco": _coco, "yolo": _yolo, "voc": _voc}[name]
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}")
     texts = dict(texts or {})
     if name == "yolo":
         texts["data.yaml"] = _yolo_yaml([output.table for output in outputs])
-    total, done = sum(len(output.names) for output in outputs), 0
+    total, count = sum(len(output.names) for output in outputs), 0
+
+    def done() -> None:
+        nonlocal count
+        count += 1
+        if progress is not None:
+            progress(count, total)
+
     with new_folder(folder) as temporary:
         for output in outputs:
+            if name == "shards":
+                write_shards(temporary / output.table.name, *output, done)
+                continue
+            annotations = {"coco": _coco, "yolo": _yolo, "voc": _voc}[name]
             images = temporary / IMAGE_FOLDERS[name].format(output.table.name)
             images.mkdir(parents=True, exist_ok=True)
             for i, file in enumerate(output.names):
                 (images / file).write_bytes(output.image(i))
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+                done()
             texts.update(annotations(output.table, output.names))
         for file, text in texts.items():
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
