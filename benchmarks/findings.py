@@ -51,6 +51,10 @@ def main() -> None:
     parts.append(section("The same detector on CPU and GPU", agreement(gpu)))
     parts.append(section("A training step on the GPU", gpu_steps(gpu)))
     parts.append(section("Deformable attention on the GPU", gpu_op(gpu)))
+    parts.append(section("Large data on a small machine", large_data()))
+    parts.append(section("Images per second of one core", core_rates()))
+    parts.append(section("Cores that one GPU needs", cores_of_a_gpu(gpu)))
+    parts.append(section("Decoding at a fraction of the size", scaled_decoding()))
     (RESULTS / "findings.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -431,6 +435,55 @@ def gpu_steps(gpu: dict[str, Any]) -> list[list[str]]:
             f"{1000 * row[kind]['seconds']:.0f}, {row[kind]['peak_gib']:.1f}" for kind in KINDS
         ]
         table.append([name, *cells])
+    return table
+
+
+def large_data() -> list[list[str]]:
+    """Seconds and memory; what is not anonymous can be given back at any time."""
+    table = [["step", "seconds", "of a processor", "peak, MB", "of it anonymous, MB"]]
+    report = json.loads((RESULTS / "large-data.json").read_text())
+    titles = {
+        "opened": "opened and split for the first time",
+        "opened_again": "opened again",
+        "checked": "checked without images",
+        "evaluated": "evaluated as they are found, and saved",
+        "read_from_a_file": "read from that file and evaluated",
+    }
+    for key, title in titles.items():
+        row = report["open"].get(key) or report["evaluate"][key]
+        keys = ("seconds", "cpu_seconds", "peak_megabytes", "anonymous_megabytes")
+        table.append([title, *(f"{row[key]:,.0f}" for key in keys)])
+    return table
+
+
+def _loading() -> dict[str, Any]:
+    return json.loads((RESULTS / "data-loading.json").read_text())
+
+
+def core_rates() -> list[list[str]]:
+    rates = _loading()["rates"]["images_per_second_of_one_core"]
+    sizes = list(next(iter(rates.values())))
+    table = [["recipe", *(f"files of {size}" for size in sizes)]]
+    return [*table, *([name, *(f"{v:.1f}" for v in row.values())] for name, row in rates.items())]
+
+
+def cores_of_a_gpu(gpu: dict[str, Any]) -> list[list[str]]:
+    """Computed: what the GPU trains, by what a core reads; nobody has run both together."""
+    rate = _loading()["rates"]["images_per_second_of_one_core"]["detr, 800 to 1333 px"]
+    table = [["model", "images a second (bfloat16)", *(f"cores, files of {size}" for size in rate)]]
+    for name, row in gpu["steps"].items():
+        images = gpu["step_batch"] / row["bfloat16"]["seconds"]
+        cores = [f"{images / each:.1f}" for each in rate.values()]
+        table.append([name, f"{images:.0f}", *cores])
+    return table
+
+
+def scaled_decoding() -> list[list[str]]:
+    keys = ("whole_ms", "scaled_ms", "mean_difference", "largest_difference")
+    table = [["files", "ms, whole", "ms, scaled", "grey levels, mean", "grey levels, largest"]]
+    for name, row in _loading()["scaled"].items():
+        if isinstance(row, dict):
+            table.append([name, *(f"{row[key]:.1f}" for key in keys)])
     return table
 
 

@@ -1,7 +1,7 @@
 """Memory and time of large data on a small machine.
 
-    python benchmarks/large_data.py open [--scale 1] [--out docs/results/large-data-open.json]
-    python benchmarks/large_data.py evaluate [--scale 1] [--out ...]
+    python benchmarks/large_data.py open [--scale 1] [--out docs/results/large-data.json]
+    python benchmarks/large_data.py evaluate [--scale 1] [--out docs/results/large-data.json]
 
 ``open``: a data set of the size of Objects365 (1.7 million images, 25 million boxes, 365 classes)
 is generated in a temporary folder, then opened, opened again, and checked, each in a process of its
@@ -262,12 +262,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["open", "evaluate"])
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, help="a json file for the figures")
+    parser.add_argument("--out", type=Path, help="a json file, whose other part is kept")
     options = parser.parse_args()
-    figures = {
+    figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    load = os.getloadavg()[0]
+    figures[options.what] = {
         "command": shlex.join(["python", "benchmarks/large_data.py", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, load {load:.1f} before",
         **(opening if options.what == "open" else evaluating)(options.scale),
     }
     if options.out is not None:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from detrlab.data.batching import eval_order, train_order
 from detrlab.data.shapes import shapes
 from detrlab.data.sources import open_data
 from detrlab.errors import UserError
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from data_loading import waiting_share
 
 CONFIG = DataConfig(image_size=64, max_size=96, augmentation="light", workers=0)
 DENSE = CONFIG.change(resize="square", augmentation="dense", scales=2, repeat_threshold=0.9)
@@ -344,3 +348,19 @@ def test_impossible_arguments(table):
         epoch(table, batch=0)
     with pytest.raises(UserError, match="rank 2"):
         epoch(table, rank=2, world=2)
+
+
+class _Slow(_Deadly):
+    """Pictures that take 10 ms to read, without work for a processor."""
+
+    def read(self, i, declared):
+        time.sleep(0.01)
+        return self.inner.read(i, declared)
+
+
+@pytest.mark.parametrize(("workers", "least", "most"), [(0, 0.2, 1.0), (1, 0.0, 0.15)])
+def test_a_worker_reads_ahead_while_the_step_runs(table, workers, least, most):
+    """A batch takes 40 ms to read, a step that sleeps 100 ms: it hardly waits for a worker."""
+    slow = replace(table, pictures=_Slow(table.pictures))
+    loader = Loader(slow, CONFIG.change(augmentation="none"), batch=4, train=True, workers=workers)
+    assert least <= waiting_share(loader, 0.1, epochs=3) < most
