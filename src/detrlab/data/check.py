@@ -6,7 +6,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,7 +184,11 @@ def _check_files(
     """Findings about each image file alone."""
     first_entry: dict[str, int | str] = {}
     for member, image, header, look in zip(
-        split.members, split.image_ids, headers or [None] * len(split), inspections, strict=True
+        split.members,
+        split.image_ids,
+        headers if headers is not None else repeat(None, len(split)),
+        inspections,
+        strict=True,
     ):
         if member is None:
             continue
@@ -260,7 +264,7 @@ def _check_boxes(measured: Measured, config: DataConfig, findings: Findings) -> 
     def small(boxes: np.ndarray, owners: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", over="ignore"):
             sides = boxes[:, 2:] * ratios[np.maximum(owners, 0)] if len(frame) else boxes[:, 2:]
-        return (sides < VANISHED).any(axis=1)
+        return np.asarray((sides < VANISHED).any(axis=1))
 
     masks["box-vanishes"] = ~other & in_blocks(small, boxes, split.owners)
 

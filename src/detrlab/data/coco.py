@@ -240,7 +240,7 @@ class _Reader:
 
     def annotations(
         self, pieces: _Lists, image_ids: list[int | str], files: list[str]
-    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    ) -> tuple[dict[str, Any], dict[str, int]]:
         """The annotation columns of a ``RawSplit``, and its extras."""
         owners = _Owners(image_ids)
 
@@ -263,7 +263,7 @@ class _Reader:
                 self.findings.extend(rule, len(rows), listed)
             for name, column in columns.items():
                 if name not in table:  # of the final size: parts of it would leave holes in memory
-                    table[name] = np.empty((pieces.count, *column.shape[1:]), column.dtype)
+                    table[name] = np.empty((pieces.most, *column.shape[1:]), column.dtype)
                 table[name][before : before + len(column)] = column
             extras.update(_extras(records))
             before += len(records)
@@ -290,7 +290,7 @@ class _Lists(NamedTuple):
     """A list in parts, which can be read again, and how many values it has at most."""
 
     lists: Iterable[list[Any]]
-    count: int
+    most: int
 
 
 def _objects(values: list[Any]) -> list[dict[str, Any]]:

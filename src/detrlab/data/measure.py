@@ -85,9 +85,9 @@ class Measured:
         owners = split.owners[rows]
         if (owners[1:] < owners[:-1]).any():
             everything = len(rows) == len(split.owners)
-            rows = None if everything else rows  # gigabytes count here
+            rows = rows[:0] if everything else rows  # gigabytes count here
             order = np.argsort(owners, kind="stable")
-            rows = order if rows is None else rows[order]
+            rows = order if everything else rows[order]
             del order
         images = np.flatnonzero(usable)
         counts = np.bincount(owners, minlength=len(split))[images]

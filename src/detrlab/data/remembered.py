@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from detrlab import __version__
 from detrlab.data.coco import LARGE
-from detrlab.data.images import FilePictures, Names, ZipPictures
+from detrlab.data.images import Names
 from detrlab.data.mapped import load_columns, save_columns
+from detrlab.data.pictures import FilePictures, ZipPictures
 from detrlab.data.store import Archive, Store
 from detrlab.data.table import PER_BOX, Table
 from detrlab.download import cache_folder
@@ -38,12 +39,15 @@ def place(store: Store, source: str, variant: str) -> Path | None:
         variant: how it is opened, such as the seed of a split.
     """
     names = sorted(name for name in store.names if name.lower().endswith(".json"))
-    if isinstance(store, Archive):
-        sizes = [store.members[name].file_size for name in names]
-        states = [store.root.stat()]
-    else:
-        states = [(store.root / name).stat() for name in names]
-        sizes = [state.st_size for state in states]
+    try:
+        if isinstance(store, Archive):
+            sizes = [store.members[name].file_size for name in names]
+            states = [store.root.stat()]
+        else:
+            states = [(store.root / name).stat() for name in names]
+            sizes = [state.st_size for state in states]
+    except OSError:  # one was deleted just now: what reads it says so
+        return None
     if max(sizes, default=0) < LARGE:
         return None
     opened = [source, str(store.root.resolve()), variant]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detrlab.data.images import ArrayPictures
+from detrlab.data.pictures import ArrayPictures
 from detrlab.data.table import Table
 
 Array = NDArray[Any]

@@ -226,7 +226,7 @@ def fingerprint(data: DataSet) -> str:
         digest.update(json.dumps(words, ensure_ascii=False).encode())
         columns = (table.sizes, table.starts, table.boxes, table.labels, table.crowd, table.areas)
         for column in columns:
-            digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

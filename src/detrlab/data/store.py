@@ -19,14 +19,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from detrlab.data.images import (
-    MAX_BYTES,
-    FilePictures,
-    Names,
-    TarPictures,
-    ZipPictures,
-    extract,
-)
+from detrlab.data.images import MAX_BYTES, Names
+from detrlab.data.pictures import FilePictures, TarPictures, ZipPictures, extract
 from detrlab.errors import UserError
 
 MAX_FILES = 5_000_000
@@ -292,7 +286,7 @@ class Shards:
                             refused.append(f"{tar}/{entry.name}")
                         else:
                             members[f"{tar}/{name}"] = number, entry.offset_data, entry.size
-                    last = archive.offset  # type: ignore[attr-defined]
+                    last = archive.offset
                 with path.open("rb") as file:
                     file.seek(last)
                     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

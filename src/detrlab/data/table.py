@@ -25,7 +25,7 @@ PER_BOX = ("boxes", "labels", "crowd", "areas", "annotation_ids")
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from detrlab.data.images import Pictures
+    from detrlab.data.pictures import Pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +196,7 @@ class Table:
         rows = np.repeat(self.starts[:-1][images] - starts[:-1], counts)
         rows += np.arange(starts[-1])
         per_image = {key: getattr(self, key)[images] for key in ("image_ids", "sizes")}
-        per_box = {key: gather(getattr(self, key), rows) for key in PER_BOX}
+        per_box: dict[str, Any] = {key: gather(getattr(self, key), rows) for key in PER_BOX}
         pictures = self.pictures.select(images)
         name = name or self.name
         return replace(self, name=name, starts=starts, pictures=pictures, **per_image, **per_box)

@@ -84,18 +84,23 @@ def load_predictions(
     parts = []
     for records in _read(Path(path)):
         # Each id is a number of its own, in the order in which they appear.
-        image = [image_ids.setdefault(each["image_id"], len(image_ids)) for each in records]
-        label = [category_ids.setdefault(r["category_id"], len(category_ids)) for r in records]
-        boxes = np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4)
-        score = np.array([record["score"] for record in records], dtype=np.float64)
-        parts.append((np.array(image, np.int64), np.array(label, np.int64), boxes, score))
+        images = [image_ids.setdefault(each["image_id"], len(image_ids)) for each in records]
+        labels = [category_ids.setdefault(r["category_id"], len(category_ids)) for r in records]
+        parts.append(
+            (
+                np.array(images, dtype=np.int64),
+                np.array(labels, dtype=np.int64),
+                np.array([r["bbox"] for r in records], dtype=np.float64).reshape(-1, 4),
+                np.array([record["score"] for record in records], dtype=np.float64),
+            )
+        )
     image, label, boxes, score = (np.concatenate(column) for column in zip(*parts, strict=True))
     del parts
-    images, note = _image_indices(dict.fromkeys(image_ids), truth, path)
-    labels = _label_indices(set(category_ids), truth, categories, path)
+    indices, note = _image_indices(dict.fromkeys(image_ids), truth, path)
+    classes = _label_indices(set(category_ids), truth, categories, path)
     detected = Detected(
-        image=np.array([images[each] for each in image_ids], dtype=np.int64)[image],
-        label=np.array([labels[each] for each in category_ids], dtype=np.int64)[label],
+        image=np.array([indices[each] for each in image_ids], dtype=np.int64)[image],
+        label=np.array([classes[each] for each in category_ids], dtype=np.int64)[label],
         boxes=boxes,
         score=score,
     )

@@ -180,8 +180,8 @@ class Detected:
             return joined
         return joined.select(np.argsort(joined.image, kind="stable"))
 
-    def select(self, keep: NDArray[Any]) -> Detected:
-        """The rows of a mask or of indices."""
+    def select(self, keep: NDArray[Any] | slice) -> Detected:
+        """The rows of a mask, of indices or of a slice."""
         return Detected(self.image[keep], self.label[keep], self.boxes[keep], self.score[keep])
 
 
