@@ -6,7 +6,7 @@
 * ``opening``: a data set of COCO train2017's size, and what loader processes add. Image files are
   empty: pixels come from memory, so that only the table and the processes count.
 * ``rates``: images per second of one core, by recipe and size of the photographs.
-* ``waiting``: the share of the time that a training step of 100 ms, which sleeps, has to wait.
+* ``waiting``: the share of the time that a training step, which sleeps, has to wait.
 * ``scaled``: what libjpeg's scaled decoding would save, and what it would change.
 
 The photographs are resized to COCO's 640 x 480, and to 4000 x 3000 (12 megapixels, with added
@@ -137,6 +137,9 @@ SIZES = {"640x480": (640, 480, 60), "4000x3000": (4000, 3000, 6)}
 RECIPES = {
     "detr, 800 to 1333 px": DataConfig(),
     "mild, 416 px": DataConfig(image_size=416, max_size=693, augmentation="mild"),
+    "mild, 416 px, scaled_decoding": DataConfig(
+        image_size=416, max_size=693, augmentation="mild", scaled_decoding=True
+    ),
     "dense, 640 px square": DataConfig(image_size=640, resize="square", augmentation="dense"),
 }
 
@@ -182,14 +185,30 @@ def rates(sizes: dict[str, Path]) -> dict[str, object]:
 
 
 def waiting(sizes: dict[str, Path]) -> dict[str, object]:
-    """The share of the time that a step of 100 ms waits for its batch of eight, by workers."""
+    """The share of the time that a step waits for its batch of eight, by workers.
+
+    A step takes twice as long as reading its batch in this process takes now, or 100 ms, and the
+    least share of five rounds counts: so the figures are about reading ahead, as far as possible
+    whatever else runs on the machine.
+    """
     table = open_whole(sizes["640x480"]).train
-    config, step, batch = RECIPES["mild, 416 px"], 0.1, 8
-    found = {}
-    for workers in (0, 1, 2):
-        loader = Loader(table, config, batch=batch, train=True, workers=workers)
-        found[str(workers)] = round(waiting_share(loader, step, epochs=12), 3)
-    return {"step_seconds": step, "batch": batch, "share_waiting_by_workers": found}
+    config, batch = RECIPES["mild, 416 px"], 8
+    start = time.perf_counter()
+    read = sum(1 for _ in batches(table, config, batch=batch, train=True, workers=0))
+    reading = (time.perf_counter() - start) / read
+    step = max(0.1, 2 * reading)
+    found: dict[str, float] = {}
+    for _ in range(5):
+        for workers in (0, 1, 2):
+            loader = Loader(table, config, batch=batch, train=True, workers=workers)
+            share = round(waiting_share(loader, step, epochs=3), 3)
+            found[str(workers)] = min(share, found.get(str(workers), 1.0))
+    return {
+        "batch": batch,
+        "reading_seconds": round(reading, 3),
+        "step_seconds": round(step, 3),
+        "share_waiting_by_workers": found,
+    }
 
 
 def waiting_share(loader: Loader, step: float, epochs: int) -> float:
@@ -273,8 +292,11 @@ def opening(_sizes: dict[str, Path]) -> dict[str, object]:
 
 def measure(images: int, boxes: int, workers: int) -> dict[str, object]:
     """Print and return the figures."""
-    with tempfile.TemporaryDirectory() as name:
-        size = write_coco(Path(name), images, boxes)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["DETRLAB_CACHE"] = str(Path(place, "cache"))
+        name = Path(place, "data")
+        name.mkdir()
+        size = write_coco(name, images, boxes)
         print(f"{images:,} images, {boxes:,} boxes, {size / 1e6:.0f} MB of json")
         wall, cpu = time.perf_counter(), time.process_time()
         data = open_data(name)

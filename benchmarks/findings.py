@@ -53,6 +53,7 @@ def main() -> None:
     parts.append(section("Deformable attention on the GPU", gpu_op(gpu)))
     parts.append(section("Large data on a small machine", large_data()))
     parts.append(section("Images per second of one core", core_rates()))
+    parts.append(section("How long a training step waits", waiting()))
     parts.append(section("Cores that one GPU needs", cores_of_a_gpu(gpu)))
     parts.append(section("Decoding at a fraction of the size", scaled_decoding()))
     (RESULTS / "findings.md").write_text("\n\n".join(parts) + "\n")
@@ -465,6 +466,16 @@ def core_rates() -> list[list[str]]:
     sizes = list(next(iter(rates.values())))
     table = [["recipe", *(f"files of {size}" for size in sizes)]]
     return [*table, *([name, *(f"{v:.1f}" for v in row.values())] for name, row in rates.items())]
+
+
+def waiting() -> list[list[str]]:
+    """Shares of the time; the step is twice as long as reading its batch took."""
+    row = _loading()["waiting"]
+    shares = [f"{100 * share:.0f} %" for share in row["share_waiting_by_workers"].values()]
+    return [
+        ["a step of", "read in", "no worker", "one worker", "two workers", "load of the machine"],
+        [f"{row['step_seconds']} s", f"{row['reading_seconds']} s", *shares, row["load_before"]],
+    ]
 
 
 def cores_of_a_gpu(gpu: dict[str, Any]) -> list[list[str]]:

@@ -162,6 +162,10 @@ class DataConfig(Record):
     repeat_threshold: float = Field(0.0, ge=0, le=1)
     """Images of classes in a smaller share of the images than this come several times in an
     epoch; 0 has each image once. Source: arXiv 1908.03195, section 4.2."""
+    scaled_decoding: bool = False
+    """In training, JPEG files are decoded at a half, a quarter or an eighth of their size, where
+    no side gets below the largest side of a training image: quicker, and not exactly the pixels
+    of the evaluation."""
     workers: int = Field(2, ge=0)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

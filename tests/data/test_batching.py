@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from coco_folders import annotation, image_entry, write_coco
+from PIL import Image
 
 from detrlab.config import DataConfig, Phases
 from detrlab.data import Batch, Loader, batches, num_batches
 from detrlab.data.batching import eval_order, train_order
 from detrlab.data.shapes import shapes
-from detrlab.data.sources import open_data
+from detrlab.data.sources import open_data, open_whole
 from detrlab.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -364,3 +365,40 @@ def test_a_worker_reads_ahead_while_the_step_runs(table, workers, least, most):
     slow = replace(table, pictures=_Slow(table.pictures))
     loader = Loader(slow, CONFIG.change(augmentation="none"), batch=4, train=True, workers=workers)
     assert least <= waiting_share(loader, 0.1, epochs=3) < most
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_scaled_decoding_is_for_training_and_scales_boxes(tmp_path, turned):
+    """Off by default; never below the size that training wants, and not in the evaluation."""
+    write_coco(
+        tmp_path, images=[image_entry(1, "a.jpg", 300, 500), image_entry(2, "b.png", 300, 500)],
+        annotations=[annotation(k, k, 1, [100, 60, 200, 120]) for k in (1, 2)],
+        categories={1: "a"},
+    )  # fmt: skip
+    if turned:
+        path = tmp_path / "images" / "a.jpg"
+        image = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    table = open_whole(tmp_path).train
+    for least, sides in ((0, (300, 500)), (301, (300, 500)), (150, (150, 250)), (40, (75, 125))):
+        scaled, png = table.read(0, least), table.read(1, least)
+        assert tuple(scaled.image.shape[1:]) == sides
+        factor = sides[0] / 300
+        assert scaled.boxes.tolist() == [[100 * factor, 60 * factor, 300 * factor, 180 * factor]]
+        assert tuple(png.image.shape[1:]) == scaled.original_size == (300, 500)
+        assert png.boxes.tolist() == [[100, 60, 300, 180]]
+    on = CONFIG.change(augmentation="none", image_size=64, max_size=100, scaled_decoding=True)
+    off = on.change(scaled_decoding=False)
+    for train in (True, False):
+        one, other = (list(batches(table, config, batch=2, train=train)) for config in (on, off))
+        pairs = list(zip(one, other, strict=True))
+        equal = all(torch.equal(a.images.pixels, b.images.pixels) for a, b in pairs)
+        assert equal == (not train)
+        for a, b in pairs:
+            assert (a.images.pixels - b.images.pixels).abs().max() < 0.5
+            for mine, theirs in zip(a.targets, b.targets, strict=True):
+                torch.testing.assert_close(mine.boxes, theirs.boxes, atol=1e-6, rtol=0)
+    wrong = replace(table, sizes=table.sizes + 7)
+    assert wrong.read(0, 40).image.shape[1:] == (300, 500)

@@ -270,6 +270,8 @@ class _Reader(Dataset[Any]):
         self._table, self._config, self._train = loader.table, loader.config, loader.train
         self._seed, self._phases = loader.seed, loader.phases
         self._through_pipe = through_pipe and workers > 0
+        scaled = self._train and self._config.scaled_decoding
+        self._least = self._config.longest_side if scaled else 0
         # The position each worker is reading, for the message if the worker dies.
         self._reading = torch.full((workers,), -1).share_memory_()
 
@@ -315,7 +317,7 @@ class _Reader(Dataset[Any]):
 
     def _read(self, i: int) -> Sample:
         self._note(i)
-        return self._table.read(i)
+        return self._table.read(i, self._least) if self._least else self._table.read(i)
 
     def _note(self, position: int) -> None:
         worker = get_worker_info()

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import IO, Any, NamedTuple
 
@@ -280,7 +280,8 @@ class _Reader:
                 for row, record in enumerate(chain.from_iterable(map(_objects, pieces.lists)))
                 if repeated[row]
             )
-            self.findings.extend("annotation-id-duplicate", int(repeated.sum()), listed)
+            count = int(repeated.sum())
+            self.findings.extend("annotation-id-duplicate", count, islice(listed, count))
         if not keep.all():
             table = {name: column[keep] for name, column in table.items()}
         return table, {key: extras[key] for key in _EXTRAS if extras[key]}

@@ -28,8 +28,11 @@ class Pictures(Protocol):
     def name(self, i: int) -> str:
         """Name of image i, for messages and records."""
 
-    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
-        """(3, H, W) uint8, RGB; ``declared`` is the (height, width) the annotations assume."""
+    def read(self, i: int, declared: tuple[int, int], least: int = 0) -> torch.Tensor:
+        """(3, H, W) uint8, RGB; ``declared`` is the (height, width) the annotations assume.
+
+        With ``least``, it may be smaller: as of ``decode_interleaved``.
+        """
 
     def select(self, images: np.ndarray) -> Pictures:
         """Some of them, in the order given."""
@@ -49,7 +52,7 @@ class FilePictures:
         """The file's name relative to the folder."""
         return self.names[i]
 
-    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+    def read(self, i: int, declared: tuple[int, int], least: int = 0) -> torch.Tensor:
         """Decode the file."""
         path = Path(self.root) / self.names[i]
         try:
@@ -60,7 +63,7 @@ class FilePictures:
                 "detrlab check --fix leave it out"
             ) from None
         with stream:
-            return decode_interleaved(stream, str(path), declared)
+            return decode_interleaved(stream, str(path), declared, least)
 
     def select(self, images: np.ndarray) -> FilePictures:
         """Some of them, in the order given."""
@@ -83,7 +86,7 @@ class ZipPictures:
         """The file's name inside the archive."""
         return self.names[i]
 
-    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+    def read(self, i: int, declared: tuple[int, int], least: int = 0) -> torch.Tensor:
         """Extract and decode the file."""
         name = f"{self.archive}: {self.names[i]}"
         # Opened each time: forked processes that share an open file share its position.
@@ -92,7 +95,7 @@ class ZipPictures:
                 data = extract(file, self.where[i].tolist(), name)
         except OSError as error:
             raise UserError(f"{self.archive} cannot be opened: {error.strerror}") from None
-        return decode_interleaved(io.BytesIO(data), name, declared)
+        return decode_interleaved(io.BytesIO(data), name, declared, least)
 
     def select(self, images: np.ndarray) -> ZipPictures:
         """Some of them, in the order given."""
@@ -116,7 +119,7 @@ class TarPictures:
         """The tar file's name and the member's."""
         return self.names[i]
 
-    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:
+    def read(self, i: int, declared: tuple[int, int], least: int = 0) -> torch.Tensor:
         """Read and decode the file."""
         number, offset, size = self.where[i].tolist()
         path = Path(self.root) / self.tars[number]
@@ -127,7 +130,9 @@ class TarPictures:
                 data = file.read(size)
         except OSError as error:
             raise UserError(f"{path} cannot be opened: {error.strerror}") from None
-        return decode_interleaved(io.BytesIO(data), f"{self.root}: {self.names[i]}", declared)
+        return decode_interleaved(
+            io.BytesIO(data), f"{self.root}: {self.names[i]}", declared, least
+        )
 
     def select(self, images: np.ndarray) -> TarPictures:
         """Some of them, in the order given."""
@@ -191,7 +196,7 @@ class ArrayPictures:
         """A generated file name."""
         return f"{int(self.numbers[i]):06d}.png"
 
-    def read(self, i: int, declared: tuple[int, int]) -> torch.Tensor:  # noqa: ARG002
+    def read(self, i: int, declared: tuple[int, int], least: int = 0) -> torch.Tensor:  # noqa: ARG002
         """A copy of the pixels."""
         height, width = self.sizes[i].tolist()
         start = int(self.offsets[i])

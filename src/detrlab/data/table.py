@@ -122,11 +122,21 @@ class Table:
         height, width = self.sizes[i].tolist()
         return self.pictures.read(i, (height, width))
 
-    def read(self, i: int) -> Sample:
-        """Image i with its boxes, clamped to the decoded image; raises as ``picture``."""
-        image = self.picture(i)
-        height, width = image.shape[-2:]
+    def read(self, i: int, least: int = 0) -> Sample:
+        """Image i with its boxes, clamped to the decoded image; raises as ``picture``.
+
+        With ``least``, the image may be smaller than its file, if no side gets shorter than that.
+        """
+        declared = tuple(self.sizes[i].tolist())
+        # Pictures that are made in memory, or by users, need not know of ``least``.
+        image = self.pictures.read(i, declared, least) if least else self.picture(i)
+        decoded = tuple(image.shape[-2:])
+        if least and decoded != declared and decoded not in _fractions(declared):
+            image = self.picture(i)  # the file is not as declared: its own size counts
+            declared = decoded = tuple(image.shape[-2:])
+        height, width = declared if least else decoded
         boxes, labels = self._trainable(i, height, width)
+        boxes *= np.tile(np.divide(decoded, (height, width))[::-1], 2)
         return Sample(
             image=image,
             boxes=torch.from_numpy(boxes.astype(np.float32)),
@@ -200,6 +210,11 @@ class Table:
         pictures = self.pictures.select(images)
         name = name or self.name
         return replace(self, name=name, starts=starts, pictures=pictures, **per_image, **per_box)
+
+
+def _fractions(size: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """(height, width) of a JPEG file that libjpeg decodes at a fraction of its size."""
+    return [tuple(-(-side // scale) for side in size) for scale in (2, 4, 8)]
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
