@@ -96,7 +96,8 @@ class Folder:
         """The bytes of a file of at most ``limit`` bytes."""
         with self.open(name, limit) as stream:
             try:
-                return stream.read(limit)
+                # Of the size that it has: reading up to a limit takes memory for the limit first.
+                return stream.read(os.fstat(stream.fileno()).st_size)
             except OSError as error:
                 raise UserError(f"{self.root / name} cannot be read: {error.strerror}") from None
 
