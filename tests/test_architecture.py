@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "figures": {"files", "palette"},
     "scoring": {"structures"},
-    "config": {"errors"},
+    "config": {"errors", "files"},
     "recipes": {"config", "errors"},
     "detections": {"boxes", "drawing"},
     "download": {"errors", "files"},

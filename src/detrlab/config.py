@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from detrlab.errors import UserError, did_you_mean
+from detrlab.errors import UserError, did_you_mean, excerpt
+from detrlab.files import read_yaml
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,13 +62,7 @@ class Record(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read YAML written by ``save`` or by hand."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path} should hold settings as 'name: value' lines")
-        return cls.parse(values, where=str(path))
+        return cls.parse(read_yaml(path), where=str(path))
 
 
 def _explain(error: ValidationError, record: type[Record], where: str) -> str:
@@ -80,7 +75,7 @@ def _explain(error: ValidationError, record: type[Record], where: str) -> str:
         elif mistake["type"] == "value_error":
             lines.append(str(mistake["ctx"]["error"]))
         else:
-            lines.append(f"{name}: {mistake['msg']} (got {mistake['input']!r})")
+            lines.append(f"{name}: {mistake['msg']} (got {excerpt(mistake['input'])})")
     prefix = f"{where}: " if where else ""
     return prefix + "; ".join(lines)
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 2000
+"""Characters of a message; both ends of a longer one are kept."""
 
 
 class UserError(ValueError):
     """An error the user can correct: the message holds the offending value and the fix.
 
-    The command line prints the message and exits with code 2, without a traceback.
+    The command line prints the message and exits with code 2, without a traceback. Messages quote
+    files and libraries: whatever these hold, it becomes one line that is safe to print.
     """
+
+    def __init__(self, message: str) -> None:
+        lines = filter(None, map(str.strip, message.splitlines()))
+        super().__init__(shortened(printable(" ".join(lines)), LONGEST))
 
 
 class InUseError(UserError):
@@ -24,6 +34,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f", did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}"
+
+
+def shortened(text: str, length: int = 300) -> str:
+    """Both ends of a text that is too long to print."""
+    return text if len(text) <= length else f"{text[: length - 60]} ... {text[-50:]}"
+
+
+def excerpt(value: Any, length: int = 40) -> str:
+    """The start of any value's repr; the time and memory it takes do not depend on the value."""
+    bounded = reprlib.Repr()
+    bounded.maxlevel, bounded.maxstring = 3, length
+    text = bounded.repr(value)
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, shortened
+
+MAX_BYTES = 1 << 30
+"""Of a file of values that is read whole."""
+MAX_YAML = 1 << 20
+"""Bytes of a YAML file: they are written by hand."""
+_BOMB_BYTES, _BOMB_RATIO = 16 << 20, 200
+"""What a compressed file may unpack to: so many bytes, or so many times its own."""
 
 _TEMPORARY = ".tmp"
 _REMEDIES = {
@@ -62,16 +69,77 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise explain(error, path) from error
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """The contents of a file, or, where it is absent, of the compressed ``path.xz``."""
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """The contents of a file, or, where it is absent, of the compressed ``path.xz``.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it holds, or would unpack to, more than ``limit`` bytes, or is damaged.
+    """
     path = Path(path)
     compressed = path.with_name(f"{path.name}.xz")
     if path.is_file() or not compressed.is_file():
+        if (size := path.stat().st_size) > limit:
+            raise UserError(f"{path} holds {size:,} bytes, more than the {limit:,} allowed")
         return path.read_bytes()
+    packed = read_bytes(compressed, limit)
+    limit = min(limit, max(_BOMB_BYTES, _BOMB_RATIO * len(packed)))
     try:
-        return lzma.decompress(compressed.read_bytes())
+        unpacker = lzma.LZMADecompressor(memlimit=256 << 20)
+        data = unpacker.decompress(packed, limit)
     except lzma.LZMAError as error:
-        raise UserError(f"{compressed} is damaged: {error}") from None
+        raise UserError(f"{compressed} is damaged ({error}): get it again") from None
+    if unpacker.eof:
+        return data
+    many = len(data) == limit
+    reason = f"would grow beyond {limit:,} bytes: it looks like a bomb" if many else "is cut short"
+    raise UserError(f"{compressed} {reason}: get it again")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds ``name: value`` lines; see ``parse_yaml``.
+
+    Raises:
+        UserError: it cannot be read, or holds anything else.
+    """
+    try:
+        values = parse_yaml(read_bytes(path, MAX_YAML), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UserError(f"{path} should hold 'name: value' lines")
+    return values
+
+
+def parse_yaml(data: bytes, where: str, *, as_text: bool = False) -> Any:
+    """A YAML document of lists, mappings and plain values.
+
+    Aliases are refused: a few lines of them stand for gigabytes. So are Python's own tags.
+
+    Args:
+        data: the document.
+        where: names it in the error.
+        as_text: every value stays as it is written, also ``no`` and ``1.10``.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    import yaml
+
+    class Loader(yaml.BaseLoader if as_text else yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"aliases such as *{event.anchor} are not supported")
+            if "python" in (getattr(event, "tag", None) or ""):
+                raise yaml.YAMLError("Python tags are not supported")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(data.decode("utf-8-sig"), Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise UserError(f"{where} is not valid YAML ({reason}): correct it") from None
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

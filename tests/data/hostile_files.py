@@ -172,7 +172,7 @@ def named(*values):
 
 LAUGHS = laughs(9, 8) + YAML.replace("images/train", "*x7")
 YOLO = {
-    "is not valid yaml": yamls(
+    "is not valid YAML": yamls(
         "names: [a\ntrain: {", "!!python/object/apply:os.system ['touch pwned']", b"\0\1\2\xff",
         "a: " + "[" * 1500,
     ),

@@ -110,7 +110,7 @@ def test_normalisation_as_said(tmp_path):
         ("layout: yolov99\n", "layout: Input should be"),
         ("clases: [a]\n", "unknown setting 'clases', did you mean 'classes'"),
         ("- a\n", "should hold 'name: value' lines"),
-        ("a: [\n", "cannot be read as YAML"),
+        ("a: [\n", "is not valid YAML"),
         ("size: [-1, 5]\n", "size"),
         ("std: [0, 1, 1]\n", "std"),
     ],

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from detrlab.errors import UserError, did_you_mean
+from detrlab.errors import UserError, did_you_mean, printable
 
 VERBS = {
     "compare": "train several detectors with the same data and budget, and compare them",
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown command {verb!r}{did_you_mean(verb, VERBS)}")
         return _run(verb, rest)
     except UserError as mistake:
-        print(f"detrlab {verb}: {mistake}", file=sys.stderr)
+        print(f"detrlab {printable(verb)}: {mistake}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the output is closed, as by `| head`
         sys.stderr.close()

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.findings import Findings, shortened
+from detrlab.data.findings import Findings
 from detrlab.data.table import Table, by_size
-from detrlab.errors import printable
+from detrlab.errors import printable, shortened
 
 MOST_CLASSES = 100
 """Classes that are printed; if there are more, the most frequent ones."""

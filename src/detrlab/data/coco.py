@@ -15,12 +15,12 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.findings import Finding, Findings, excerpt
+from detrlab.data.findings import Finding, Findings
 from detrlab.data.locate import locate_images
 from detrlab.data.pieces import Pieces, in_pieces
 from detrlab.data.raw import RawSplit
 from detrlab.data.store import Store
-from detrlab.errors import UserError
+from detrlab.errors import UserError, excerpt
 
 OTHER_TASKS = re.compile(r"captions|keypoints|panoptic|stuff|image_info|densepose", re.I)
 """Names of the official files that are for other tasks than detection."""

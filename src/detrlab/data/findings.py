@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from detrlab.errors import printable
+from detrlab.errors import printable, shortened
 
 MAX_LISTED = 1000
 """Findings of one rule that are listed; further ones are only counted."""
@@ -122,16 +121,3 @@ class Findings:
 
     def __len__(self) -> int:
         return sum(self._counts.values())
-
-
-def shortened(text: str, length: int = 300) -> str:
-    """Both ends of a text that is too long to print."""
-    return text if len(text) <= length else f"{text[: length - 60]} ... {text[-50:]}"
-
-
-def excerpt(value: Any, length: int = 40) -> str:
-    """The start of any value's repr; the time and memory it takes do not depend on the value."""
-    bounded = reprlib.Repr()
-    bounded.maxlevel, bounded.maxstring = 3, length
-    text = bounded.repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detrlab.data.findings import Findings, excerpt
+from detrlab.data.findings import Findings
 from detrlab.data.locate import is_image, missing_rule, split_of, stem
 from detrlab.data.raw import RawSplit
 from detrlab.data.store import Store
-from detrlab.errors import UserError
+from detrlab.errors import UserError, excerpt
 
 MAX_XML = 16 << 20
 

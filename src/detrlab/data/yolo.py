@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detrlab.data.findings import Findings, excerpt
+from detrlab.data.findings import Findings
 from detrlab.data.locate import is_image, links_note, split_of
 from detrlab.data.raw import RawSplit
 from detrlab.data.store import Store, within
-from detrlab.errors import UserError
+from detrlab.errors import UserError, excerpt
+from detrlab.files import MAX_YAML, parse_yaml
 
-MAX_YAML = 1 << 20
 MAX_LABELS = 64 << 20
 
 _SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -84,27 +84,7 @@ def read_yolo(store: Store, yaml_name: str | None) -> list[RawSplit]:
 
 
 def _read_yaml(store: Store, name: str) -> Any:
-    """A yaml document of lists, mappings and text only: ``no`` and ``1.10`` stay as written.
-
-    Aliases are refused: a few lines of them stand for gigabytes. So are Python's own tags.
-    """
-    import yaml
-
-    class Loader(yaml.BaseLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            if isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError(f"aliases such as *{event.anchor} are not supported")
-            if "python" in (getattr(event, "tag", None) or ""):
-                raise yaml.YAMLError("Python tags are not supported")
-            return super().compose_node(parent, index)
-
-    text = store.read(name, MAX_YAML)
-    try:
-        return yaml.load(text.decode("utf-8-sig"), Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{store.root / name} is not valid yaml ({reason}): correct it") from None
+    return parse_yaml(store.read(name, MAX_YAML), str(store.root / name), as_text=True)
 
 
 def _from_yaml(store: Store, name: str) -> _Layout:

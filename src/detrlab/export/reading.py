@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from detrlab.config import Record
 from detrlab.errors import UserError
 from detrlab.export.sessions import KEY, Port, Session
+from detrlab.files import read_yaml
 
 SIZES = "orig_target_sizes"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -116,18 +117,7 @@ def reading_of(path: Path, session: Session) -> tuple[Reading, tuple[str, ...]]:
 
 
 def _said(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise UserError(f"{path} has more than 1 MiB: it should hold a few lines")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} should hold 'name: value' lines, such as layout: yolo")
+    values = read_yaml(path) if path.is_file() else {}
     if values.get("classes") == "coco":
         values["classes"] = _coco80()
     return values
