@@ -45,11 +45,14 @@ class Entrant:
             UserError: the settings contradict each other.
         """
         own = by_part(self.changes)
-        return (
-            model_config(self.preset, num_classes, shared=recipe.model, **own["model"]),
-            recipe.train_for(self.preset).change(**own["train"]),
-            recipe.data.change(**own["data"]),
-        )
+        try:
+            return (
+                model_config(self.preset, num_classes, shared=recipe.model, **own["model"]),
+                recipe.train_for(self.preset).change(**own["train"]),
+                recipe.data.change(**own["data"]),
+            )
+        except UserError as error:
+            raise UserError(f"recipe {recipe.name!r}: {error}") from None
 
 
 def named(models: Sequence[str | Entrant]) -> tuple[Entrant, ...]:
