@@ -6,11 +6,12 @@ The column has many spellings, and its boxes several meanings: both are recognis
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, excerpt
 
 BOX_FORMATS = ("xywh", "xyxy", "cxcywh")
 
@@ -61,16 +62,22 @@ class Columns:
         if isinstance(objects, Mapping):
             boxes, categories = objects.get(box_key) or [], objects.get(category_key) or []
         else:
-            entries = [each for each in objects or [] if isinstance(each, Mapping)]
+            listed = objects if _is_list(objects) else []
+            entries = [each for each in listed if isinstance(each, Mapping)]
             boxes = [each.get(box_key) for each in entries]
             categories = [each.get(category_key) for each in entries]
+        if not (_is_list(boxes) and _is_list(categories)):
+            raise UserError(
+                f"{self.where}: {file} has {excerpt(boxes)} as boxes and {excerpt(categories)} as "
+                "categories: both should be lists"
+            )
         if len(boxes) != len(categories):
             raise UserError(
-                f"{self.where}: {file} has {len(boxes)} boxes and {len(categories)} categories"
+                f"{self.where}: {file} has {len(boxes)} boxes and {len(categories)} categories: "
+                "give one category for each box"
             )
         for box, category in zip(boxes, categories, strict=True):
-            usable = isinstance(box, Sequence) and len(box) == 4 and None not in box
-            self._boxes.append(box if usable else [np.nan] * 4)
+            self._boxes.append(_four_numbers(box))
             self._owners.append(number)
             self._categories.append(category)
 
@@ -126,6 +133,18 @@ class Columns:
         how = "as given" if self._format else f"{share:.1%} of the boxes fit"
         note = f"{path} is read as {kind} in {unit} ({how}), {category_key} as {told}"
         return document, note
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _four_numbers(box: Any) -> list[float]:
+    """A box as floats; NaN, which is counted and left out, for anything else."""
+    if _is_list(box) and len(box) == 4:
+        with suppress(TypeError, ValueError, OverflowError):
+            return [float(side) for side in box]
+    return [np.nan] * 4
 
 
 def to_xywh(boxes: np.ndarray, kind: str) -> np.ndarray:
