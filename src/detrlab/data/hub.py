@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -117,6 +118,7 @@ def _require_datasets() -> Any:
             'pip install "detrlab[datasets]"'
         ) from None
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is in its exceptions
     return datasets
 
 
@@ -147,8 +149,9 @@ def _load(builder: str, source: str, **arguments: Any) -> dict[str, Any]:
     try:
         loaded = datasets.load_dataset(builder, download_config=local, **arguments)
     except Exception as error:  # of many kinds, also of pyarrow and httpx
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{source} cannot be read as a data set: {reason}") from None
+        cause = error.__cause__ or error  # its own words say only that there was an error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise UserError(f"{source} cannot be read as a data set ({reason}): get it again") from None
     splits = {}
     for name, split in loaded.items():
         for column, feature in split.features.items():
