@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from detrlab import files
@@ -170,24 +171,32 @@ def restore(saved: Saved, engine: Engine) -> None:
 
 
 def _read(path: Path, damaged: tuple[Path, ...]) -> Saved:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        values = json.loads(file.metadata()[_KEY])
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path} was written by another version of detrlab: resume the run with that "
-                "version, or start a new run from its weights/last.safetensors with --weights"
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()[_KEY])
+            if values["format"] != FORMAT:
+                raise UserError(
+                    f"{path} was written by another version of detrlab: resume the run with that "
+                    "version, or start a new run from its weights/last.safetensors with --weights"
+                )
+            return Saved(
+                path,
+                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                TypeAdapter(Progress).validate_python(values["progress"]),
+                dict(values["about"]),
+                dict(values["scaler"]),
+                int(values.get("average_updates", 0)),
+                damaged,
             )
-        return Saved(
-            path,
-            {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-            Progress(**values["progress"]),
-            values["about"],
-            values["scaler"],
-            values.get("average_updates", 0),
-            damaged,
-        )
+    except UserError:
+        raise
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # Its checksum fits: it was made so, not damaged.
+        raise UserError(
+            f"{path} is no state of a run ({error}): start a new run from a checkpoint"
+        ) from None
 
 
 def _states(folder: Path) -> list[Path]:
