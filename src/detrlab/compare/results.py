@@ -25,9 +25,11 @@ _Number = FiniteFloat | None
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """The 12 numbers and ``per_class``, checked: the file may come from somebody else."""
-    TypeAdapter(dict[str, _Number | dict[str, _Number]]).validate_python(values)
     if missing := [name for name in (*METRICS, "per_class") if name not in values]:
         raise ValueError(f"metrics without {', '.join(missing)}")
+    TypeAdapter(dict[str, _Number]).validate_python(values["per_class"])
+    plain = {name: value for name, value in values.items() if name != "per_class"}
+    TypeAdapter(dict[str, _Number]).validate_python(plain)
     return values
 
 
