@@ -338,6 +338,8 @@ def wanted_tensors(
     try:
         with torch.device("meta"):
             return build_network(config).state_dict()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     except RuntimeError as error:
         raise UserError(f"{where} describes an impossible network ({error})") from None
 

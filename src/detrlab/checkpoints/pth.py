@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, shortened
 
 _STATE_DICT_NAMES = ("model", "state_dict", "model_state_dict")
 _INFINITE = "decoder.anchors"
@@ -117,8 +117,8 @@ def _why(path: Path, error: Exception) -> str:
             "not opened. Use another file, or save only model.state_dict() in it"
         )
     # PyTorch's own first lines advise to allow everything.
-    reason = text.partition("WeightsUnpickler error: ")[2] or text
-    shown = "".join(filter(str.isprintable, reason.splitlines()[0][:200]))
+    reason = text.partition("WeightsUnpickler error: ")[2].strip() or text
+    shown = shortened(reason.splitlines()[0], 200)
     return f"{path} is damaged, or not a checkpoint of torch.save ({shown}): get it again"
 
 

@@ -7,7 +7,8 @@ file is used or named, every tensor of the architecture is found, and every shap
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,28 @@ def read(
 
 
 def _read_transformers(folder: Path, backbone: str | None) -> Imported:
-    described = hf_config.from_transformers(
-        read_json(folder / "config.json"), str(folder / "config.json"), backbone
-    )
+    settings, images = folder / "config.json", folder / "preprocessor_config.json"
+    with _understood(settings):
+        described = hf_config.from_transformers(read_json(settings), str(settings), backbone)
     tensors = _read_folder(folder)
     preprocessing = DataConfig()
-    if (folder / "preprocessor_config.json").is_file():
-        preprocessing = hf_config.preprocessing_from_transformers(
-            read_json(folder / "preprocessor_config.json")
-        )
+    if images.is_file():
+        with _understood(images):
+            preprocessing = hf_config.preprocessing_from_transformers(read_json(images))
     layout = hf.layout(described.config, hf.spelling_of(tensors))
     return _imported(folder, tensors, layout, described.config, described.classes, preprocessing)
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Values of any kind stand in a description: what they break names its file."""
+    try:
+        yield
+    except UserError as error:
+        named = str(path) in str(error)
+        raise error if named else UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise UserError(f"{path} cannot be understood ({error}): get it again") from None
 
 
 def _imported(
@@ -163,7 +175,10 @@ def shards_of(index: Path) -> list[str]:
     Raises:
         UserError: it cannot be read, or names files elsewhere.
     """
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
+        raise UserError(f"{index} should have a 'weight_map' of tensors and file names")
+    shards = sorted(set(places.values()))
     outside = [name for name in shards if Path(name).name != name]
     if outside:
         raise UserError(f"{index} names files outside its folder: {outside[0]}")
