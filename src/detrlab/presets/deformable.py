@@ -38,8 +38,8 @@ class DeformableDetr(TransformerConfig):
     """Deformable DETR: deformable attention over several levels, queries with a learned point."""
 
     preset: str = "deformable-detr"
-    num_queries: int = 300
-    ffn_width: int = 1024
+    num_queries: int = Field(300, ge=1, le=100_000)
+    ffn_width: int = Field(1024, ge=1, le=65_536)
     levels: int = Field(4, ge=1, le=6)
     points: int = Field(4, ge=1)
     """Sampling points per head and level."""

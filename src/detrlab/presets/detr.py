@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
 from torch import nn
 
 from detrlab.config import TrainConfig
@@ -86,7 +87,7 @@ class DetrSigmoid(Detr):
     """
 
     preset: str = "detr-sigmoid"
-    num_queries: int = 300
+    num_queries: int = Field(300, ge=1, le=100_000)
 
     @property
     def scoring(self) -> Scoring:

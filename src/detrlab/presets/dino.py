@@ -36,8 +36,8 @@ class DabDeformableDetr(DeformableDetr):
     """
 
     preset: str = "dab-deformable-detr"
-    num_queries: int = 900
-    ffn_width: int = 2048
+    num_queries: int = Field(900, ge=1, le=100_000)
+    ffn_width: int = Field(2048, ge=1, le=65_536)
     dropout: float = Field(0.0, ge=0, lt=1)
     position_offset: ClassVar[float] = 0.0
     temperature: ClassVar[float] = 20.0

@@ -63,9 +63,9 @@ class RtDetr(TransformerConfig):
     preset: str = "rt-detr-r50"
     backbone: str = "resnet50d"
     backbone_trains: Trains = "body"
-    num_queries: int = 300
+    num_queries: int = Field(300, ge=1, le=100_000)
     encoder_width: int = Field(256, ge=8, le=8192)
-    ffn_width: int = 1024
+    ffn_width: int = Field(1024, ge=1, le=65_536)
     encoder_ffn_width: int = Field(1024, ge=1, le=65_536)
     encoder_layers: int = Field(1, ge=0, le=100)
     """Of attention within the coarsest level."""
