@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from detrlab import files
 from detrlab.checkpoints.rules import listed
@@ -36,6 +38,19 @@ _PACKAGES = ("detrlab", "torch", "timm")
 MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
+class _Described(TypedDict):
+    """What the description of a file must hold; the architecture is checked by its preset."""
+
+    architecture: dict[str, Any]
+    classes: list[str]
+    category_ids: list[int]
+    preprocessing: dict[str, Any]
+    threshold: Annotated[float, Field(ge=0, le=1)] | None
+    provenance: dict[str, Any]
+    versions: dict[str, Any]
+    extra: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The contents of a checkpoint.
@@ -52,6 +67,7 @@ class Checkpoint:
         extra: further plain values.
         imagenet_backbone: the backbone is not in the file: it has its ImageNet weights as
             installed here, equal to those that the rest was trained with.
+        where: names the file in errors.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -64,6 +80,7 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     imagenet_backbone: bool = False
+    where: str = "the checkpoint"
 
     def build(self) -> Network:
         """The network with these weights.
@@ -71,8 +88,8 @@ class Checkpoint:
         Raises:
             UserError: the tensors do not fit the architecture the file describes.
         """
-        where = "the checkpoint"
-        _require_fit(wanted_tensors(self.config, self.state, where), self.state, where)
+        wanted = wanted_tensors(self.config, self.state, self.where)
+        _require_fit(wanted, self.state, self.where)
         network = build_network(self.config)
         network.load_state_dict(self.state)
         return network
@@ -162,6 +179,7 @@ def load(path: str | Path) -> Checkpoint:
     path = Path(path)
     described = describe(path)
     try:
+        TypeAdapter(_Described).validate_python(described)
         config = parse_config(described["architecture"], where=str(path))
         state = _current_names(read_tensors(path))
         if "imagenet_backbone" in described:
@@ -177,9 +195,12 @@ def load(path: str | Path) -> Checkpoint:
             versions=described["versions"],
             extra=described["extra"],
             imagenet_backbone="imagenet_backbone" in described,
+            where=str(path),
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: its description is incomplete ({error})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{path} is damaged: its description is incomplete ({place})") from None
     sizes = {len(checkpoint.classes), len(checkpoint.category_ids), checkpoint.config.num_classes}
     if len(sizes) != 1:
         raise UserError(

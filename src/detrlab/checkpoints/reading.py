@@ -138,6 +138,7 @@ def _imported(
         category_ids=ids,
         preprocessing=preprocessing or config.preprocessing(),
         provenance={"imported": path.name, "layout": layout.name},
+        where=str(path),
     )
     theirs = {ours: " + ".join(layout.names(ours)[0]) for ours in state}
     return Imported(

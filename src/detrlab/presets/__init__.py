@@ -13,7 +13,7 @@ import torch
 from pydantic import BeforeValidator, SerializeAsAny
 
 from detrlab.config import ModelConfig
-from detrlab.errors import UserError, did_you_mean
+from detrlab.errors import UserError, did_you_mean, excerpt
 from detrlab.models.network import Network
 from detrlab.presets import saved
 from detrlab.presets.deformable import (
@@ -249,11 +249,17 @@ def parse_config(values: Mapping[str, Any], where: str = "") -> ModelConfig:
     Raises:
         UserError: unknown preset or setting, impossible values.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: the model should be settings by name, not {excerpt(values)}")
     current = saved.to_current(values, where)
     name = current.get("preset")
     if not isinstance(name, str):
         raise UserError(f"{where}: the model's preset should be a name, not {name!r}")
-    return preset(name).parse(current, where=where)
+    try:
+        kind = preset(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return kind.parse(current, where=where)
 
 
 def _as_preset(values: Any) -> Any:
