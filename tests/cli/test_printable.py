@@ -1,10 +1,21 @@
 """Nothing from a file reaches the terminal as a control character."""
 
-import pytest
-from PIL import Image
+import re
+from contextlib import suppress
 
+import pytest
+from coco_folders import annotation, image_entry, write_coco
+
+from compare_cases import SMALL
+from detrlab.checkpoints import native
 from detrlab.cli import main
 from detrlab.cli.common import printable, say
+from detrlab.config import DataConfig, Recipe, TrainConfig
+from detrlab.errors import LONGEST, UserError
+from detrlab.presets import build_network, model_config
+
+EVIL = "a\x1b[2J\x07\u202eb"
+"""A class, a file and a folder of this name clear the screen, ring and turn the text around."""
 
 
 @pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\x9b1mb", "a\u202eb", "a\udcffb"])
@@ -19,10 +30,73 @@ def test_letters_stay_as_they_are():
     assert printable("Maske 口罩 [red] \\x1b") == "Maske 口罩 [red] \\x1b"
 
 
-def test_predict_escapes_file_names(tmp_path, capsys):
-    image = tmp_path / "a\x1b[2J.png"
-    Image.new("RGB", (64, 64)).save(image)
-    assert main(["predict", str(image), "--output", str(tmp_path)]) == 0
-    written = capsys.readouterr().out
-    assert "\\x1b[2J.png" in written
-    assert "\x1b" not in written
+def test_an_error_is_one_printable_line():
+    error = UserError(f"{EVIL}\n  {'x' * 10_000}\r\n\u2028the end")
+    assert str(error).isprintable()
+    assert str(error).endswith("the end")
+    assert len(str(error)) <= LONGEST
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data set, a checkpoint and a recipe with such names everywhere."""
+    folder = tmp_path_factory.mktemp("hostile")
+    images = [image_entry(i, f"{EVIL}{i}.png", 60, 80) for i in range(14)]
+    boxes = [annotation(i, i, 1 + i % 2, [5 + i, 5, 30, 20]) for i in range(14)]
+    names = {1: EVIL, 2: "[red]b"}
+    for split, part in (("train", slice(0, 10)), ("val", slice(10, 14))):
+        entries = [*boxes[part], annotation(99, boxes[part][0]["image_id"], 1, [0, 0, 1, EVIL])]
+        write_coco(folder / EVIL, images=images[part], annotations=entries, categories=names,
+                   name=f"{split}.json")  # fmt: skip
+    config = model_config("detr", 2, **SMALL)
+    native.save(
+        folder / EVIL / "model", build_network(config), config, (EVIL, "[red]b"), (1, 2),
+        DataConfig(image_size=64, max_size=64), threshold=0.0,
+    )  # fmt: skip
+    Recipe(
+        name=EVIL,
+        description=EVIL,
+        model=SMALL,
+        train=TrainConfig(epochs=1, batch=4, weights="none"),
+        data=DataConfig(image_size=64, max_size=64, augmentation="none", workers=0),
+    ).save(folder / "recipe.yaml")
+    return folder
+
+
+DATA, MODEL, IMAGE = f"{EVIL}", f"{EVIL}/model.safetensors", f"{EVIL}/images/{EVIL}10.png"
+TRAINING = ["--recipe", "recipe.yaml", "--data", DATA]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", DATA],
+        ["check", DATA, "--fix", "fixed"],
+        ["convert", DATA, "--to", "yolo", "--output", "yolo"],
+        ["convert", MODEL, "--to", "official", "--output", "official.pth"],
+        ["eval", "--data", DATA, "--model", MODEL],
+        ["predict", IMAGE, "--model", MODEL],
+        ["explain", IMAGE, "--model", MODEL, "--data", DATA],
+        ["train", "--model", "detr", *TRAINING, "--no-preflight"],
+        ["compare", "--models", "detr", *TRAINING, "--output", f"out{EVIL}"],
+        ["compare", "--output", "new", "--collect", f"out{EVIL}"],
+        ["benchmark", MODEL, "--imgsz", "64", "--rounds", "1"],
+        ["export", MODEL, "--images", f"{EVIL}/images"],
+        ["push", MODEL, "me/model", "--dry-run", "folder"],
+        ["serve", f"{EVIL}.onnx"],
+        ["models", EVIL],
+        ["train", "--data", EVIL * 2],
+        ["ladder", "--recipe", f"{EVIL}.yaml"],
+        ["ablate", "--model", EVIL, "--vary", f"{EVIL}=1"],
+        [EVIL],
+    ],
+    ids=lambda each: re.sub(r"[^\w.-]+", "_", " ".join(each)),
+)
+def test_every_verb_escapes_what_files_hold(place, monkeypatch, capfd, arguments):
+    monkeypatch.chdir(place)
+    with suppress(SystemExit):
+        main(arguments)
+    out, err = capfd.readouterr()
+    assert out + err
+    for line in (out + err).split("\n"):
+        assert printable(line) == line

@@ -107,7 +107,7 @@ def _measure_op(options: Options, size: tuple[int, int]) -> int:
 
 def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
     from detrlab.benchmark.report import benchmark, lines
-    from detrlab.cli.common import say
+    from detrlab.cli.common import say, show
 
     if options.device != "cpu":
         raise UserError(
@@ -130,7 +130,7 @@ def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
         )
         reports.append(report)
         if not options.json:
-            print("\n".join(lines(report)), flush=True)
+            show("\n".join(lines(report)))
     _show(options, reports, [])
     return 0
 
@@ -141,7 +141,7 @@ def _measure_files(options: Options, names: list[str]) -> list[dict[str, Any]]:
 
     from detrlab.benchmark.cost import provenance
     from detrlab.benchmark.timing import in_turn
-    from detrlab.cli.common import say
+    from detrlab.cli.common import say, show
     from detrlab.export import load
 
     if options.batch != 1:
@@ -166,7 +166,7 @@ def _measure_files(options: Options, names: list[str]) -> list[dict[str, Any]]:
             }
         )
         if not options.json:
-            print(
+            show(
                 f"{name}: {each.parameters:,} parameters, p50 {row['p50_ms']:.1f} p90 "
                 f"{row['p90_ms']:.1f} p99 {row['p99_ms']:.1f} ms, processor "
                 f"{row['processor_ms']:.1f} ms; {origin['machine']}"
@@ -190,12 +190,12 @@ def _config(preset: str, changes: tuple[str, ...]) -> ModelConfig:
 
 def _show(options: Options, report: Any, text: list[str]) -> None:
     from detrlab import files
-    from detrlab.cli.common import say
+    from detrlab.cli.common import say, show
 
     if options.json:
         print(json.dumps(report))
     elif text:
-        print("\n".join(text))
+        show("\n".join(text))
     if options.output is not None:
         files.write_json(Path(options.output), report)
         say(f"written to {options.output}")

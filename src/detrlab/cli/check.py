@@ -44,7 +44,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Check; returns the exit code."""
-    from detrlab.cli.common import printable, say
+    from detrlab.cli.common import say, show
     from detrlab.config import DataConfig
     from detrlab.data.check import check
     from detrlab.data.check_page import write_page
@@ -64,8 +64,8 @@ def run(options: Options) -> int:
             values = {"images": copy.images, "boxes": copy.boxes, "changes": copy.changes}
             print(json.dumps({"folder": str(copy.folder), **values}))
             return 0
-        print("\n".join(copy.changes))
-        print(
+        show("\n".join(copy.changes))
+        show(
             f"{len(copy.changes):,} change{'s' * (len(copy.changes) != 1)} (see changes.txt); "
             f"{copy.images:,} images and {copy.boxes:,} boxes are in {copy.folder}; "
             f"{data} was not changed"
@@ -81,11 +81,11 @@ def run(options: Options) -> int:
     if options.json:
         print(json.dumps(report.to_dict()))
         return report.exit_code
-    print("\n".join(report.lines()))
+    show("\n".join(report.lines()))
     names = (f"check-{report.name}{f'-{n}' * (n > 1)}.html" for n in count(1))
     page = Path(options.output or next(name for name in names if not Path(name).exists()))
     write_page(report, page)
-    say(f"page: {printable(str(page))}")
+    say(f"page: {page}")
     return report.exit_code
 
 

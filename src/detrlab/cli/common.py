@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """Print a message on standard error; standard output is for results."""
-    print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    print(printable_lines(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print a result on standard output."""
+    print(printable_lines(text), flush=True)
+
+
+def printable_lines(text: str) -> str:
+    """Text that keeps its line breaks, and nothing else that moves a cursor."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def device_name(name: str) -> str | None:

@@ -48,7 +48,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Explain one image; returns the exit code."""
-    from detrlab.cli.common import fresh_folder, open_detector, printable
+    from detrlab.cli.common import fresh_folder, open_detector, show
     from detrlab.data import open_data
     from detrlab.explain import plots
     from detrlab.explain.missed import sentence
@@ -79,11 +79,10 @@ def run(options: Options) -> int:
     count = sum(each.score >= threshold for each in explanation.detections())
     print(f"{count} detections of at least {threshold:.3g}")
     for verdict in [] if target is None else explanation.verdicts(threshold):
-        print(printable(sentence(verdict, explanation.classes, threshold)))
+        show(sentence(verdict, explanation.classes, threshold))
     for name, quality in qualities(explanation).items():
         print(f"queries {words(name, quality)}")
-    for path in files:
-        print(path)
+    show("\n".join(map(str, files)))
     return 0
 
 

@@ -46,7 +46,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Export; returns the exit code."""
-    from detrlab.cli.common import fresh_folder, open_detector, say
+    from detrlab.cli.common import fresh_folder, open_detector, say, show
     from detrlab.data import open_data
     from detrlab.export.exporting import export
 
@@ -82,7 +82,7 @@ def run(options: Options) -> int:
     if options.json:
         print((folder / f"{name}.certificate.json").read_text(encoding="utf-8"))
     else:
-        print(certificate.page())
+        show(certificate.page())
     if not certificate.accepted:
         say(f"refused, the file was not kept: {folder / name}.certificate.md says why")
         return 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from detrlab.cli.common import say
+from detrlab.cli.common import printable_lines, say
 
 if TYPE_CHECKING:
     from detrlab.training.engine import StepReport
@@ -50,6 +50,7 @@ def following(steps: int) -> Iterator[tuple[Say, OnStep | None]]:
             progress.update(task, completed=report.step + 1, description=f"loss {loss:.3f}")
 
         def print_above(line: str) -> None:
+            line = printable_lines(line)
             progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield print_above, tell

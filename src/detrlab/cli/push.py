@@ -53,7 +53,7 @@ def run(options: Options) -> int:
     from huggingface_hub.utils import validate_repo_id
 
     from detrlab.checkpoints.weights import load_detector
-    from detrlab.cli.common import fresh_folder, say
+    from detrlab.cli.common import fresh_folder, say, show
 
     try:
         validate_repo_id(options.repository)
@@ -73,9 +73,9 @@ def run(options: Options) -> int:
     for line in _write(imported, judged, others, options, folder):
         say(line)
     if options.dry_run:
-        print(f"{folder} holds what would be sent to {options.repository}")
+        show(f"{folder} holds what would be sent to {options.repository}")
         return 0
-    print(_upload(folder, options))
+    show(_upload(folder, options))
     return 0
 
 
