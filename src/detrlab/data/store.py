@@ -175,7 +175,7 @@ class Archive:
         members: dict[str, zipfile.ZipInfo] = {}
         refused: list[str] = []
         for entry in entries:
-            if entry.is_dir():
+            if not entry.filename or entry.is_dir():
                 continue
             name = within("", entry.filename)
             if name is None or stat.S_ISLNK(entry.external_attr >> 16):
