@@ -73,9 +73,14 @@ def _check_place(path: Path, tensor: Any) -> None:
             continue
         folder = path.parent.resolve()
         place = folder / entry.value
-        if place.is_symlink() or not place.resolve().is_relative_to(folder):
+        try:
+            inside = not place.is_symlink() and place.resolve().is_relative_to(folder)
+            present = inside and place.is_file()
+        except (OSError, ValueError):  # no name that a file can have
+            inside = present = False
+        if not inside:
             raise UserError(
                 f"{path} reads its weights from {entry.value!r}, outside of its folder: refused"
             )
-        if not place.is_file():
+        if not present:
             raise UserError(f"{path}: its weights {entry.value!r} are missing beside it")
