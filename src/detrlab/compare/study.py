@@ -265,8 +265,10 @@ def _conclude(
     try:
         values = json.loads(files.read_bytes(folder / TRUTH_FILE))
         truth = GroundTruth.from_coco(values)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{folder / TRUTH_FILE} is damaged ({error})") from None
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
+    ) as error:  # fmt: skip
+        raise UserError(f"{folder / TRUTH_FILE} is damaged ({error}): collect again") from None
     results = [result for run in definition.runs(folder) if (result := run.result())]
     results += [foreign_result(name, truth, folder, report) for name in definition.predictions]
     table = rows(results, [*(each.name for each in definition.entrants), *definition.predictions])
