@@ -170,7 +170,13 @@ def test_machines_share_the_work_and_it_is_merged_later(run, tmp_path):
     run(folder="two", models=THREE[1:])
     merged = collect(tmp_path / "merged", [tmp_path / "one", tmp_path / "two"], report=str)
     assert (merged.folder / "table.csv").read_bytes() == (whole.folder / "table.csv").read_bytes()
-    assert merged.data.val.classes == ("box", "disc"), "the data was found again"
+    assert merged.data is None, "what the collected folders name is not opened"
+    again = collect(merged.folder, report=str)
+    assert again.data is None, "nor is it later"
+    place = whole.definition.recipe.data.data
+    named = collect(tmp_path / "merged", data=place, report=str)
+    assert named.data.val.classes == ("box", "disc")
+    assert collect(tmp_path / "merged", report=str).data is not None, "the data was found again"
 
 
 def test_committed_results_are_compressed(run, tmp_path):

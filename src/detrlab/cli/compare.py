@@ -110,7 +110,8 @@ class Options(ComparisonOptions):
     """Trained detectors, judged as they are: checkpoints, ONNX files of any detector, OpenVINO's
     .xml, hf:REPOSITORY. Without --models nothing is trained."""
     collect: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Train nothing: gather finished runs, from these folders too, and write the tables again."""
+    """Train nothing: gather finished runs, from these folders too, and write the tables again.
+    What they name is not opened: --data names the data, for the pictures of a new folder's page."""
 
 
 def run(options: Options) -> int:
@@ -124,7 +125,8 @@ def run(options: Options) -> int:
     if options.collect is not None:
         if options.launch is not None:
             raise UserError("--collect trains nothing: leave out --launch")
-        found = collect(options.output or output, options.collect, report=say)
+        place = options.output or output
+        found = collect(place, options.collect, data=options.data, report=say)
         return finish(found, as_json=options.json, ladder=options.ladder)
     models = options.models or (ladder() if options.ladder else ())
     return options.compare(

@@ -220,21 +220,31 @@ def compare(
     return _conclude(folder, definition, data_set, failures, command, report)
 
 
-def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: Say) -> Comparison:
+def collect(
+    output: str | Path,
+    sources: Sequence[str | Path] = (),
+    *,
+    data: str | None = None,
+    report: Say,
+) -> Comparison:
     """Gather finished runs, from other folders too, and write the comparison's files anew.
 
-    The folders may come from somebody else: nothing outside of them is read or copied.
+    The folders may come from somebody else: nothing outside of them is read or copied. So the
+    data that they name, for the pictures of the page, is only opened where the output folder was
+    made here.
 
     Args:
         output: the folder of the comparison; it may be new if there are sources.
         sources: folders of the same comparison, from other machines.
+        data: the data, for the pictures of the page; None takes what the output folder names.
         report: takes lines of text about the progress.
 
     Raises:
         UserError: the folders hold no comparison, different ones, or symbolic links.
     """
     folder = Path(output)
-    definition = Definition.read(folder)
+    own = definition = Definition.read(folder)
+    place = data or (own.recipe.data.data if own is not None else "")
     for source in map(Path, sources):
         refuse_links(source)
         other = Definition.read(source)
@@ -246,9 +256,18 @@ def collect(output: str | Path, sources: Sequence[str | Path] = (), *, report: S
         gather(source, folder, report)
     if definition is None:
         raise UserError(f"{folder} holds no comparison: give the folders to collect from")
+    told = definition.recipe.data.data
+    recipe = definition.recipe.change(data=definition.recipe.data.change(data=place).model_dump())
+    definition = definition.model_copy(update={"recipe": recipe})
     definition.write(folder)
     command = shlex.join(["detrlab", "compare", "--output", str(folder), "--collect"])
-    return _conclude(folder, definition, _data_again(definition, report), (), command, report)
+    if not place:
+        report(
+            f"the page has no pictures: {told!r}, which the collected folders name, is not opened; "
+            "add --data to name the data"
+        )
+    again = _data_again(definition, report) if place else None
+    return _conclude(folder, definition, again, (), command, report)
 
 
 def _conclude(
