@@ -6,11 +6,13 @@ is imported here, so that the command line reads a recipe quickly.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -63,6 +65,12 @@ class Record(BaseModel):
     def load(cls, path: str | Path) -> Self:
         """Read YAML written by ``save`` or by hand."""
         return cls.parse(read_yaml(path), where=str(path))
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first value is wrong, and why."""
+    mistake = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}"
 
 
 def _explain(error: ValidationError, record: type[Record], where: str) -> str:
@@ -219,11 +227,41 @@ def unit_square(side: int) -> DataConfig:
     return DataConfig(image_size=side, resize="square", mean=(0, 0, 0), std=(1, 1, 1))
 
 
+def _quick(pattern: str) -> str:
+    """A regular expression that cannot take for ever on the name of a parameter.
+
+    A repetition of what repeats or branches takes exponential time, many repetitions in a row
+    take a power of the name's length. A recipe may come from anybody.
+    """
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]", "c", pattern)
+    inner = re.compile(r"\([^()]*\)")
+    nested = False
+    while found := inner.search(plain):
+        moves = re.search(r"[*+{|]", found[0]) is not None
+        nested = nested or (moves and plain[found.end() : found.end() + 1] in ("*", "+", "{"))
+        plain = plain[: found.start()] + ("c*" if moves else "c") + plain[found.end() :]
+    if nested or len(re.findall(r"[*+{]", plain)) > MAX_REPETITIONS:
+        raise ValueError(
+            f"{pattern!r} may take for ever: use at most {MAX_REPETITIONS} repetitions, none of "
+            "them inside of another"
+        )
+    return pattern
+
+
+MAX_REPETITIONS = 3
+Pattern = Annotated[str, AfterValidator(_quick)]
+"""A regular expression that is searched in the names of parameters."""
+
+
 class LearningRateGroup(Record):
     """A learning rate for parameters whose name matches ``pattern`` (a regular expression)."""
 
     name: str
-    pattern: str
+    pattern: Pattern
     factor: float = Field(ge=0)
     weight_decay: float | None = Field(None, ge=0)
     """None takes that of all parameters."""
@@ -328,9 +366,9 @@ class TrainConfig(Record):
     class_rows: Literal["auto", "keep", "seed", "new"] = "auto"
     """Rows taken from the checkpoint's class heads: all if the classes are the same; all, by
     index; those of classes with the same name; none."""
-    reinitialise: tuple[str, ...] = ()
+    reinitialise: tuple[Pattern, ...] = ()
     """Patterns (regular expressions, searched) of tensors to re-initialise."""
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[Pattern, ...] = ()
     """Patterns (regular expressions, searched) of parameters that do not train."""
 
     @model_validator(mode="after")

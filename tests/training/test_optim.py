@@ -58,9 +58,33 @@ def test_only_the_default_patterns_may_match_nothing():
     mistaken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="encodr", factor=2),))
     with pytest.raises(UserError, match=r"'encodr'.*backbone, decoder"):
         parameter_groups(Toy(), mistaken)
-    broken = TrainConfig(groups=(LearningRateGroup(name="x", pattern="(", factor=2),))
-    with pytest.raises(UserError, match="not a regular expression"):
-        parameter_groups(Toy(), broken)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(", "not a regular expression"),
+        (r"(\w+\.?)+!", "may take for ever"),
+        ("(a|aa)+$", "may take for ever"),
+        ("((a*))*$", "may take for ever"),
+        (".*.*.*.*!", "may take for ever"),
+    ],
+)
+def test_patterns_that_never_end_are_refused(pattern, message):
+    for record, values in (
+        (LearningRateGroup, {"name": "x", "pattern": pattern, "factor": 2}),
+        (TrainConfig, {"freeze": [pattern]}),
+        (TrainConfig, {"reinitialise": [pattern]}),
+    ):
+        with pytest.raises(UserError, match=message):
+            record.parse(values)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^encoder\.layers\.\d+\.(a|b).*weight$", r"[*+(]+\(\*\+", "(norm|bias)?$", "(ab)+"]
+)
+def test_usual_patterns_are_taken(pattern):
+    assert TrainConfig.parse({"freeze": [pattern]}).freeze == (pattern,)
 
 
 def test_the_first_pattern_that_matches_takes_a_parameter():

@@ -53,8 +53,8 @@ def parameter_groups(network: nn.Module, config: TrainConfig) -> list[ParameterG
     of its norms and biases, which do not decay.
 
     Raises:
-        UserError: a pattern is no regular expression, or matches no trainable parameter. The
-            default patterns may match none: not every detector samples.
+        UserError: a pattern matches no trainable parameter. The default patterns may match none:
+            not every detector samples.
     """
     left = {name: each for name, each in network.named_parameters() if each.requires_grad}
     groups = []
@@ -97,14 +97,7 @@ def _take(
     left: dict[str, nn.Parameter], group: LearningRateGroup, network: nn.Module
 ) -> tuple[tuple[str, nn.Parameter], ...]:
     """Remove the parameters that match the group from ``left``."""
-    try:
-        pattern = re.compile(group.pattern)
-    except re.error as error:
-        raise UserError(
-            f"learning-rate group {group.name!r}: {group.pattern!r} is not a regular "
-            f"expression ({error})"
-        ) from None
-    names = [name for name in left if pattern.search(name)]
+    names = [name for name in left if re.search(group.pattern, name)]
     defaults = {each.pattern for each in TrainConfig().groups}
     if not names and group.pattern not in defaults:
         parts = sorted({name.split(".")[0] for name, _ in network.named_parameters()})
