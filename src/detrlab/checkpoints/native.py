@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 
 from detrlab import files
 from detrlab.checkpoints.rules import listed
-from detrlab.config import DataConfig, ModelConfig
+from detrlab.config import DataConfig, ModelConfig, first_mistake
 from detrlab.errors import UserError
 from detrlab.presets import build_network, parse_config
 
@@ -198,9 +198,8 @@ def load(path: str | Path) -> Checkpoint:
             where=str(path),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        place = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{path} is damaged: its description is incomplete ({place})") from None
+        reason = first_mistake(error)
+        raise UserError(f"{path} is damaged: its description is incomplete ({reason})") from None
     sizes = {len(checkpoint.classes), len(checkpoint.category_ids), checkpoint.config.num_classes}
     if len(sizes) != 1:
         raise UserError(
@@ -235,7 +234,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     try:
         described = json.loads(metadata[_KEY])
         written = int(described["format"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{path} is damaged: its description cannot be read") from None
     if written > FORMAT:
         by = described.get("versions", {}).get("detrlab", "a newer version")

@@ -258,7 +258,7 @@ def parse_config(values: Mapping[str, Any], where: str = "") -> ModelConfig:
     try:
         kind = preset(name)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}{': ' * bool(where)}{error}") from None
     return kind.parse(current, where=where)
 
 
