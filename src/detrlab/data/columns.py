@@ -62,8 +62,11 @@ class Columns:
         if isinstance(objects, Mapping):
             boxes, categories = objects.get(box_key) or [], objects.get(category_key) or []
         else:
-            listed = objects if _is_list(objects) else []
-            entries = [each for each in listed if isinstance(each, Mapping)]
+            if objects is not None and not _is_list(objects):
+                raise UserError(
+                    f"{self.where}: {file} has {excerpt(objects)} as {column}: it should be a list"
+                )
+            entries = [each for each in objects or [] if isinstance(each, Mapping)]
             boxes = [each.get(box_key) for each in entries]
             categories = [each.get(category_key) for each in entries]
         if not (_is_list(boxes) and _is_list(categories)):
