@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, FiniteFloat, TypeAdapter
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from detrlab import files
+from detrlab.config import first_mistake
 from detrlab.errors import UserError
 
 METRICS = (
@@ -95,10 +96,11 @@ class RunResult:
         if not path.is_file():
             return None
         try:
-            found = TypeAdapter(cls).validate_json(path.read_bytes())
+            found = TypeAdapter(cls).validate_json(files.read_bytes(path))
         except (OSError, ValueError) as error:
+            reason = first_mistake(error) if isinstance(error, ValidationError) else error
             raise UserError(
-                f"{path} is damaged ({error}): delete it, and the run will be evaluated again"
+                f"{path} is damaged ({reason}): delete it, and the run will be evaluated again"
             ) from None
         place = f"runs/{folder.name}"
         return replace(found, folder=place, predictions=f"{place}/predictions.json")
