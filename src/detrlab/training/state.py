@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from detrlab import files
+from detrlab.config import first_mistake
 from detrlab.errors import UserError
 from detrlab.training.engine import Engine
 
@@ -194,8 +195,9 @@ def _read(path: Path, damaged: tuple[Path, ...]) -> Saved:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         # Its checksum fits: it was made so, not damaged.
+        reason = first_mistake(error) if isinstance(error, ValidationError) else error
         raise UserError(
-            f"{path} is no state of a run ({error}): start a new run from a checkpoint"
+            f"{path} is no state of a run ({reason}): start a new run from a checkpoint"
         ) from None
 
 
