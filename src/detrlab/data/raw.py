@@ -111,10 +111,10 @@ def _ids_by_class(labels: dict[int, int], ids: dict[str, int]) -> tuple[int, ...
     """
     own = {label: category for category, label in labels.items()}
     fresh = max([*labels, *ids.values()]) + 1
-    result: list[int] = []
+    result: dict[int, None] = {}  # the ids are distinct, and looked up for every class
     for label, borrowed in enumerate(ids.values()):
         taken = borrowed in labels or borrowed in result
-        result.append(own.get(label, fresh + label if taken else borrowed))
+        result[own.get(label, fresh + label if taken else borrowed)] = None
     return tuple(result)
 
 
