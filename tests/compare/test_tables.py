@@ -75,7 +75,7 @@ def shown(grid, width):
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=width)
-    console.print(grid.terminal())
+    console.print(grid.terminal(width))
     return console.file.getvalue()
 
 
@@ -83,12 +83,26 @@ def five(classes):
     return table(*(result(name, ap=0.2, classes=classes) for name in FIVE))
 
 
-@pytest.mark.parametrize("grid", [tables.original_grid, tables.cost_grid, tables.class_grid])
-def test_a_narrow_terminal_shows_numbers_whole(grid):
-    grid = grid(five(("cat", "dog")))
-    text = shown(grid, 80)
-    assert all(text.count(cell) >= row.count(cell) for row in grid.cells for cell in row)
-    assert max(map(len, text.splitlines())) <= 80
+def quality(rows):
+    return tables.quality_grid(rows, dict.fromkeys(FIVE, "[30.1, 45.2]"))
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("classes", [("cat", "dog"), [f"light number {n}" for n in range(80)]])
+@pytest.mark.parametrize(
+    "grid", [quality, tables.original_grid, tables.cost_grid, tables.class_grid]
+)
+def test_a_narrow_terminal_shows_everything(grid, classes, width):
+    """Numbers are whole, names are readable, and no line is wider than the terminal."""
+    grid = grid(five(classes))
+    text = shown(grid, width)
+    assert max(map(len, text.splitlines())) <= width
+    for row in grid.cells:
+        assert all(text.count(cell) >= row.count(cell) for cell in row[1:])
+        pieces = [row[0]] if width > 40 else [row[0][start : start + 8] for start in (0, 8)]
+        assert all(piece in text for piece in pieces)
+    words = " ".join(grid.headers).replace("-", "- ").split()
+    assert all(word in text for word in words)
 
 
 def test_many_classes_become_rows():

@@ -43,16 +43,14 @@ def device_name(name: str) -> str | None:
 def print_metrics(metrics: Mapping[str, Any], title: str) -> None:
     """Print the COCO metrics and the AP of each class as a table."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in _HEADLINES:
-        table.add_column(name, justify="right")
-    table.add_row("all", *(_number(metrics.get(name)) for name in _HEADLINES))
-    for name, value in metrics["per_class"].items():
-        table.add_row(escape_markup(name), _number(value))
-    Console().print(table)
+    from detrlab.compare.tables import Grid
+
+    console = Console()
+    of_all = ("all", *(_number(metrics.get(name)) for name in _HEADLINES))
+    console.print(Grid(title, ("classes", *_HEADLINES), (of_all,)).terminal(console.width))
+    classes = tuple((name, _number(value)) for name, value in metrics["per_class"].items())
+    console.print(Grid("", ("class", "ap"), classes).terminal(console.width))
 
 
 _HEADLINES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
@@ -60,13 +58,6 @@ _HEADLINES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100"
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def escape_markup(text: str) -> str:
-    """Text from files for rich, which would read ``[red]`` as a colour."""
-    from rich.markup import escape
-
-    return escape(printable(text))
 
 
 def open_detector(source: str, device: str, image_size: int | None) -> Detector:

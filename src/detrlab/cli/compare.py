@@ -162,7 +162,6 @@ def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> in
     """
     from rich.console import Console
 
-    from detrlab.compare.steps import TERMINAL_PARTS
     from detrlab.report.page import write_page
 
     write_page(comparison, comparison.truth, comparison.data, pictures=12)
@@ -170,10 +169,9 @@ def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> in
         print(json.dumps(comparison.to_dict()))
         return 1 if comparison.failures else 0
     console = Console()
-    steps = comparison.ladder if ladder else None
-    parts = () if steps is None else [steps.columns(*each) for each in TERMINAL_PARTS]
-    for grid in (*comparison.grids, *parts):
-        console.print(grid.terminal())
+    for grid in (*comparison.grids, comparison.ladder if ladder else None):
+        if grid is not None:
+            console.print(grid.terminal(console.width))
     for sentence in comparison.verdicts.sentences:
         console.print(printable(f"* {sentence}"), markup=False)
     for each in comparison.failures:

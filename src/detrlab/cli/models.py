@@ -23,28 +23,24 @@ def run(options: Options) -> int:
         print(json.dumps(rows))
         return 0
 
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for name in ("name", "backbone"):
-        table.add_column(name, no_wrap=True)
-    for name in ("params", "GFLOPs", "AP", "weights"):
-        table.add_column(name, justify="right", no_wrap=True)
+    from detrlab.compare.tables import Grid
 
-    for row in rows:
-        weights = "-" if row["url"] is None else "here" if row["cached"] else f"{row['epochs']} ep."
-        table.add_row(
+    cells = tuple(
+        (
             row["preset"],
             row["backbone"],
             f"{row['parameters'] / 1e6:.1f} M",
             str(row["gflops"] or "-"),
             f"{row['ap']:.1f}" if "ap" in row else "-",
-            weights,
+            "-" if row["url"] is None else "here" if row["cached"] else f"{row['epochs']} ep.",
         )
+        for row in rows
+    )
     console = Console()
-    console.print(table)
+    headers = ("name", "backbone", "params", "GFLOPs", "AP", "weights")
+    console.print(Grid("Detectors", headers, cells).terminal(console.width))
     console.print(
         "Parameters with COCO's 91 class rows. AP (COCO val2017) and GFLOPs as published. "
         "Weights: epochs of the published checkpoint, which --weights coco downloads; 'here' if "

@@ -19,8 +19,6 @@ HEADERS = (
     "step", "AP", "gain", "APs", "APm", "APl", "epochs to the AP before", "minutes", "params",
     "published gain", "source",
 )  # fmt: skip
-TERMINAL_PARTS = ((1, 2), (3, 4, 5), (6, 7, 8, 9), (10,))
-"""Columns that fit beside one another in a terminal."""
 
 
 def steps_grid(rows: Sequence[Row], found: Findings) -> Grid | None:

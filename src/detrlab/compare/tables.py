@@ -14,12 +14,17 @@ from detrlab.compare.results import METRICS, Row
 from detrlab.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table as RichTable
 
 NOTHING = "–"
 """Shown where there is no number: no such objects, or not measured."""
 
 SIZES = ("small", "medium", "large")
+HEADER = 12
+"""Characters of a header's line in a terminal."""
+GAP, EDGES, MIN_NAMES = 2, 2, 8
+"""Characters between two columns and beside all of them, and least of the names."""
 MANY_CLASSES = 12
 """A table of more classes has a line for each of them instead of a column."""
 
@@ -43,10 +48,11 @@ class Grid:
         return Grid(self.title, headers, tuple(cells), best)
 
     def columns(self, *chosen: int) -> Grid:
-        """The names and some of the columns, nothing emphasised."""
+        """The names and some of the columns."""
         kept = (0, *chosen)
         cells = tuple(tuple(row[c] for c in kept) for row in self.cells)
-        return Grid(self.title, tuple(self.headers[c] for c in kept), cells)
+        best = frozenset((row, kept.index(c)) for row, c in self.best if c in kept)
+        return Grid(self.title, tuple(self.headers[c] for c in kept), cells, best)
 
     def markdown(self) -> str:
         """A GitHub table; emphasised cells are bold."""
@@ -77,15 +83,39 @@ class Grid:
             for r, row in enumerate(self.cells)
         ]
 
-    def terminal(self) -> RichTable:
-        """A ``rich`` table. Long headers take several lines, so that the numbers stay whole."""
-        from rich.box import SIMPLE_HEAD
+    def terminal(self, width: int) -> Group:
+        """As ``rich`` tables, as many as a terminal of that width needs; each has the names.
+
+        Numbers stay whole. Long headers take several lines; so do names that are wider than what
+        the widest column leaves.
+        """
+        from rich.console import Group
+
+        needs = [self._width(c) for c in range(len(self.headers))]
+        names = max(MIN_NAMES, min(needs[0], width - max(needs[1:], default=0) - GAP - EDGES))
+        blocks: list[list[int]] = [[]]
+        for c, need in enumerate(needs[1:], start=1):
+            taken = EDGES + names + sum(GAP + needs[each] for each in blocks[-1])
+            if blocks[-1] and taken + GAP + need > width:
+                blocks.append([])
+            blocks[-1].append(c)
+        return Group(*(self.columns(*block)._table(names, not i) for i, block in enumerate(blocks)))
+
+    def _width(self, column: int) -> int:
+        """Cells that a column needs: its widest number, or the widest piece of its header."""
         from rich.cells import cell_len
+
+        words = [printable(row[column]) for row in self.cells]
+        header = min(HEADER, max(map(cell_len, self.headers[column].split()), default=0))
+        return max([header, *map(cell_len, words)])
+
+    def _table(self, names: int, titled: bool) -> RichTable:
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         table = Table(
-            title=self.title,
+            title=Text(printable(self.title)) if titled else None,
             title_justify="left",
             title_style="bold",
             box=SIMPLE_HEAD,
@@ -93,16 +123,21 @@ class Grid:
             collapse_padding=True,
         )
         for c, header in enumerate(self.headers):
-            lines = textwrap.wrap(printable(header), 12, break_long_words=False)
+            lines = textwrap.wrap(printable(header), HEADER, break_long_words=False)
             table.add_column(
                 Text("\n".join(lines), overflow="fold"),  # not markup: a class may be "[red]"
                 justify="right" if c else "left",
-                min_width=max((cell_len(row[c]) for row in self.cells), default=0) if c else None,
+                width=self._width(c) if c else names,
+                overflow="fold",
             )
         for r, row in enumerate(self.cells):
             table.add_row(
                 *(
-                    Text(printable(cell), style="bold" if (r, c) in self.best else "")
+                    Text(
+                        printable(cell),
+                        style="bold" if (r, c) in self.best else "",
+                        overflow="fold",
+                    )
                     for c, cell in enumerate(row)
                 )
             )
