@@ -297,7 +297,7 @@ class Opener:
 
     def run(self, kind: str, what: int | Path, *replaced: str) -> Ending:
         """How an input ends: a mutation by its number, or a file in the place of a valid one."""
-        if self._child is None:
+        if self._child is None or self._child.poll() is not None:
             command = [sys.executable, str(HERE / "fuzz.py"), "--child", str(self.home)]
             command += ["--seed", str(self.seed), *["--trace"] * self.trace, "--kinds", self._kinds]
             self._child = subprocess.Popen(
@@ -331,9 +331,7 @@ class Opener:
 
     def __exit__(self, *_: object) -> None:
         if self._child is not None:
-            assert self._child.stdin is not None
-            self._child.stdin.close()
-            self._child.wait()
+            self._child.communicate()
 
 
 def jobs(inputs: int, kinds: list[str]) -> Iterator[tuple[str, int]]:

@@ -401,3 +401,13 @@ def test_licences_are_kept_and_nonsense_is_not(tmp_path):
     path = tmp_path / "annotations" / "instances_train2017.json"
     rewritten(path, lambda document: {**document, "licenses": stated})
     assert open_data(tmp_path).licences == ("CC BY 4.0 (https://example.org)", "MIT")
+
+
+def test_a_folder_that_is_called_like_a_built_in_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_data("shapes-easy").notes == ()
+    (tmp_path / "shapes-easy").mkdir()
+    (note,) = open_data("shapes-easy").notes
+    assert "write ./shapes-easy" in note
+    with pytest.raises(UserError, match="is empty"):
+        open_data("./shapes-easy")

@@ -20,6 +20,7 @@ from detrlab.checkpoints.recognise import recognise, told_by_arguments
 from detrlab.checkpoints.rules import BOOKKEEPING, Layout, clean, listed, translate_strictly
 from detrlab.config import DataConfig, ModelConfig
 from detrlab.errors import UserError
+from detrlab.files import read_bytes
 from detrlab.presets.rtdetr import RtDetr
 
 HF_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -157,14 +158,14 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: there is none, or it cannot be read.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent} holds no {path.name}: give a checkpoint file, or a folder that "
             "transformers wrote"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): get it again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold a JSON object")
     return values

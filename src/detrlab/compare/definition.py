@@ -96,7 +96,7 @@ class Run(Record):
     def read(cls, folder: Path) -> Run | None:
         """Read what ``write`` wrote; None where there is none that this version understands."""
         try:
-            values = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            values = json.loads(files.read_bytes(folder / RUN_FILE))
             return cls.parse({**values, "folder": folder})
         except (OSError, ValueError, TypeError, RecursionError):
             return None
@@ -148,7 +148,7 @@ class Definition(Record):
         if not path.is_file():
             return None
         try:
-            return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+            return cls.parse(json.loads(files.read_bytes(path)))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}): choose another --output") from None
 

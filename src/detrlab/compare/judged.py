@@ -77,7 +77,7 @@ def foreign_result(name: str, truth: GroundTruth, folder: Path, report: Say) -> 
     environment: dict[str, Any] = {}
     if place.is_file():
         try:
-            values = json.loads(place.read_bytes())
+            values = json.loads(files.read_bytes(place))
             known = TypeAdapter(Cost).validate_python(values["cost"])
             environment = dict(values["environment"])
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

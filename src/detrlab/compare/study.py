@@ -185,7 +185,7 @@ def compare(
         if not name or not file:
             raise UserError(f"predictions {text!r} cannot be read: write NAME=FILE")
         try:
-            sources[name], given[name] = file, Path(file).expanduser().read_bytes()
+            sources[name], given[name] = file, files.read_bytes(Path(file).expanduser())
         except OSError as error:
             raise UserError(f"predictions {name!r}: {file} cannot be read ({error})") from None
     names = [*(entrant.name for entrant in entrants), *(each.name for each in trained), *given]

@@ -69,7 +69,7 @@ def open_data(source: str | Path, *, seed: int = 0, progress: Progress | None = 
             meaningless; the message says what to do.
     """
     if style := STYLES.get(str(source)):
-        return DataSet(style.name, *shapes(style=style))
+        return DataSet(style.name, *shapes(style=style), notes=_folder_of_that_name(style.name))
     return _opened(source, lambda read: _with_splits(read(), seed), f"seed {seed}", progress)
 
 
@@ -99,6 +99,13 @@ def _with_splits(data: RawData, seed: int) -> tuple[DataSet, bool]:
         DataSet(name=name, notes=tuple(notes), licences=licences, split_off=split_off, **chosen),
         lasting,
     )
+
+
+def _folder_of_that_name(name: str) -> tuple[str, ...]:
+    """A note, where the name of a built-in set is also that of something here."""
+    if not Path(name).exists():
+        return ()
+    return (f"{name} is the built-in set; for the folder of that name here, write ./{name}",)
 
 
 def open_whole(source: str | Path, *, progress: Progress | None = None) -> DataSet:

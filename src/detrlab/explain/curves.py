@@ -58,7 +58,7 @@ class Curves:
             UserError: the file is damaged.
         """
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            return TypeAdapter(cls).validate_json(files.read_bytes(path))
         except FileNotFoundError:
             return cls()
         except (OSError, ValidationError) as error:

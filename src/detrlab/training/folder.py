@@ -70,10 +70,10 @@ class RunFolder:
             UserError: it is damaged.
         """
         try:
-            return json.loads(self.metrics.read_text(encoding="utf-8"))
+            return json.loads(files.read_bytes(self.metrics))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{self.metrics} cannot be read: {error}") from None
 
     def save_config(self, config: RunConfig) -> None:
