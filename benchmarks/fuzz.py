@@ -1,6 +1,6 @@
 """Mutate valid files of every kind that people give to detrlab, and see how each one ends.
 
-    python benchmarks/fuzz.py --inputs 20000 --seed 0 --output docs/results/fuzz.json
+    python benchmarks/fuzz.py --inputs 20000 --seed 0 --output docs/results/fuzz.md
     python benchmarks/fuzz.py --kinds COCO --input 123      # one input again, with its traceback
 
 Each input must be accepted, repaired with a count, or refused in one printable line that names
@@ -306,7 +306,7 @@ class Opener:
             self._kind = ""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        words = [kind, str(what) if replaced else what, *replaced]
+        words = [kind, str(Path(what).resolve()) if replaced else what, *replaced]
         self._child.stdin.write(f"{json.dumps(words)}\n".encode())
         self._child.stdin.flush()
         patience = 3 * SECONDS + (90 if kind != self._kind else 0)  # to import and to build
@@ -389,6 +389,46 @@ def fuzz(
     }
 
 
+def page(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    command = f"python benchmarks/fuzz.py --inputs {result['inputs']} --seed {result['seed']}"
+    total = {each: sum(kind[each] for kind in result["kinds"].values()) for each in VERDICTS}
+    rows = [
+        f"| {name} | {sum(kind[each] for each in VERDICTS):,} | "
+        + " | ".join(f"{kind[each]:,}" for each in VERDICTS)
+        + f" | {kind['slowest_seconds']:.1f} |"
+        for name, kind in result["kinds"].items()
+    ]
+    all_of_them = " | ".join(f"{total[each]:,}" for each in VERDICTS)
+    slowest = max(kind["slowest_seconds"] for kind in result["kinds"].values())
+    return (
+        "\n".join(
+            [
+                "# Mutated inputs",
+                "",
+                f"`{command}`, {result['minutes']:.0f} minutes on one core.",
+                "",
+                "Each input is a valid file that was changed at random, and is opened as the "
+                f"commands open it, within {SECONDS:.0f} seconds and {GIGABYTES} GB more than the "
+                f"libraries take; with these the process took {result['peak_gigabytes']:.1f} GB. "
+                "*Broken* is everything but accepted, repaired with a count, or refused in one "
+                "printable line that names the file or the setting: an exception, a crash, too "
+                "much time or memory, anything run, anything read or written outside.",
+                "",
+                "How they ended",
+                "",
+                "| kind | inputs | " + " | ".join(VERDICTS) + " | slowest, seconds |",
+                "|---|---:|" + "---:|" * (len(VERDICTS) + 1),
+                *rows,
+                f"| all | {result['inputs']:,} | {all_of_them} | {slowest:.1f} |",
+                "",
+                *(f"* broken: `{line}`" for line in result["broken"]),
+            ]
+        ).rstrip()
+        + "\n"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--inputs", type=int, default=20_000)
@@ -415,10 +455,9 @@ def main() -> int:
             print(opener.run(kinds[0], options.input))
             return 0
         result = fuzz(opener, options.inputs, kinds, options.findings)
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=1))
     if options.output is not None:
-        options.output.write_text(text + "\n")
+        options.output.write_text(page(result))
     return 1 if result["broken"] else 0
 
 

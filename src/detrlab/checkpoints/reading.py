@@ -89,19 +89,19 @@ def read(
 
 def _read_transformers(folder: Path, backbone: str | None) -> Imported:
     settings, images = folder / "config.json", folder / "preprocessor_config.json"
-    with _understood(settings):
+    with understood(settings):
         described = hf_config.from_transformers(read_json(settings), str(settings), backbone)
     tensors = _read_folder(folder)
     preprocessing = DataConfig()
     if images.is_file():
-        with _understood(images):
+        with understood(images):
             preprocessing = hf_config.preprocessing_from_transformers(read_json(images))
     layout = hf.layout(described.config, hf.spelling_of(tensors))
     return _imported(folder, tensors, layout, described.config, described.classes, preprocessing)
 
 
 @contextmanager
-def _understood(path: Path) -> Iterator[None]:
+def understood(path: Path) -> Iterator[None]:
     """Values of any kind stand in a description: what they break names its file."""
     try:
         yield
