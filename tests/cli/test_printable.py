@@ -1,7 +1,6 @@
 """Nothing from a file reaches the terminal as a control character."""
 
 import re
-from contextlib import suppress
 
 import pytest
 from coco_folders import annotation, image_entry, write_coco
@@ -45,7 +44,8 @@ def place(tmp_path_factory):
     boxes = [annotation(i, i, 1 + i % 2, [5 + i, 5, 30, 20]) for i in range(14)]
     names = {1: EVIL, 2: "[red]b"}
     for split, part in (("train", slice(0, 10)), ("val", slice(10, 14))):
-        entries = [*boxes[part], annotation(99, boxes[part][0]["image_id"], 1, [0, 0, 1, EVIL])]
+        broken = [annotation(99, 0, 1, [0, 0, 1, EVIL])] if split == "train" else []
+        entries = [*boxes[part], *broken]
         write_coco(folder / EVIL, images=images[part], annotations=entries, categories=names,
                    name=f"{split}.json")  # fmt: skip
     config = model_config("detr", 2, **SMALL)
@@ -67,36 +67,58 @@ DATA, MODEL, IMAGE = f"{EVIL}", f"{EVIL}/model.safetensors", f"{EVIL}/images/{EV
 TRAINING = ["--recipe", "recipe.yaml", "--data", DATA]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["check", DATA],
-        ["check", DATA, "--fix", "fixed"],
-        ["convert", DATA, "--to", "yolo", "--output", "yolo"],
-        ["convert", MODEL, "--to", "official", "--output", "official.pth"],
-        ["eval", "--data", DATA, "--model", MODEL],
-        ["predict", IMAGE, "--model", MODEL],
-        ["explain", IMAGE, "--model", MODEL, "--data", DATA],
-        ["train", "--model", "detr", *TRAINING, "--no-preflight"],
-        ["compare", "--models", "detr", *TRAINING, "--output", f"out{EVIL}"],
-        ["compare", "--output", "new", "--collect", f"out{EVIL}"],
-        ["benchmark", MODEL, "--imgsz", "64", "--rounds", "1"],
-        ["export", MODEL, "--images", f"{EVIL}/images"],
-        ["push", MODEL, "me/model", "--dry-run", "folder"],
-        ["serve", f"{EVIL}.onnx"],
-        ["models", EVIL],
-        ["train", "--data", EVIL * 2],
-        ["ladder", "--recipe", f"{EVIL}.yaml"],
-        ["ablate", "--model", EVIL, "--vary", f"{EVIL}=1"],
-        [EVIL],
-    ],
-    ids=lambda each: re.sub(r"[^\w.-]+", "_", " ".join(each)),
-)
-def test_every_verb_escapes_what_files_hold(place, monkeypatch, capfd, arguments):
+GOOD = [
+    ["check", DATA, "--fix", "fixed"],
+    ["convert", DATA, "--to", "yolo", "--output", "yolo"],
+    ["convert", MODEL, "--to", "official", "--output", "official.pth"],
+    ["eval", "--data", DATA, "--model", MODEL, "--no-analysis"],
+    ["predict", IMAGE, "--model", MODEL],
+    ["explain", IMAGE, "--model", MODEL, "--data", DATA],
+    ["train", "--model", "detr", *TRAINING],
+    ["push", MODEL, "me/model", "--dry-run", "--license", "mit"],
+    *(
+        pytest.param(arguments, marks=pytest.mark.slow)
+        for arguments in (
+            ["compare", "--models", "detr", *TRAINING, "--output", f"out{EVIL}"],
+            ["compare", "--output", "new", "--collect", f"out{EVIL}"],
+            ["export", MODEL, "--images", f"{EVIL}/images"],
+        )
+    ),
+]
+BAD = [
+    ["check", EVIL * 2],
+    ["serve", f"{EVIL}.onnx"],
+    ["train", "--data", EVIL * 2],
+    ["benchmark", "--model", EVIL],
+    ["ladder", "--recipe", f"{EVIL}.yaml"],
+    ["ablate", "--model", EVIL, "--vary", f"{EVIL}=1"],
+    [EVIL],
+]
+
+
+def said_by(arguments, monkeypatch, place, capfd):
+    """The exit code, and what a verb wrote, which holds no control characters."""
     monkeypatch.chdir(place)
-    with suppress(SystemExit):
-        main(arguments)
-    out, err = capfd.readouterr()
-    assert out + err
-    for line in (out + err).split("\n"):
+    code = main(arguments)
+    text = "".join(capfd.readouterr())
+    assert text
+    for line in text.split("\n"):
         assert printable(line) == line
+    return code, text
+
+
+def named(arguments):
+    return re.sub(r"[^\w.-]+", "_", " ".join(arguments))
+
+
+@pytest.mark.parametrize("arguments", GOOD, ids=named)
+def test_every_verb_escapes_what_files_hold(place, monkeypatch, capfd, arguments):
+    code, text = said_by(arguments, monkeypatch, place, capfd)
+    assert code == 0, text
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=named)
+def test_every_error_escapes_what_was_given(place, monkeypatch, capfd, arguments):
+    code, text = said_by(arguments, monkeypatch, place, capfd)
+    assert code == 2
+    assert "a\\x1b[2J" in text

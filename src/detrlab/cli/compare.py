@@ -177,5 +177,5 @@ def finish(comparison: Comparison, *, as_json: bool, ladder: bool = False) -> in
     for each in comparison.failures:
         line = f"failed: {each.entrant}, seed {each.seed}: {each.reason}"
         console.print(printable(line), markup=False)
-    console.print(f"\nreport: {comparison.report}", markup=False, soft_wrap=True)
+    console.print(printable(f"report: {comparison.report}"), markup=False, soft_wrap=True)
     return 1 if comparison.failures else 0

@@ -87,7 +87,7 @@ class _Onnx:
         _bound_memory()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its exceptions say it; the log would print names raw
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Waiting threads would take the cores from other programs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
