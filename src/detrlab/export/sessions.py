@@ -95,12 +95,12 @@ class _Onnx:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # the runtime has a dozen kinds
+            self.inputs = tuple(_onnx_port(each) for each in self._session.get_inputs())
+            self.outputs = tuple(_onnx_port(each) for each in self._session.get_outputs())
+            self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        except Exception as error:  # the runtime has a dozen kinds; names may be no text
             raise _refused(path, error) from None
         self.path = path
-        self.inputs = tuple(_onnx_port(each) for each in self._session.get_inputs())
-        self.outputs = tuple(_onnx_port(each) for each in self._session.get_outputs())
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One inference."""
