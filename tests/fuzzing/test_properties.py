@@ -19,6 +19,7 @@ from detrlab.data.store import Folder, within
 from detrlab.errors import LONGEST, UserError
 from detrlab.evaluation.foreign import load_predictions
 from detrlab.files import parse_yaml, read_bytes
+from detrlab.presets import PRESETS
 
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=20)
@@ -168,3 +169,13 @@ def test_a_bomb_in_a_compressed_result_is_refused(tmp_path):
     (tmp_path / "large.json").write_bytes(bytes(101))
     with pytest.raises(UserError, match="101 bytes, more than the 100 allowed"):
         read_bytes(tmp_path / "large.json", 100)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_count_of_a_preset_is_bounded(name):
+    """Also where a preset changes the default, which once lost the bounds."""
+    counts = [key for key, field in PRESETS[name].model_fields.items() if field.annotation is int]
+    assert {"num_classes", "num_queries"} <= set(counts)
+    for key in counts:
+        with pytest.raises(UserError, match=f"{key}: Input should be greater"):
+            PRESETS[name].parse({"preset": name, "num_classes": 2, key: -1})

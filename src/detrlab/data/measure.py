@@ -190,7 +190,8 @@ def _repeated(ids: np.ndarray) -> bool:
 
 
 def _areas(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+    with np.errstate(over="ignore"):  # sides of 1e200 are only over the edge
+        return np.where(np.isfinite(areas), areas, np.nan_to_num(boxes[:, 2] * boxes[:, 3]))
 
 
 def _misplaced(boxes: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
