@@ -4,9 +4,9 @@
     python benchmarks/fuzz.py --kinds COCO --input 123      # one input again, with its traceback
 
 Each input must be accepted, repaired with a count, or refused in one printable line that names
-the file, within 10 seconds and 2 GB. Nothing may be executed, and nothing outside of the input's
-folder read or written: an audit hook watches the process that opens it, and inotify the files
-that a mutation points at. The process is started anew when an input ends it.
+the file, within 10 seconds of processor time and 2 GB. Nothing may be executed, and nothing
+outside of the input's folder read or written: an audit hook watches the process that opens it,
+and inotify a file that mutations point at. The process is started anew when an input ends it.
 
 An input depends on its kind, the seed and its number only. Inputs that end otherwise are copied
 to --findings.
@@ -29,7 +29,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -181,14 +181,14 @@ def child(home: Path, seed: int, kinds: str, trace: bool) -> None:
         (home / "current").write_bytes(data)
         path.write_bytes(data)
         before = _listing(home)
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             with _limited_memory():
                 watch.active = True
                 ending = _used(kind, folder, path, home, known[name], trace)
         finally:
             watch.active = False
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started  # the machine may have other things to do
         path.write_bytes(valid)
         _clear(home / "out")
         broken = watch.taken()
@@ -334,99 +334,89 @@ class Opener:
             self._child.communicate()
 
 
-def jobs(inputs: int, kinds: list[str]) -> Iterator[tuple[str, int]]:
-    """Kind and number of each input, by the kinds' weights."""
+class Tally(NamedTuple):
+    """How the inputs of a kind ended.
+
+    Attributes:
+        counts: by verdict.
+        slowest: seconds of processor time of an input.
+        peak: most bytes of memory that the process has had, its libraries included.
+        broken: a line for each broken input.
+        refusals: messages without names and numbers, to be read by a person.
+    """
+
+    counts: Counter[str]
+    slowest: float
+    peak: int
+    broken: list[str]
+    refusals: Counter[str]
+
+
+def shares(inputs: int, kinds: list[str]) -> dict[str, int]:
+    """How many inputs each kind gets, by its weight."""
     from fuzz_kinds import KINDS
 
     total = sum(KINDS[name].weight for name in kinds)
-    for name in kinds:
-        for number in range(max(1, round(inputs * KINDS[name].weight / total))):
-            yield name, number
+    return {name: max(1, round(inputs * KINDS[name].weight / total)) for name in kinds}
 
 
-def fuzz(
-    opener: Opener, inputs: int, kinds: list[str], findings: Path | None = None
-) -> dict[str, Any]:
-    """Run the inputs; returns the verdicts and the slowest of each kind, and what broke."""
-    found: dict[str, Counter[str]] = {name: Counter() for name in kinds}
-    slowest = dict.fromkeys(kinds, 0.0)
+def tally(opener: Opener, name: str, inputs: int, findings: Path | None = None) -> Tally:
+    """Run the first inputs of a kind; broken ones are copied to ``findings``."""
+    counts: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     broken: list[str] = []
-    templates: Counter[str] = Counter()
-    started = time.perf_counter()
-    for name, number in jobs(inputs, kinds):
-        if found[name]["broken"] >= MANY:
-            continue
+    slowest = 0.0
+    for number in range(inputs):
         ending = opener.run(name, number)
-        found[name][ending.verdict] += 1
-        slowest[name] = max(slowest[name], ending.seconds)
+        counts[ending.verdict] += 1
+        slowest = max(slowest, ending.seconds)
         if ending.verdict == "broken":
             broken.append(f"{name} {number} {ending.file}: {ending.said}")
             print(broken[-1], flush=True)
             if findings is not None and (opener.home / "current").exists():
                 findings.mkdir(parents=True, exist_ok=True)
-                ending_name = Path(ending.file).name or "unknown"
-                shutil.copy(opener.home / "current", findings / f"{name}-{number}-{ending_name}")
+                target = f"{name}-{number}-{Path(ending.file).name or 'unknown'}"
+                shutil.copy(opener.home / "current", findings / target)
         elif ending.verdict == "refused":
             plain = re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\d[\d,.]*", "_", ending.said)
-            templates[f"{name}: {plain[:150]}"] += 1
-    if findings is not None:
-        findings.mkdir(parents=True, exist_ok=True)
-        lines = [f"{count:6} {text}" for text, count in sorted(templates.items())]
-        (findings / "refusals.txt").write_text("\n".join(lines))
-    return {
-        "inputs": sum(map(Counter.total, found.values())),
-        "seed": opener.seed,
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "peak_gigabytes": round(opener.peak / 1e9, 2),
-        "kinds": {
-            name: {
-                **{verdict: counts[verdict] for verdict in VERDICTS},
-                "slowest_seconds": round(slowest[name], 2),
-            }
-            for name, counts in found.items()
-        },
-        "broken": broken,
-    }
+            refusals[f"{name}: {plain[:150]}"] += 1
+        if len(broken) == MANY:
+            break
+    return Tally(counts, slowest, opener.peak, broken, refusals)
 
 
-def page(result: dict[str, Any]) -> str:
+def page(found: dict[str, Tally], command: str, minutes: float) -> str:
     """The result as Markdown."""
-    command = f"python benchmarks/fuzz.py --inputs {result['inputs']} --seed {result['seed']}"
-    total = {each: sum(kind[each] for kind in result["kinds"].values()) for each in VERDICTS}
-    rows = [
-        f"| {name} | {sum(kind[each] for each in VERDICTS):,} | "
-        + " | ".join(f"{kind[each]:,}" for each in VERDICTS)
-        + f" | {kind['slowest_seconds']:.1f} |"
-        for name, kind in result["kinds"].items()
+    rows = {name: [each.counts[verdict] for verdict in VERDICTS] for name, each in found.items()}
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    slowest = {name: each.slowest for name, each in found.items()}
+    slowest["all"] = max(slowest.values())
+    peak = max(each.peak for each in found.values()) / 1e9
+    lines = [
+        "# Mutated inputs",
+        "",
+        f"`{command}`, {minutes:.0f} minutes on two busy cores.",
+        "",
+        "Each input is a valid file that was changed at random, and is opened as the commands open "
+        f"it, within {SECONDS:.0f} seconds of processor time and {GIGABYTES} GB more than the "
+        f"libraries take; with these the largest process took {peak:.1f} GB. *Broken* is "
+        "everything but accepted, repaired with a count, or refused in one printable line that names the file "
+        "or the setting: an exception, a crash, too much time or memory, anything run, anything "
+        "read or written outside.",
+        "",
+        "How they ended",
+        "",
+        f"| kind | inputs | {' | '.join(VERDICTS)} | slowest, seconds |",
+        "|---|---:|" + "---:|" * (len(VERDICTS) + 1),
+        *(
+            f"| {name} | {sum(row):,} | {' | '.join(f'{each:,}' for each in row)} | "
+            f"{slowest[name]:.1f} |"
+            for name, row in rows.items()
+        ),
+        "",
+        *(f"* broken: `{line}`" for each in found.values() for line in each.broken),
     ]
-    all_of_them = " | ".join(f"{total[each]:,}" for each in VERDICTS)
-    slowest = max(kind["slowest_seconds"] for kind in result["kinds"].values())
-    return (
-        "\n".join(
-            [
-                "# Mutated inputs",
-                "",
-                f"`{command}`, {result['minutes']:.0f} minutes on one core.",
-                "",
-                "Each input is a valid file that was changed at random, and is opened as the "
-                f"commands open it, within {SECONDS:.0f} seconds and {GIGABYTES} GB more than the "
-                f"libraries take; with these the process took {result['peak_gigabytes']:.1f} GB. "
-                "*Broken* is everything but accepted, repaired with a count, or refused in one "
-                "printable line that names the file or the setting: an exception, a crash, too "
-                "much time or memory, anything run, anything read or written outside.",
-                "",
-                "How they ended",
-                "",
-                "| kind | inputs | " + " | ".join(VERDICTS) + " | slowest, seconds |",
-                "|---|---:|" + "---:|" * (len(VERDICTS) + 1),
-                *rows,
-                f"| all | {result['inputs']:,} | {all_of_them} | {slowest:.1f} |",
-                "",
-                *(f"* broken: `{line}`" for line in result["broken"]),
-            ]
-        ).rstrip()
-        + "\n"
-    )
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> int:
@@ -434,11 +424,12 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="")
-    parser.add_argument("--input", type=int)
+    parser.add_argument("--jobs", type=int, default=2, help="kinds that are tried at the same time")
+    parser.add_argument("--input", type=int, help="only this one, with its traceback")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--findings", type=Path)
-    parser.add_argument("--child", type=Path)
-    parser.add_argument("--trace", action="store_true")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--trace", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options.child, options.seed, options.kinds, options.trace)
@@ -446,19 +437,31 @@ def main() -> int:
     from fuzz_kinds import KINDS
 
     kinds = options.kinds.split(",") if options.kinds else list(KINDS)
-    again = options.input is not None
-    with (
-        tempfile.TemporaryDirectory(prefix="fuzz-") as home,
-        Opener(Path(home), options.seed, trace=again) as opener,
-    ):
-        if again:
-            print(opener.run(kinds[0], options.input))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as home:
+        if options.input is not None:
+            with Opener(Path(home) / "home", options.seed, trace=True) as opener:
+                print(opener.run(kinds[0], options.input))
             return 0
-        result = fuzz(opener, options.inputs, kinds, options.findings)
-    print(json.dumps(result, indent=1))
+
+        def of(name: str, inputs: int) -> Tally:
+            with Opener(Path(home) / name, options.seed) as opener:
+                return tally(opener, name, inputs, options.findings)
+
+        wanted = shares(options.inputs, kinds)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            found = dict(zip(wanted, pool.map(of, wanted, wanted.values()), strict=True))
+    if options.findings is not None:
+        options.findings.mkdir(parents=True, exist_ok=True)
+        listed = sorted(line for each in found.values() for line in each.refusals.items())
+        text = "\n".join(f"{count:6} {message}" for message, count in listed)
+        (options.findings / "refusals.txt").write_text(text)
+    command = f"python benchmarks/fuzz.py --inputs {options.inputs} --seed {options.seed}"
+    text = page(found, command, (time.perf_counter() - started) / 60)
+    print(text)
     if options.output is not None:
-        options.output.write_text(page(result))
-    return 1 if result["broken"] else 0
+        options.output.write_text(text)
+    return 1 if any(each.broken for each in found.values()) else 0
 
 
 if __name__ == "__main__":
