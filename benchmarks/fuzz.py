@@ -400,9 +400,9 @@ def page(found: dict[str, Tally], command: str, minutes: float) -> str:
         "Each input is a valid file that was changed at random, and is opened as the commands open "
         f"it, within {SECONDS:.0f} seconds of processor time and {GIGABYTES} GB more than the "
         f"libraries take; with these the largest process took {peak:.1f} GB. *Broken* is "
-        "everything but accepted, repaired with a count, or refused in one printable line that names the file "
-        "or the setting: an exception, a crash, too much time or memory, anything run, anything "
-        "read or written outside.",
+        "everything but accepted, repaired with a count, or refused in one printable line that "
+        "names the file or the setting: an exception, a crash, too much time or memory, anything "
+        "run, anything read or written outside.",
         "",
         "How they ended",
         "",
