@@ -183,6 +183,7 @@ def _bound_memory() -> None:
     import psutil
 
     runtime = needs("onnxruntime")
+    runtime.set_default_logger_severity(4)  # as that of each session
     runtime.create_and_register_allocator(
         runtime.OrtMemoryInfo(
             "Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
