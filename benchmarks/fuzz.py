@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import random
 import re
@@ -357,7 +358,7 @@ def shares(inputs: int, kinds: list[str]) -> dict[str, int]:
     from fuzz_kinds import KINDS
 
     total = sum(KINDS[name].weight for name in kinds)
-    return {name: max(1, round(inputs * KINDS[name].weight / total)) for name in kinds}
+    return {name: math.ceil(inputs * KINDS[name].weight / total) for name in kinds}
 
 
 def tally(opener: Opener, name: str, inputs: int, findings: Path | None = None) -> Tally:
