@@ -84,8 +84,7 @@ def _explain(error: ValidationError, record: type[Record], where: str) -> str:
             lines.append(str(mistake["ctx"]["error"]))
         else:
             lines.append(f"{name}: {mistake['msg']} (got {excerpt(mistake['input'])})")
-    prefix = f"{where}: " if where else ""
-    return prefix + "; ".join(lines)
+    return f"{where}: " * bool(where) + "; ".join(lines)
 
 
 class ModelConfig(Record):
@@ -228,10 +227,9 @@ def unit_square(side: int) -> DataConfig:
 
 
 def _quick(pattern: str) -> str:
-    """A regular expression that cannot take for ever on the name of a parameter.
+    """A regular expression that cannot take for ever; a recipe may come from anybody.
 
-    A repetition of what repeats or branches takes exponential time, many repetitions in a row
-    take a power of the name's length. A recipe may come from anybody.
+    A repetition of what repeats or branches takes exponential time, many in a row a power.
     """
     try:
         re.compile(pattern)
@@ -242,7 +240,7 @@ def _quick(pattern: str) -> str:
     nested = False
     while found := inner.search(plain):
         moves = re.search(r"[*+{|]", found[0]) is not None
-        nested = nested or (moves and plain[found.end() : found.end() + 1] in ("*", "+", "{"))
+        nested |= moves and plain[found.end() : found.end() + 1] in ("*", "+", "{")
         plain = plain[: found.start()] + ("c*" if moves else "c") + plain[found.end() :]
     if nested or len(re.findall(r"[*+{]", plain)) > MAX_REPETITIONS:
         raise ValueError(
