@@ -1,125 +1,132 @@
-"""Kill small trainings at random moments, resume them, and compare every bit.
+"""Kill small commands at random moments, give them again, and compare every bit.
 
-    python benchmarks/kill_test.py --trainings 60 --output docs/results/kill-test.md
+    python benchmarks/kill_test.py --kills 300 --output docs/results/kill-test.md
 
-Each training runs in a process of its own and gets SIGKILL, which cannot be caught: at a random
-moment, or before, inside or after one of its file operations (chosen at random: half-written
-temporary file, before and after fsync, before and after the rename). Then it is resumed, and
-killed again, until it reaches its end. Its weights, metrics and predictions must be those of the
-uninterrupted training of the same settings, to the bit.
+Each command runs in a process of its own and gets SIGKILL, SIGTERM or SIGINT: at a random moment,
+or (SIGKILL only) before, inside or after one of its file operations, chosen at random:
+half-written temporary file, before and after fsync, before and after the rename. After each kill
+every file that carries its final name must be readable, and the same command is given again, and
+killed again, until it ends. Its result must be that of the undisturbed command: the bits of
+weights, metrics and predictions; an export's outputs and certificate; the files that the Hub holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import importlib
 import json
 import os
+import pickle
+import pickletools
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import psutil
 import torch
+import yaml
+from compare_cases import small_recipe, write_data
+from hub_server import TOKEN, Hub, standing_in
 
+import detrlab
 from detrlab.checkpoints import native
-from detrlab.config import DataConfig, TrainConfig
-from detrlab.data import DataSet
-from detrlab.data.shapes import shapes
-from detrlab.presets import model_config
-from detrlab.training.folder import RunConfig, RunFolder
-from detrlab.training.loop import Options, train
+from detrlab.cli import main as detrlab_main
+from detrlab.config import DataConfig, Recipe, TrainConfig
+from detrlab.presets import PRESETS
+from detrlab.training import state
+from detrlab.training.folder import RunFolder
 
-EPOCHS = 3
-KILLS = 4
-"""At most so many kills a training; then it may reach its end."""
-
-VARIANTS = {
-    "detr": {"preset": "detr"},
-    "two-stage, saved after every step": {
-        "preset": "deformable-detr-two-stage",
-        "save_every": 1,
-    },
-    "two-stage, average, bfloat16, 2 loader processes": {
-        "preset": "deformable-detr-two-stage",
-        "train": {"ema_decay": 0.9, "precision": "bfloat16"},
-        "workers": 2,
-    },
-    "deformable, cosine, micro-batches, saved every 2 steps": {
-        "preset": "deformable-detr",
-        "train": {"schedule": "cosine", "micro_batch": 2, "drop_epoch": None},
-        "save_every": 2,
-    },
-    "refine, saved after every step": {"preset": "deformable-detr-refine", "save_every": 1},
+KILLS = 6
+"""At most so many kills a command; then it may end."""
+EARLY = 0.8
+"""Kills come in this part of the undisturbed time: later ones find that the command has ended."""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIZES = {
+    "backbone": "test_resnet",
+    "backbone_norms": "trained",
+    "backbone_trains": "all",
+    "width": 32,
+    "encoder_width": 32,
+    "num_heads": 2,
+    "ffn_width": 32,
+    "encoder_ffn_width": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_queries": 12,
 }
+SETTINGS = {
+    "detr": {},
+    "deformable-detr": {"schedule": "cosine", "micro_batch": 2, "drop_epoch": None},
+    "deformable-detr-two-stage": {"ema_decay": 0.9, "precision": "bfloat16"},
+    "d-fine-n": {},
+    "deimv2-femto": {"ema_decay": 0.9},
+}
+"""How each detector trains."""
+COMPARED = ("detr", "deformable-detr-two-stage")
+SHARES = {"train": 150, "export": 45, "push": 55, "compare": 30, "compare --launch local:2": 25}
+"""Of the kills, for each verb."""
 
 
-def config_of(preset: str, **changes: object) -> RunConfig:
-    """A detector so small that a run takes a second."""
-    return RunConfig(
-        model=model_config(
-            preset,
-            6,
-            backbone="test_resnet",
-            backbone_norms="trained",
-            backbone_trains="all",
-            width=32,
-            num_heads=2,
-            ffn_width=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            num_queries=12,
-            **({"levels": 3} if "deformable" in preset else {}),
-        ),
-        train=TrainConfig(
-            **{
-                "epochs": EPOCHS,
-                "batch": 4,
-                "learning_rate": 1e-3,
-                "drop_epoch": 2,
-                "weights": "none",
-                **changes,
-            }
-        ),
-        data=DataConfig(image_size=64, max_size=64, augmentation="light", workers=0),
-    )
+@dataclass(frozen=True)
+class Command:
+    """A command that is killed.
+
+    Attributes:
+        verb: of the tables.
+        subject: preset, or presets.
+        words: the arguments, for a folder of its own.
+        differences: what differs between the undisturbed folder and a killed one.
+    """
+
+    verb: str
+    subject: str
+    words: Callable[[Path], list[str]]
+    differences: Callable[[Path, Path], list[str]]
 
 
 @dataclass
 class Tally:
-    """What happened to the trainings of one variant."""
+    """What happened to one kind of command."""
 
-    trainings: int = 0
+    commands: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    while_writing: int = 0
     damaged: list[str] = field(default_factory=list)
 
 
 COUNT = 0
 
 
-def run_child(data: DataSet, variant: dict, folder: Path, fatal: int | None) -> None:
-    """In the forked process: train, or resume; with ``fatal``, die at that file operation."""
-    os.setpgid(0, 0)  # its loader processes are killed with it
+def run_child(command: Command, folder: Path, fatal: int | None) -> None:
+    """In the forked process: the command line; with ``fatal``, die at that file operation."""
+    os.setpgid(0, 0)  # as a terminal does it: the command with all its processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    log = os.open(f"{folder}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
     passed = die_at_operation(fatal) if fatal is not None else []
-    options = Options(
-        resume=RunFolder(folder).is_run,
-        device="cpu",
-        workers=variant.get("workers", 0),
-        save_every=variant.get("save_every"),
-    )
-    outcome = train(config_of(variant["preset"], **variant.get("train", {})), folder, data, options)
+    words = command.words(folder)
+    sys.argv = ["detrlab", *words]
+    code = detrlab_main(words)
     if fatal == COUNT:
-        (folder.parent / f"{folder.name}.operations").write_text(str(len(passed)))
-    os._exit(0 if outcome.finished else 3)
+        Path(f"{folder}.operations").write_text(str(len(passed)))
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def die_at_operation(fatal: int) -> list[None]:
@@ -152,22 +159,23 @@ def die_at_operation(fatal: int) -> list[None]:
         point()
         return write_bytes(path, data)
 
-    os.fsync, os.replace = around(os.fsync), around(os.replace)
+    os.fsync, os.replace, os.rename = map(around, (os.fsync, os.replace, os.rename))
     Path.unlink = around(Path.unlink)
     Path.write_bytes = write_in_halves
     return passed
 
 
-def fork(data: DataSet, variant: dict, folder: Path, fatal: int | None = None) -> int:
-    """Start a training; returns its process id."""
+def fork(command: Command, folder: Path, fatal: int | None = None) -> int:
+    """Give a command; returns its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         try:
-            run_child(data, variant, folder, fatal)
+            run_child(command, folder, fatal)
         except BaseException as error:
-            (folder.parent / f"{folder.name}.error").write_text(f"{type(error).__name__}: {error}")
-        os._exit(1)
+            with Path(f"{folder}.log").open("a") as log:
+                log.write(f"{type(error).__name__}: {error}\n")
+        os._exit(99)
     return child
 
 
@@ -176,47 +184,131 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_group(child: int) -> None:
-    """SIGKILL a training together with its loader processes."""
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:  # its process group does not exist yet
+def job_processes(folder: Path) -> list[psutil.Process]:
+    """The submitted jobs of a comparison that live, with all their processes."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "submitit.local._local" in words and any(str(folder) in word for word in words):
+            with contextlib.suppress(psutil.Error):
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def strike(command: Command, child: int, folder: Path, draw: random.Random) -> tuple[str, bool]:
+    """Signal the command, processes that it started, or all; returns what was done.
+
+    Returns:
+        the name of the signal with who got it, and whether the command itself was spared.
+    """
+    number = draw.choice(SIGNALS)
+    below: list[psutil.Process] = []
+    if command.verb.startswith("compare"):
+        with contextlib.suppress(psutil.Error):
+            below = psutil.Process(child).children(recursive=True)
+        below += job_processes(folder)
+    whom = draw.choice(("command", "worker", "both")) if below else "command"
+    victims = {"command": [], "worker": [draw.choice(below)] if below else [], "both": below}[whom]
+    for process in victims:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+    if whom != "worker":
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            # Of a training, its loader processes too: a terminal's Ctrl-C reaches all of them.
+            (os.kill if below else os.killpg)(child, number)
+    return f"{number.name} {whom}", whom == "worker"
 
 
 def hurt(
-    data: DataSet, variant: dict, folder: Path, seconds: float, points: int, draw: random.Random
-) -> Counter[str]:
-    """Train, killing at random moments, until the end is reached; the kinds of kills.
-
-    At least one: a training that ends before it is killed is trained again.
-    """
-    kills: Counter[str] = Counter()
+    command: Command, folder: Path, seconds: float, points: int, draw: random.Random, tally: Tally
+) -> None:
+    """Give a command again and again, killing it, until it ends."""
+    kills = calm = 0
     while True:
-        fatal = None
-        moment = None
-        if sum(kills.values()) < KILLS:
-            if draw.random() < 0.5:
+        fatal = moment = None
+        if kills < KILLS:
+            if draw.random() < 0.4:
                 fatal = draw.randint(1, points)
             else:
-                moment = draw.uniform(0, 1.1 * seconds)
-        child = fork(data, variant, folder, fatal)
+                moment = draw.uniform(0, EARLY * seconds)
+        child = fork(command, folder, fatal)
+        done, spared = "SIGKILL command", False
         if moment is not None:
             time.sleep(moment)
-            kill_group(child)
+            done, spared = strike(command, child, folder, draw)
         code = wait(child)
-        if code == 0 and not kills:
-            shutil.rmtree(folder)  # it ended before it was killed: again
-            continue
         if code == 0:
-            return kills
-        if code != -signal.SIGKILL:
-            raise RuntimeError((folder.parent / f"{folder.name}.error").read_text())
-        if fatal is not None:
-            kill_group(child)  # loader processes that are left
-        writing = any(folder.rglob("*.tmp"))
-        kills["while a file was being written" if writing else "elsewhere"] += 1
+            return
+        said = Path(f"{folder}.log").read_text(errors="replace")
+        if code == 2 and command.verb == "push" and "exists already: --update" in said:
+            return  # it was complete before the kill; the Hub's files are compared
+        stopped = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130)
+        if not stopped and not (spared and code in (1, 2)):
+            calm += 1
+            if (fatal is None and moment is None) or calm > 2:
+                raise RuntimeError(f"{command.verb} {command.subject}: exit code {code}: {said}")
+            continue
+        kills += 1
+        tally.kills[done] += 1
+        tally.while_writing += any(folder.parent.rglob(f"{folder.name}*/**/*.tmp"))
+        tally.damaged += [f"{folder.name} after a kill: {each}" for each in unreadable(folder)]
+
+
+def unreadable(folder: Path) -> list[str]:
+    """The files of a killed command that carry their final name and cannot be read."""
+    found = []
+    for path in sorted(folder.parent.rglob(f"{folder.name}*/**/*")):
+        parts = path.relative_to(folder.parent).parts
+        if not path.is_file() or any(part.startswith(".") for part in parts):
+            continue
+        try:
+            READERS.get(path.suffix, lambda path: None)(path)
+        except FileNotFoundError:
+            pass  # a run that outlives its comparison goes on
+        except Exception as error:
+            found.append(f"{path.name}: {type(error).__name__}: {error}")
+    return found
+
+
+def _table(path: Path) -> None:
+    text = path.read_text()
+    if not text.endswith("\n") or len({len(row) for row in csv.reader(text.splitlines())}) != 1:
+        raise ValueError("half a table")
+
+
+def _text(path: Path) -> None:
+    if not path.read_text().rstrip().endswith("</html>" if path.suffix == ".html" else ""):
+        raise ValueError("half a page")
+    if not path.stat().st_size:
+        raise ValueError("nothing")
+
+
+def _weights(path: Path) -> None:
+    from safetensors.torch import load_file
+
+    load_file(path)
+    if path.parent.name == "state" and not state.is_whole(path):
+        raise ValueError("not what its name says")
+
+
+def _onnx(path: Path) -> None:
+    import onnx
+
+    onnx.checker.check_model(str(path))
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    ".json": lambda path: json.loads(path.read_text()),
+    ".yaml": lambda path: dict(yaml.safe_load(path.read_text())),
+    ".csv": _table,
+    **dict.fromkeys((".md", ".html", ".tex"), _text),
+    ".safetensors": _weights,
+    ".onnx": _onnx,
+    ".pkl": lambda path: list(pickletools.genops(path.read_bytes())),
+}
+
+
+# --- what must be equal -----------------------------------------------------------------
 
 
 def differences(a: Path, b: Path) -> list[str]:
@@ -242,64 +334,220 @@ def differences(a: Path, b: Path) -> list[str]:
     return found
 
 
-def test(trainings: int, seed: int, folder: Path) -> dict[str, Tally]:
-    """Kill and resume so many trainings, divided over the variants."""
-    data = DataSet("shapes", *shapes(train=10, val=4))
-    draw = random.Random(seed)
-    tallies = {name: Tally() for name in VARIANTS}
-    prepared = {}
-    for number in range(trainings):
-        name = list(VARIANTS)[number % len(VARIANTS)]
-        variant = VARIANTS[name]
-        if name not in prepared:
-            whole = folder / f"whole-{len(prepared)}"
-            started = time.perf_counter()
-            if wait(fork(data, variant, whole, fatal=COUNT)) != 0:
-                raise RuntimeError((folder / f"{whole.name}.error").read_text())
-            seconds = time.perf_counter() - started
-            points = int((folder / f"{whole.name}.operations").read_text())
-            prepared[name] = whole, seconds, points
-        whole, seconds, points = prepared[name]
-        hurt_folder = folder / f"hurt-{number}"
-        tally = tallies[name]
-        tally.kills += hurt(data, variant, hurt_folder, seconds, points, draw)
-        tally.trainings += 1
-        tally.damaged += [f"{hurt_folder.name}: {each}" for each in differences(whole, hurt_folder)]
-        print(f"{number + 1}/{trainings} {name}: {sum(tally.kills.values())} kills so far")
+def compared_differences(a: Path, b: Path) -> list[str]:
+    """What differs between two comparisons: runs to the bit, tables and verdicts."""
+    runs = sorted(path.name for path in (a / "runs").iterdir())
+    if runs != sorted(path.name for path in (b / "runs").iterdir()):
+        return ["other runs"]
+    found = [f"{run}: {d}" for run in runs for d in differences(a / "runs" / run, b / "runs" / run)]
+    results = [json.loads((each / "comparison-result.json").read_text()) for each in (a, b)]
+    ours, theirs = (
+        (each["verdicts"], each["failures"], [row["metrics"] for row in each["models"]])
+        for each in results
+    )
+    if ours != theirs:
+        found.append("comparison-result.json")
+    return found
+
+
+def exported_differences(a: Path, b: Path) -> list[str]:
+    """What differs between two exports: the certificates' verdicts and the files' outputs."""
+    outputs = []
+    for each in (a, b):
+        folder = max(each.parent.glob(f"{each.name}*/"), key=lambda path: path.stat().st_mtime_ns)
+        (path,) = folder.glob("*.certificate.json")
+        certificate = json.loads(path.read_text())
+        file = folder / certificate["file"]
+        if not certificate["accepted"] or detrlab.files.sha256(file) not in (
+            certificate["sha256"].values()
+        ):
+            return ["the certificate is not this file's"]
+        picture = torch.arange(3 * 64 * 64, dtype=torch.uint8).view(3, 64, 64)
+        found = detrlab.export.load(file).predict(picture, threshold=0.0)
+        outputs.append((found.boxes, found.scores, found.labels))
+    equal = all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+    return [] if equal else ["outputs"]
+
+
+def pushed_differences(hub: Hub, a: Path, b: Path) -> list[str]:
+    """What differs between the files of two repositories of the stand-in."""
+    ours, theirs = (hub.repositories.get(f"me/{each.name}", {}) for each in (a, b))
+    if ours.keys() != theirs.keys() or not ours:
+        return [f"the Hub holds {sorted(theirs)}, not {sorted(ours)}"]
+    # The page names its own repository.
+    names = [a.name.encode(), b.name.encode()]
+    return [key for key in ours if ours[key].replace(*names) != theirs[key]]
+
+
+# --- the commands -----------------------------------------------------------------------
+
+
+def recipe(place: Path, data: Path, name: str, fields: set[str], settings: dict) -> str:
+    """The file of a recipe that trains in a second."""
+    made = Recipe(
+        name=name,
+        model={key: value for key, value in SIZES.items() if key in fields}
+        | ({"levels": 3} if name.startswith("deformable") else {}),
+        train=TrainConfig(
+            **{"epochs": 2, "batch": 4, "learning_rate": 1e-3, "weights": "none", **settings}
+        ),
+        data=DataConfig(
+            data=str(data), image_size=64, max_size=64, augmentation="light", workers=0
+        ),
+    )
+    path = place / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(made.to_dict(), sort_keys=False))
+    return str(path)
+
+
+def commands(place: Path, hub: Hub) -> list[Command]:
+    """One for each verb and detector."""
+    data = write_data(place / "data", train=8, val=4)
+    found = []
+
+    def train(preset: str, file: str, folder: Path) -> list[str]:
+        words = ["train", "--recipe", file, "--model", preset, "--output", str(folder)]
+        words += ["--no-preflight", "--device", "cpu", "--save-every", "1"]
+        return [*words, *["--resume"] * RunFolder(folder).is_run]
+
+    for preset, settings in SETTINGS.items():
+        file = recipe(place, data, preset, set(PRESETS[preset].model_fields), settings)
+        found.append(Command("train", preset, partial(train, preset, file), differences))
+    both = place / "both.yaml"
+    both.write_text(yaml.safe_dump(small_recipe(data).to_dict(), sort_keys=False))
+
+    def compare(more: list[str], folder: Path) -> list[str]:
+        words = ["compare", "--recipe", str(both), "--models", *COMPARED, "--output", str(folder)]
+        return [*words, "--device", "cpu", *more]
+
+    subject = " and ".join(COMPARED)
+    for more in ([], ["--launch", "local:2"]):
+        verb = " ".join(["compare", *more])
+        found.append(Command(verb, subject, partial(compare, more), compared_differences))
+    pictures = place / "pictures"
+    shutil.copytree(data / "val", pictures)
+    for preset in ("deformable-detr-two-stage", "deimv2-femto"):
+        sizes = {k: v for k, v in SIZES.items() if k in PRESETS[preset].model_fields}
+        detector = detrlab.build(preset, ["box", "disc"], **sizes).at_size(64)
+        file = str(detector.save(place / f"{preset}-weights"))
+        Path(file).with_suffix(".certificate.json").write_text("{}")
+
+        def export(file: str, folder: Path) -> list[str]:
+            return ["export", file, "--output", str(folder), "--images", str(pictures)]
+
+        def push(file: str, folder: Path) -> list[str]:
+            return ["push", file, f"me/{folder.name}", "--output", str(folder)]
+
+        found.append(Command("export", preset, partial(export, file), exported_differences))
+        found.append(Command("push", preset, partial(push, file), partial(pushed_differences, hub)))
+    return found
+
+
+def test(
+    kills: int, verbs: list[str], seed: int, place: Path
+) -> dict[tuple[str, str], Tally]:
+    """Kill so many times, divided over the verbs by ``SHARES``; all verbs at once."""
+    testers = {}
+    for verb in verbs:
+        wanted = kills * SHARES[verb] / sum(SHARES[each] for each in verbs)
+        sys.stdout.flush()
+        testers[verb] = os.fork()
+        if testers[verb] == 0:
+            try:
+                own = place / verb.replace(" ", "-").replace(":", "-")
+                own.mkdir()
+                with standing_in() as hub:
+                    os.environ["HF_ENDPOINT"] = hub.url
+                    found = test_verb(verb, wanted, seed, own, hub)
+                (place / f"{verb}.pickle").write_bytes(pickle.dumps(found))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+    if [verb for verb, tester in testers.items() if wait(tester) != 0]:
+        raise RuntimeError("see above")
+    tallies: dict[tuple[str, str], Tally] = {}
+    for verb in verbs:
+        tallies |= pickle.loads((place / f"{verb}.pickle").read_bytes())
     return tallies
 
 
-def markdown(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
+def test_verb(
+    verb: str, wanted: float, seed: int, place: Path, hub: Hub
+) -> dict[tuple[str, str], Tally]:
+    """Kill one verb so many times, one detector after the other."""
+    draw = random.Random(f"{verb} {seed}")
+    tallies: dict[tuple[str, str], Tally] = {}
+    prepared: dict[str, tuple[Path, float, int]] = {}
+    own = [command for command in commands(place, hub) if command.verb == verb]
+    for number, command in enumerate(cycle(own)):
+        killed = sum(tally.kills.total() for tally in tallies.values())
+        if killed >= wanted and number >= len(own):
+            return tallies
+        name = "-".join([verb.split()[0], *command.subject.split()])
+        if command.subject not in prepared:
+            whole = place / f"whole-{name}"
+            started = time.perf_counter()
+            if wait(fork(command, whole, fatal=COUNT)) != 0:
+                raise RuntimeError(Path(f"{whole}.log").read_text())
+            seconds = time.perf_counter() - started
+            points = int(Path(f"{whole}.operations").read_text())
+            prepared[command.subject] = whole, seconds, points
+        whole, seconds, points = prepared[command.subject]
+        folder = place / f"hurt-{name}-{number}"
+        tally = tallies.setdefault((verb, command.subject), Tally())
+        hurt(command, folder, seconds, points, draw, tally)
+        psutil.wait_procs(job_processes(folder), timeout=60)
+        tally.commands += 1
+        tally.damaged += [f"{folder.name}: {each}" for each in command.differences(whole, folder)]
+        for each in place.glob(f"{folder.name}*/"):
+            shutil.rmtree(each)
+        print(
+            f"{verb}, {command.subject}: {tally.kills.total()} kills, "
+            f"{len(tally.damaged)} differences",
+            flush=True,
+        )
+    raise AssertionError("a cycle has no end")
+
+
+def markdown(tallies: dict[tuple[str, str], Tally], call: str, seconds: float) -> str:
     """The result, for the documentation."""
-    kinds = ("while a file was being written", "elsewhere")
-    rows = [
-        f"| {name} | {tally.trainings} | {tally.kills[kinds[0]]} | {tally.kills[kinds[1]]} "
-        f"| {len(tally.damaged)} |"
-        for name, tally in tallies.items()
-        if tally.trainings
-    ]
-    trainings = sum(tally.trainings for tally in tallies.values())
-    kills = sum(sum(tally.kills.values()) for tally in tallies.values())
+    total: Counter[str] = sum((tally.kills for tally in tallies.values()), Counter())
+    rows = []
+    for (verb, subject), tally in tallies.items():
+        by_signal = [
+            sum(n for k, n in tally.kills.items() if k.startswith(number.name))
+            for number in SIGNALS
+        ]
+        cells = [verb, subject, tally.commands, *by_signal, tally.while_writing, len(tally.damaged)]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    whom = Counter({who: 0 for who in ("command", "worker", "both")})
+    for kind, count in total.items():
+        whom[kind.split()[1]] += count
     damaged = [each for tally in tallies.values() for each in tally.damaged]
     verdict = (
-        "Every one ended with the weights, metrics and predictions of the uninterrupted training, "
-        "to the bit."
+        "Every one ended with the result of the undisturbed command: weights, metrics and "
+        "predictions to the bit, an export's outputs with its certificate, the files on the Hub. "
+        "After each kill every file with its final name could be read."
         if not damaged
         else f"**Not equal: {', '.join(damaged)}**"
     )
     text = [
-        "# Killed and resumed",
+        "# Killed and given again",
         "",
-        f"`python benchmarks/kill_test.py --trainings {trainings} --seed {seed}` "
-        f"({seconds / 60:.0f} minutes, torch {torch.__version__.split('+')[0]}, CPU)",
+        f"`{call}` ({seconds / 60:.0f} minutes on a busy machine, "
+        f"torch {torch.__version__.split('+')[0]}, CPU)",
         "",
-        f"{trainings} trainings of {EPOCHS} epochs got SIGKILL {kills} times, each at least once, "
-        "at random moments and around random file operations, and were resumed until they "
-        f"reached their end. {verdict}",
+        f"{sum(tally.commands for tally in tallies.values())} commands were killed "
+        f"{total.total()} times, at random moments and around random file operations, and given "
+        f"again until they ended. {verdict}",
         "",
-        "| detector and settings | trainings | kills while a file was being written "
-        "| kills elsewhere | not equal |",
-        "|---|---|---|---|---|",
+        f"The command alone was hit {whom['command']} times, one of the processes that it had "
+        f"started {whom['worker']} times, all of them {whom['both']} times.",
+        "",
+        "| verb | detectors | commands | SIGKILL | SIGTERM | SIGINT "
+        "| of them with a half-written temporary file | not equal or not readable |",
+        "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]
@@ -308,23 +556,34 @@ def markdown(tallies: dict[str, Tally], seed: int, seconds: float) -> str:
 
 def warm_up() -> None:
     """Import here what every forked process would otherwise import again."""
-    for name in ("hotcoco", "numba", "scipy.optimize", "timm", "torch.utils.data"):
+    for name in ("hotcoco", "numba", "scipy.optimize", "timm", "torch.utils.data", "matplotlib"):
         importlib.import_module(name)
+    for name in ("onnxruntime", "onnxscript", "torch.onnx", "huggingface_hub", "transformers"):
+        importlib.import_module(name)
+    for name in ("train", "compare", "export", "push"):
+        importlib.import_module(f"detrlab.cli.{name}")
+    for name in ("export.exporting", "explain.curves", "report.page", "compare", "api"):
+        importlib.import_module(f"detrlab.{name}")
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trainings", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--verbs", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the result here, as Markdown")
     options = parser.parse_args()
+    call = f"python benchmarks/kill_test.py --kills {options.kills} --seed {options.seed}"
     torch.set_num_threads(1)
-    warm_up()
+    for name in ("HF_HUB_OFFLINE", "DETRLAB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.pop(name, None)
     started = time.perf_counter()
+    os.environ["HF_TOKEN"] = TOKEN
     with tempfile.TemporaryDirectory() as folder:
-        tallies = test(options.trainings, options.seed, Path(folder))
-    text = markdown(tallies, options.seed, time.perf_counter() - started)
+        warm_up()
+        tallies = test(options.kills, options.verbs, options.seed, Path(folder))
+    text = markdown(tallies, call, time.perf_counter() - started)
     print(text)
     if options.output:
         options.output.write_text(text, encoding="utf-8")

@@ -1,11 +1,5 @@
 """``detrlab push`` against a local stand-in of the Hub's API."""
 
-import base64
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 import yaml
 from safetensors import safe_open
@@ -15,84 +9,7 @@ from detrlab.checkpoints.weights import fetch_repository
 from detrlab.cli import main
 from detrlab.data import open_data
 from download_server import serving
-
-TOKEN = "hf_" + "x" * 34
-
-
-class Hub(ThreadingHTTPServer):
-    """Answers what ``huggingface_hub`` asks when a folder is uploaded."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories = {}  # name: files
-        self.tokens = set()
-        self.private = None
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        hub, body = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        hub.tokens.add(token)
-        if token != TOKEN:
-            return self.answer(401, {"error": "Invalid username or password."})
-        if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            url = {"url": f"{hub.url}/{name}", "name": name}
-            hub.private = asked.get("private") or asked.get("visibility") == "private"
-            if name in hub.repositories:
-                return self.answer(409, {"error": "You already created this model repo", **url})
-            hub.repositories[name] = {}
-            return self.answer(200, url)
-        if self.path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
-        name = "/".join(self.path.split("/")[3:5])
-        if self.path.endswith("/preupload/main"):
-            paths = [each["path"] for each in json.loads(body)["files"]]
-            modes = [
-                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths
-            ]
-            return self.answer(200, {"files": modes})
-        if self.path.endswith("/commit/main"):
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    value = line["value"]
-                    hub.repositories[name][value["path"]] = base64.b64decode(value["content"])
-            url = f"{hub.url}/{name}/commit/{'c' * 40}"
-            return self.answer(200, {"commitUrl": url, "commitOid": "c" * 40, "success": True})
-        return self.answer(404, {"error": self.path})
-
-    def do_GET(self):
-        return self.answer(200, {"siblings": [], "sha": "c" * 40, "id": "me/x"})
-
-    def answer(self, status, value):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def standing_in():
-    hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, args=(0.01,))
-    thread.start()
-    yield hub
-    hub.shutdown()
-    thread.join()
-    hub.server_close()
+from hub_server import TOKEN, standing_in
 
 
 @pytest.fixture
@@ -145,6 +62,16 @@ def test_a_folder_is_sent_in_one_commit(hub, checkpoint, capsys):
     assert main(command) == 2
     assert "exists already: --update" in capsys.readouterr().err
     assert main([*command, "--update"]) == 0
+
+
+def test_a_push_that_was_killed_before_its_commit_is_given_again(hub, checkpoint, capsys):
+    hub.repositories["me/tiny"] = {}
+    hub.private = False
+    command = ["push", str(checkpoint), "me/tiny"]
+    assert main([*command, "--private"]) == 2
+    assert "exists already and is public" in capsys.readouterr().err.splitlines()[-1]
+    assert main(command) == 0
+    assert "detrlab.safetensors" in hub.repositories["me/tiny"]
 
 
 def test_without_a_valid_token_one_line_says_so(hub, checkpoint, monkeypatch, capsys):

@@ -165,6 +165,8 @@ def _judged(imported: Imported, source: str, options: Options) -> Judged | None:
 
 def _copies(source: str, names: tuple[str, ...], folder: Path) -> list[str]:
     """Copy further files, and certificates beside the checkpoint; returns their names."""
+    from detrlab import files
+
     beside = Path(source).parent
     found = [Path(name) for name in names]
     if Path(source).is_file():
@@ -172,7 +174,8 @@ def _copies(source: str, names: tuple[str, ...], folder: Path) -> list[str]:
     copied: list[str] = []
     for path in found:
         if path.name not in copied:
-            shutil.copyfile(path, folder / path.name)
+            with files.replacing(folder / path.name) as temporary:
+                shutil.copyfile(path, temporary)
             copied.append(path.name)
     return copied
 
@@ -192,7 +195,13 @@ def _upload(folder: Path, options: Options) -> str:
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     name = options.repository
     try:
-        made = hub.create_repo(name, private=options.private, exist_ok=options.update)
+        made = hub.create_repo(name, private=options.private, exist_ok=True)
+        known = hub.model_info(made.repo_id)
+        held = {each.rfilename for each in known.siblings or ()} - {".gitattributes"}
+        if held and not options.update:  # an empty one is left of a push that was killed
+            raise UserError("the repository exists already: --update adds a commit to it")
+        if options.private and not known.private:
+            raise UserError("the repository exists already and is public: leave out --private")
         hub.upload_folder(
             repo_id=made.repo_id, folder_path=folder, commit_message="Upload a detector of detrlab"
         )
@@ -201,7 +210,6 @@ def _upload(folder: Path, options: Options) -> str:
         reasons = {
             401: "no valid token: log in with 'hf auth login', or set HF_TOKEN",
             403: "your token may not write there",
-            409: "the repository exists already: --update adds a commit to it",
         }
         told = reasons.get(status) or (str(error).strip() or "no answer").splitlines()[0]
         raise UserError(f"{name} was not sent: {told}; {folder} holds everything") from None
