@@ -1,13 +1,17 @@
 """Runs in jobs: submitted once, followed, lost and found, cancelled; here and by (fake) SLURM."""
 
 import io
+import itertools
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fake_slurm
@@ -22,7 +26,7 @@ from detrlab.compare import collect, compare, submitted
 from detrlab.compare import job as job_module
 from detrlab.compare.job import Job, Mark
 from detrlab.compare.runs import KilledError
-from detrlab.compare.schedulers import SETTINGS, Live, Local, Slurm, Submitted, scheduler
+from detrlab.compare.schedulers import SETTINGS, Live, Local, Slurm, Submitted, live, scheduler
 from detrlab.compare.submitted import Jobs, State, cancel, read_record, write_record
 from detrlab.errors import UserError
 from detrlab.training.folder import RunConfig, RunFolder, locked
@@ -574,3 +578,50 @@ def test_two_at_once_give_the_same_to_the_bit_though_processes_are_killed(
         same(row.runs, other.runs, found.folder, whole.folder)
     collected = collect(tmp_path / "copy", [found.folder], report=str)
     assert [row.metrics for row in collected.rows] == [row.metrics for row in whole.rows]
+
+
+def test_a_job_is_recognised_after_the_clock_was_set(monkeypatch):
+    """Both the start of a process and that of the machine move with the clock."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "submitit.local._local"]
+    with subprocess.Popen(command) as process:
+        try:
+            each = psutil.Process(process.pid)
+            while "submitit.local._local" not in each.cmdline():
+                time.sleep(0.01)  # it is still a copy of this process
+            created, boot = each.create_time(), psutil.boot_time()
+            host = socket.gethostname()
+            job = Submitted("local", str(process.pid), ("a",), host, created - boot)
+            other = replace(job, started=created - boot - 60)
+            for step in (0.0, 3600.0, -86_400.0):
+                changed = lambda _, step=step: created + step  # noqa: E731
+                monkeypatch.setattr(psutil.Process, "create_time", changed)
+                monkeypatch.setattr(psutil, "boot_time", lambda step=step: boot + step)
+                assert list(live([job])) == [job.key]
+                assert not live([other])
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("step", [-1e9, 1e9])
+def test_the_time_that_is_left_stays_a_time_when_the_clock_is_set(
+    cluster, planned, tmp_path, monkeypatch, step
+):
+    run = planned[0]
+    folder = RunFolder(run.folder)
+    run.folder.mkdir(parents=True)
+    folder.save_config(RunConfig(model=run.model, train=run.train, data=run.data))
+    row = {"epoch": 1, "seconds": 60.0, "ap": None}
+    folder.metrics.write_text(json.dumps({"epochs": [row]}))
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + step)
+    state = submitted._Watch(tmp_path, [run], cluster, str)._so_far(run)
+    assert 0 <= state.left <= run.train.epochs
+
+
+def test_a_budget_of_minutes_survives_a_clock_that_is_set(data, tmp_path, monkeypatch):
+    (run,) = definition(data, ["detr"], budget="minutes=0.01").runs(tmp_path)
+    steps = itertools.cycle([-86_400.0, 3.2e7])
+    monkeypatch.setattr("time.time", lambda: next(steps))
+    found = in_process(run, str)
+    assert len(found.epochs) >= 1
+    assert 0 < found.cost.minutes < 5

@@ -37,7 +37,8 @@ class Submitted:
         id: of the process on this machine, or SLURM's.
         runs: names of the runs' folders.
         host: that it was submitted from.
-        started: when its process started, to recognise it; 0 for SLURM.
+        started: seconds from the machine's start to that of its process, to recognise it: the
+            time of day may be set anew. 0 for SLURM.
         slot: which of the places for jobs on this machine it has.
     """
 
@@ -123,10 +124,17 @@ def _process(job: Submitted) -> Any:
     try:
         process = psutil.Process(int(job.id))
         ours = "submitit.local._local" in process.cmdline()
-        same = abs(process.create_time() - job.started) < 5
+        same = abs(_started(process) - job.started) < 5
         return process if ours and same else None
     except psutil.Error:
         return None
+
+
+def _started(process: Any) -> float:
+    """Seconds from the machine's start to that of a process."""
+    import psutil
+
+    return process.create_time() - psutil.boot_time()
 
 
 def _ask(*command: str) -> str:
@@ -219,7 +227,7 @@ class Local:
             with _outliving():
                 job = executor.submit(Job(folders, self.device, self._environment(slot)))
             try:
-                started = psutil.Process(int(job.job_id)).create_time()
+                started = _started(psutil.Process(int(job.job_id)))
             except psutil.Error:
                 started = 0.0
             names = tuple(run.folder.name for run in unfinished)
