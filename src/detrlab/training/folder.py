@@ -109,27 +109,31 @@ def locked(folder: Path, name: str = "run.lock") -> Iterator[None]:
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)  # or a full disk would raise again on closing
     except OSError as error:
         raise files.explain(error, path) from error
     with file:
         if not _try_to_lock(file):
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = file.read().decode(errors="replace").strip() or "another process"
             raise InUseError(
                 f"{folder} is in use by {owner}: wait for it to end, or choose another --output"
             )
-        file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {started})\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} (since {started})\n".encode()
+            )
+        except OSError as error:
+            raise files.explain(error, path) from error
         if hasattr(os, "register_at_fork"):
             # Workers may outlive a killed training for some seconds: they must not hold the lock.
             os.register_at_fork(after_in_child=file.close)
         yield
 
 
-def _try_to_lock(file: IO[str]) -> bool:
+def _try_to_lock(file: IO[bytes]) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows
