@@ -49,6 +49,15 @@ def excerpt(value: Any, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed; for those on a CPU, PyTorch has no class of its own."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def printable(text: str) -> str:
     """Text from files, safe to print: control characters, so terminal escapes too, are escaped.
 

@@ -26,18 +26,20 @@ _BOMB_BYTES, _BOMB_RATIO = 16 << 20, 200
 """What a compressed file may unpack to: so many bytes, or so many times its own."""
 
 _TEMPORARY = ".tmp"
-_REMEDIES = {
+REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EACCES: "permission denied: make the folder writable or choose another",
     errno.EPERM: "not permitted: make the folder writable or choose another",
+    errno.EFBIG: "the file is larger than is allowed here: raise the limit (ulimit -f)",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
+"""What to do about a failed write, by the system's number of the error."""
 
 
 def explain(error: OSError, path: str | Path) -> UserError:
     """One message for a failed write, with the remedy; the previous file is unchanged."""
-    remedy = _REMEDIES.get(error.errno or 0, str(error))
+    remedy = REMEDIES.get(error.errno or 0, str(error))
     return UserError(f"{path} could not be written: {remedy}")
 
 

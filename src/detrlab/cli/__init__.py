@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from detrlab.errors import UserError, did_you_mean, printable
+from detrlab.errors import UserError, did_you_mean, lacks_memory, printable
 
 VERBS = {
     "compare": "train several detectors with the same data and budget, and compare them",
@@ -60,6 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the output is closed, as by `| head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        from detrlab.files import REMEDIES, explain
+
+        if error.errno not in REMEDIES:
+            raise
+        print(f"detrlab {verb}: {explain(error, error.filename or 'a file')}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(
+            f"detrlab {verb}: memory ran out: end other programs, or use smaller images, fewer at "
+            "once",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"detrlab {verb}: interrupted", file=sys.stderr)
         return 130

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detrlab.config import TrainConfig
-from detrlab.errors import UserError
+from detrlab.errors import UserError, lacks_memory
 from detrlab.losses.criterion import Criterion, Losses
 from detrlab.losses.pairs import Counts, tally, total_counts
 from detrlab.ops.shares import computing
@@ -132,7 +132,7 @@ class Engine:
             measures = self._measure(pieces, judged, images, counts.matched)
         except BaseException as error:
             self._restore(before)  # a step happens whole or not at all
-            if isinstance(error, torch.OutOfMemoryError):
+            if lacks_memory(error):
                 raise _too_large(pieces) from error
             raise
         if not applied:
