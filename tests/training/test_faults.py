@@ -2,12 +2,16 @@
 
 import errno
 import gc
+import itertools
 import json
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +21,7 @@ from detrlab import files
 from detrlab.data import open_data
 from detrlab.errors import UserError
 from detrlab.training import state
+from detrlab.training.folder import RunFolder, locked
 from detrlab.training.loop import Options, train
 
 
@@ -207,7 +212,11 @@ def test_an_error_of_any_kind_keeps_what_was_reached(tmp_path, tiny_config, tiny
     assert_same_run(whole, folder)
 
 
-def test_a_failed_step_changes_nothing(tmp_path, tiny_config, tiny_data, whole, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
+)
+def test_a_failed_step_changes_nothing(tmp_path, tiny_config, tiny_data, whole, monkeypatch, error):
     """Memory runs out after the backward pass: the norms' statistics are restored too."""
     from detrlab.training import engine
 
@@ -216,7 +225,7 @@ def test_a_failed_step_changes_nothing(tmp_path, tiny_config, tiny_data, whole, 
 
     def clip_gradients(optimizer, bound):
         if any(optimizer.state.values()):
-            raise torch.OutOfMemoryError
+            raise error
         return true(optimizer, bound)
 
     with monkeypatch.context() as broken:
@@ -259,3 +268,97 @@ def test_stopping_during_an_evaluation(tmp_path, tiny_config, tiny_data, whole, 
     assert outcome.epochs == ()
     train(tiny_config(), folder, tiny_data, Options(resume=True))
     assert_same_run(whole, folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
+def test_a_lock_that_cannot_be_written_is_one_message(tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"run\.lock could not be written"), locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITTEN = ("config", "environment", "best", "last", "predictions", "metrics", "metrics", "step")
+
+
+def test_the_disk_is_full_at_each_write_in_turn(tmp_path, tiny_config, tiny_data, monkeypatch):
+    """The first attempt fails at its first write, the second at its second one, and so on."""
+    config, folder = tiny_config(epochs=1), tmp_path / "run"
+    train(config, tmp_path / "whole", tiny_data)
+    failed = []
+    while len(failed) < len(WRITTEN):
+        writes = []
+
+        def is_victim(name, writes=writes):
+            writes.append(name)
+            return len(writes) > len(failed)
+
+        resume = Options(resume=RunFolder(folder).is_run)
+        with monkeypatch.context() as broken:
+            full_disk(broken, is_victim)
+            with pytest.raises(UserError, match="disk is full"):
+                train(config, folder, tiny_data, resume)
+        failed.append(writes[len(failed)])
+        assert not list(folder.rglob("*.tmp"))
+        assert all(state.is_whole(path) for path in (folder / "state").glob("*"))
+    assert tuple(name.split(".")[1].partition("-")[0] for name in failed) == WRITTEN
+    train(config, folder, tiny_data, Options(resume=RunFolder(folder).is_run))
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_killed_loading_process_is_named_and_the_run_resumes(
+    tmp_path, tiny_config, tiny_data, whole
+):
+    """As the kernel does it when memory runs out."""
+    folder = tmp_path / "run"
+
+    def kill(report):
+        if report.step == 0:
+            for process in psutil.Process().children():
+                process.kill()
+
+    with pytest.raises(UserError, match=r"worker died.*fewer --workers"):
+        train(tiny_config(), folder, tiny_data, Options(workers=1, on_step=kill))
+    train(tiny_config(), folder, tiny_data, Options(resume=True))
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("change", ["half", "other"])
+def test_an_image_that_changes_while_a_run_trains(tmp_path, tiny_config, photographs, change):
+    """Half a file is named, and the run resumes when it is whole again; another image is read."""
+    config, folder, data = tiny_config(), tmp_path / "run", open_data(photographs)
+    victim = sorted((photographs / "train").glob("*.png"))[0]
+    kept = victim.read_bytes()
+
+    def damage_it(report):
+        if report.step == 1 and change == "half":
+            victim.write_bytes(kept[: len(kept) // 2])
+        elif report.step == 1:
+            Image.new("RGB", (90, 31)).save(victim)
+
+    options = Options(on_step=damage_it)
+    if change == "other":
+        assert train(config, folder, data, options).finished
+        return
+    with pytest.raises(UserError, match=victim.name):
+        train(config, folder, data, options)
+    victim.write_bytes(kept)
+    train(config, folder, data, Options(resume=True))
+    train(config, tmp_path / "whole", data)
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_clock_that_is_set_anew_changes_no_time(tmp_path, tiny_config, tiny_data, monkeypatch):
+    """Back by a day, and forward by a year, at every look."""
+    steps = itertools.cycle([-86_400.0, 3.2e7, float("-inf")])
+    monkeypatch.setattr("time.time", lambda: next(steps))
+    started = time.perf_counter()
+    rows = train(tiny_config(), tmp_path / "run", tiny_data).epochs
+    spent = time.perf_counter() - started
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] <= seconds[1] <= spent
