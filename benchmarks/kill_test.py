@@ -17,21 +17,21 @@ import contextlib
 import csv
 import importlib
 import json
+import math
 import os
-import pickle
 import pickletools
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,20 +41,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import psutil
 import torch
 import yaml
-from compare_cases import small_recipe, write_data
-from hub_server import TOKEN, Hub, standing_in
 
 import detrlab
+from compare_cases import small_recipe, write_data
 from detrlab.checkpoints import native
 from detrlab.cli import main as detrlab_main
+from detrlab.compare.results import METRICS
 from detrlab.config import DataConfig, Recipe, TrainConfig
 from detrlab.presets import PRESETS
 from detrlab.training import state
 from detrlab.training.folder import RunFolder
+from hub_server import TOKEN, Hub
 
-KILLS = 6
+KILLS = 8
 """At most so many kills a command; then it may end."""
-EARLY = 0.8
+EARLY = 0.6
 """Kills come in this part of the undisturbed time: later ones find that the command has ended."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SIZES = {
@@ -79,7 +80,8 @@ SETTINGS = {
 }
 """How each detector trains."""
 COMPARED = ("detr", "deformable-detr-two-stage")
-SHARES = {"train": 150, "export": 45, "push": 55, "compare": 30, "compare --launch local:2": 25}
+EXPORTED, PUSHED = "deimv2-femto", ("deformable-detr-two-stage", "deimv2-femto")
+SHARES = {"train": 150, "export": 12, "push": 90, "compare": 28, "compare --launch local:2": 20}
 """Of the kills, for each verb."""
 
 
@@ -92,20 +94,24 @@ class Command:
         subject: preset, or presets.
         words: the arguments, for a folder of its own.
         differences: what differs between the undisturbed folder and a killed one.
+        hub: that it talks to.
     """
 
     verb: str
     subject: str
     words: Callable[[Path], list[str]]
     differences: Callable[[Path, Path], list[str]]
+    hub: Hub | None = None
 
 
 @dataclass
 class Tally:
-    """What happened to one kind of command."""
+    """What happened to one command in all its folders."""
 
+    verb: str
+    subject: str
     commands: int = 0
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=dict)
     while_writing: int = 0
     damaged: list[str] = field(default_factory=list)
 
@@ -228,7 +234,7 @@ def hurt(
         fatal = moment = None
         if kills < KILLS:
             if draw.random() < 0.4:
-                fatal = draw.randint(1, points)
+                fatal = draw.randint(1, max(1, points // 2))
             else:
                 moment = draw.uniform(0, EARLY * seconds)
         child = fork(command, folder, fatal)
@@ -237,21 +243,23 @@ def hurt(
             time.sleep(moment)
             done, spared = strike(command, child, folder, draw)
         code = wait(child)
-        if code == 0:
+        if code == 0 and not spared:
             return
         said = Path(f"{folder}.log").read_text(errors="replace")
         if code == 2 and command.verb == "push" and "exists already: --update" in said:
             return  # it was complete before the kill; the Hub's files are compared
         stopped = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130)
-        if not stopped and not (spared and code in (1, 2)):
+        if not stopped and not (spared and code in (0, 1, 2)):
             calm += 1
             if (fatal is None and moment is None) or calm > 2:
                 raise RuntimeError(f"{command.verb} {command.subject}: exit code {code}: {said}")
             continue
         kills += 1
-        tally.kills[done] += 1
+        tally.kills[done] = tally.kills.get(done, 0) + 1
         tally.while_writing += any(folder.parent.rglob(f"{folder.name}*/**/*.tmp"))
         tally.damaged += [f"{folder.name} after a kill: {each}" for each in unreadable(folder)]
+        if code == 0:  # it went on without the process that was killed
+            return
 
 
 def unreadable(folder: Path) -> list[str]:
@@ -262,7 +270,7 @@ def unreadable(folder: Path) -> list[str]:
         if not path.is_file() or any(part.startswith(".") for part in parts):
             continue
         try:
-            READERS.get(path.suffix, lambda path: None)(path)
+            READERS.get(path.suffix, Path.stat)(path)
         except FileNotFoundError:
             pass  # a run that outlives its comparison goes on
         except Exception as error:
@@ -342,12 +350,17 @@ def compared_differences(a: Path, b: Path) -> list[str]:
     found = [f"{run}: {d}" for run in runs for d in differences(a / "runs" / run, b / "runs" / run)]
     results = [json.loads((each / "comparison-result.json").read_text()) for each in (a, b)]
     ours, theirs = (
-        (each["verdicts"], each["failures"], [row["metrics"] for row in each["models"]])
+        (each["verdicts"], each["failures"], [_unmeasured(row) for row in each["models"]])
         for each in results
     )
     if ours != theirs:
         found.append("comparison-result.json")
     return found
+
+
+def _unmeasured(row: dict) -> dict:
+    """A detector's results without times and memory."""
+    return {key: value for key, value in row.items() if key in ("model", "seeds", *METRICS)}
 
 
 def exported_differences(a: Path, b: Path) -> list[str]:
@@ -400,7 +413,7 @@ def recipe(place: Path, data: Path, name: str, fields: set[str], settings: dict)
     return str(path)
 
 
-def commands(place: Path, hub: Hub) -> list[Command]:
+def commands(place: Path) -> list[Command]:
     """One for each verb and detector."""
     data = write_data(place / "data", train=8, val=4)
     found = []
@@ -426,76 +439,70 @@ def commands(place: Path, hub: Hub) -> list[Command]:
         found.append(Command(verb, subject, partial(compare, more), compared_differences))
     pictures = place / "pictures"
     shutil.copytree(data / "val", pictures)
-    for preset in ("deformable-detr-two-stage", "deimv2-femto"):
-        sizes = {k: v for k, v in SIZES.items() if k in PRESETS[preset].model_fields}
+
+    def weights(preset: str) -> str:
+        sizes = {key: value for key, value in SIZES.items() if key in PRESETS[preset].model_fields}
         detector = detrlab.build(preset, ["box", "disc"], **sizes).at_size(64)
-        file = str(detector.save(place / f"{preset}-weights"))
-        Path(file).with_suffix(".certificate.json").write_text("{}")
+        path = detector.save(place / f"{preset}-weights")
+        path.with_suffix(".certificate.json").write_text("{}")
+        return str(path)
 
-        def export(file: str, folder: Path) -> list[str]:
-            return ["export", file, "--output", str(folder), "--images", str(pictures)]
+    def export(file: str, folder: Path) -> list[str]:
+        return ["export", file, "--output", str(folder), "--images", str(pictures)]
 
-        def push(file: str, folder: Path) -> list[str]:
-            return ["push", file, f"me/{folder.name}", "--output", str(folder)]
+    def push(file: str, hub: Hub, folder: Path) -> list[str]:
+        os.environ["HF_ENDPOINT"] = hub.url
+        return ["push", file, f"me/{folder.name}", "--output", str(folder)]
 
-        found.append(Command("export", preset, partial(export, file), exported_differences))
-        found.append(Command("push", preset, partial(push, file), partial(pushed_differences, hub)))
+    for preset in PUSHED:
+        hub = Hub()
+        words, compared = partial(push, weights(preset), hub), partial(pushed_differences, hub)
+        found.append(Command("push", preset, words, compared, hub))
+    words = partial(export, weights(EXPORTED))
+    found.append(Command("export", EXPORTED, words, exported_differences))
     return found
 
 
-def test(
-    kills: int, verbs: list[str], seed: int, place: Path
-) -> dict[tuple[str, str], Tally]:
-    """Kill so many times, divided over the verbs by ``SHARES``; all verbs at once."""
-    testers = {}
-    for verb in verbs:
-        wanted = kills * SHARES[verb] / sum(SHARES[each] for each in verbs)
+def test(kills: int, verbs: list[str], seed: int, place: Path) -> list[Tally]:
+    """Kill so many times, divided over the commands by ``SHARES``; all commands at once."""
+    made = [command for command in commands(place) if command.verb in verbs]
+    total = sum(SHARES[verb] for verb in verbs)
+    testers = []
+    for number, command in enumerate(made):
+        alike = sum(other.verb == command.verb for other in made)
+        wanted = math.ceil(kills * SHARES[command.verb] / total / alike)
         sys.stdout.flush()
-        testers[verb] = os.fork()
-        if testers[verb] == 0:
+        testers.append(os.fork())
+        if testers[-1] == 0:
             try:
-                own = place / verb.replace(" ", "-").replace(":", "-")
+                own = place / str(number)
                 own.mkdir()
-                with standing_in() as hub:
-                    os.environ["HF_ENDPOINT"] = hub.url
-                    found = test_verb(verb, wanted, seed, own, hub)
-                (place / f"{verb}.pickle").write_bytes(pickle.dumps(found))
+                if command.hub is not None:
+                    threading.Thread(target=command.hub.serve_forever, daemon=True).start()
+                found = test_command(command, wanted, random.Random(f"{seed} {number}"), own)
+                (place / f"{number}.json").write_text(json.dumps(asdict(found)))
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
             os._exit(0)
-    if [verb for verb, tester in testers.items() if wait(tester) != 0]:
+    codes = [wait(tester) for tester in testers]
+    if any(codes):
         raise RuntimeError("see above")
-    tallies: dict[tuple[str, str], Tally] = {}
-    for verb in verbs:
-        tallies |= pickle.loads((place / f"{verb}.pickle").read_bytes())
-    return tallies
+    found = [(place / f"{number}.json").read_text() for number in range(len(made))]
+    return [Tally(**json.loads(text)) for text in found]
 
 
-def test_verb(
-    verb: str, wanted: float, seed: int, place: Path, hub: Hub
-) -> dict[tuple[str, str], Tally]:
-    """Kill one verb so many times, one detector after the other."""
-    draw = random.Random(f"{verb} {seed}")
-    tallies: dict[tuple[str, str], Tally] = {}
-    prepared: dict[str, tuple[Path, float, int]] = {}
-    own = [command for command in commands(place, hub) if command.verb == verb]
-    for number, command in enumerate(cycle(own)):
-        killed = sum(tally.kills.total() for tally in tallies.values())
-        if killed >= wanted and number >= len(own):
-            return tallies
-        name = "-".join([verb.split()[0], *command.subject.split()])
-        if command.subject not in prepared:
-            whole = place / f"whole-{name}"
-            started = time.perf_counter()
-            if wait(fork(command, whole, fatal=COUNT)) != 0:
-                raise RuntimeError(Path(f"{whole}.log").read_text())
-            seconds = time.perf_counter() - started
-            points = int(Path(f"{whole}.operations").read_text())
-            prepared[command.subject] = whole, seconds, points
-        whole, seconds, points = prepared[command.subject]
-        folder = place / f"hurt-{name}-{number}"
-        tally = tallies.setdefault((verb, command.subject), Tally())
+def test_command(command: Command, wanted: int, draw: random.Random, place: Path) -> Tally:
+    """Kill one command so many times, in one folder after the other."""
+    tally = Tally(command.verb, command.subject)
+    whole = place / "whole"
+    started = time.perf_counter()
+    if wait(fork(command, whole, fatal=COUNT)) != 0:
+        raise RuntimeError(Path(f"{whole}.log").read_text())
+    seconds = time.perf_counter() - started
+    points = int(Path(f"{whole}.operations").read_text())
+    while sum(tally.kills.values()) < wanted:
+        folder = place / f"hurt-{tally.commands}"
         hurt(command, folder, seconds, points, draw, tally)
         psutil.wait_procs(job_processes(folder), timeout=60)
         tally.commands += 1
@@ -503,28 +510,28 @@ def test_verb(
         for each in place.glob(f"{folder.name}*/"):
             shutil.rmtree(each)
         print(
-            f"{verb}, {command.subject}: {tally.kills.total()} kills, "
+            f"{command.verb}, {command.subject}: {sum(tally.kills.values())} kills, "
             f"{len(tally.damaged)} differences",
             flush=True,
         )
-    raise AssertionError("a cycle has no end")
+    return tally
 
 
-def markdown(tallies: dict[tuple[str, str], Tally], call: str, seconds: float) -> str:
+def markdown(tallies: list[Tally]) -> str:
     """The result, for the documentation."""
-    total: Counter[str] = sum((tally.kills for tally in tallies.values()), Counter())
     rows = []
-    for (verb, subject), tally in tallies.items():
-        by_signal = [
-            sum(n for k, n in tally.kills.items() if k.startswith(number.name))
-            for number in SIGNALS
-        ]
-        cells = [verb, subject, tally.commands, *by_signal, tally.while_writing, len(tally.damaged)]
+    by_whom: Counter[str] = Counter()
+    for tally in tallies:
+        by_signal: Counter[str] = Counter()
+        for kind, count in tally.kills.items():
+            name, whom = kind.split()
+            by_signal[name] += count
+            by_whom[whom] += count
+        cells = [tally.verb, tally.subject, tally.commands]
+        cells += [by_signal[number.name] for number in SIGNALS]
+        cells += [tally.while_writing, len(tally.damaged)]
         rows.append(f"| {' | '.join(map(str, cells))} |")
-    whom = Counter({who: 0 for who in ("command", "worker", "both")})
-    for kind, count in total.items():
-        whom[kind.split()[1]] += count
-    damaged = [each for tally in tallies.values() for each in tally.damaged]
+    damaged = [each for tally in tallies for each in tally.damaged]
     verdict = (
         "Every one ended with the result of the undisturbed command: weights, metrics and "
         "predictions to the bit, an export's outputs with its certificate, the files on the Hub. "
@@ -535,18 +542,18 @@ def markdown(tallies: dict[tuple[str, str], Tally], call: str, seconds: float) -
     text = [
         "# Killed and given again",
         "",
-        f"`{call}` ({seconds / 60:.0f} minutes on a busy machine, "
-        f"torch {torch.__version__.split('+')[0]}, CPU)",
+        f"`python benchmarks/kill_test.py --output docs/results/kill-test.md` "
+        f"(torch {torch.__version__.split('+')[0]}, CPU, on a busy machine)",
         "",
-        f"{sum(tally.commands for tally in tallies.values())} commands were killed "
-        f"{total.total()} times, at random moments and around random file operations, and given "
-        f"again until they ended. {verdict}",
+        f"{sum(tally.commands for tally in tallies)} commands were killed {by_whom.total()} times, "
+        "at random moments and around random file operations, and given again until they ended. "
+        f"{verdict}",
         "",
-        f"The command alone was hit {whom['command']} times, one of the processes that it had "
-        f"started {whom['worker']} times, all of them {whom['both']} times.",
+        f"The command alone was hit {by_whom['command']} times, one of the processes that it had "
+        f"started {by_whom['worker']} times, all of them {by_whom['both']} times.",
         "",
         "| verb | detectors | commands | SIGKILL | SIGTERM | SIGINT "
-        "| of them with a half-written temporary file | not equal or not readable |",
+        "| kills that left a half-written temporary file | not equal or not readable |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -572,22 +579,28 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--verbs", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="write the result here, as Markdown")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="write the result here, as Markdown and JSON; the JSON's other verbs are kept",
+    )
     options = parser.parse_args()
-    call = f"python benchmarks/kill_test.py --kills {options.kills} --seed {options.seed}"
     torch.set_num_threads(1)
     for name in ("HF_HUB_OFFLINE", "DETRLAB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.pop(name, None)
-    started = time.perf_counter()
     os.environ["HF_TOKEN"] = TOKEN
     with tempfile.TemporaryDirectory() as folder:
         warm_up()
         tallies = test(options.kills, options.verbs, options.seed, Path(folder))
-    text = markdown(tallies, call, time.perf_counter() - started)
-    print(text)
     if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    return 1 if any(tally.damaged for tally in tallies.values()) else 0
+        record = options.output.with_suffix(".json")
+        if record.is_file():
+            kept = [Tally(**each) for each in json.loads(record.read_text(encoding="utf-8"))]
+            tallies += [each for each in kept if each.verb not in options.verbs]
+        record.write_text(json.dumps([asdict(each) for each in tallies], indent=1) + "\n")
+        options.output.write_text(markdown(tallies), encoding="utf-8")
+    print(markdown(tallies))
+    return 1 if any(tally.damaged for tally in tallies) else 0
 
 
 if __name__ == "__main__":
