@@ -190,6 +190,12 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def has_ended(child: int) -> bool:
+    """Whether a child has ended; its exit code stays to be waited for."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, child, flags) is not None
+
+
 def job_processes(folder: Path) -> list[psutil.Process]:
     """The submitted jobs of a comparison that live, with all their processes."""
     found = []
@@ -237,12 +243,16 @@ def hurt(
                 fatal = draw.randint(1, max(1, points // 2))
             else:
                 moment = draw.uniform(0, EARLY * seconds)
+        started = time.perf_counter()
         child = fork(command, folder, fatal)
         done, spared = "SIGKILL command", False
         if moment is not None:
-            time.sleep(moment)
+            while time.perf_counter() < started + moment and not has_ended(child):
+                time.sleep(0.005)
             done, spared = strike(command, child, folder, draw)
         code = wait(child)
+        if code == 0:  # the machine may be faster by now
+            seconds = min(seconds, time.perf_counter() - started)
         if code == 0 and not spared:
             return
         said = Path(f"{folder}.log").read_text(errors="replace")
