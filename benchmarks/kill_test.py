@@ -36,6 +36,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.pop("HF_HUB_OFFLINE", None)  # pushes go to a stand-in on this machine
+os.environ.pop("DETRLAB_OFFLINE", None)
+os.environ.pop("TRANSFORMERS_OFFLINE", None)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import psutil
@@ -112,7 +115,6 @@ class Tally:
     subject: str
     commands: int = 0
     kills: dict[str, int] = field(default_factory=dict)
-    while_writing: int = 0
     damaged: list[str] = field(default_factory=list)
 
 
@@ -266,7 +268,6 @@ def hurt(
             continue
         kills += 1
         tally.kills[done] = tally.kills.get(done, 0) + 1
-        tally.while_writing += any(folder.parent.rglob(f"{folder.name}*/**/*.tmp"))
         tally.damaged += [f"{folder.name} after a kill: {each}" for each in unreadable(folder)]
         if code == 0:  # it went on without the process that was killed
             return
@@ -539,7 +540,7 @@ def markdown(tallies: list[Tally]) -> str:
             by_whom[whom] += count
         cells = [tally.verb, tally.subject, tally.commands]
         cells += [by_signal[number.name] for number in SIGNALS]
-        cells += [tally.while_writing, len(tally.damaged)]
+        cells.append(len(tally.damaged))
         rows.append(f"| {' | '.join(map(str, cells))} |")
     damaged = [each for tally in tallies for each in tally.damaged]
     verdict = (
@@ -562,9 +563,8 @@ def markdown(tallies: list[Tally]) -> str:
         f"The command alone was hit {by_whom['command']} times, one of the processes that it had "
         f"started {by_whom['worker']} times, all of them {by_whom['both']} times.",
         "",
-        "| verb | detectors | commands | SIGKILL | SIGTERM | SIGINT "
-        "| kills that left a half-written temporary file | not equal or not readable |",
-        "|---|---|---|---|---|---|---|---|",
+        "| verb | detectors | commands | SIGKILL | SIGTERM | SIGINT | not equal or not readable |",
+        "|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]
@@ -596,8 +596,6 @@ def main() -> int:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in ("HF_HUB_OFFLINE", "DETRLAB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        os.environ.pop(name, None)
     os.environ["HF_TOKEN"] = TOKEN
     with tempfile.TemporaryDirectory() as folder:
         warm_up()
