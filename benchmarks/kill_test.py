@@ -605,7 +605,9 @@ def main() -> int:
         if record.is_file():
             kept = [Tally(**each) for each in json.loads(record.read_text(encoding="utf-8"))]
             tallies += [each for each in kept if each.verb not in options.verbs]
-        record.write_text(json.dumps([asdict(each) for each in tallies], indent=1) + "\n")
+        record.write_text(
+            json.dumps([asdict(each) for each in tallies], separators=(",", ":")) + "\n"
+        )
         options.output.write_text(markdown(tallies), encoding="utf-8")
     print(markdown(tallies))
     return 1 if any(tally.damaged for tally in tallies) else 0

@@ -192,7 +192,9 @@ def main() -> int:
             results[name] = found
             if options.output:
                 values = {"bound_mib": BOUND, "torch": torch.__version__, "parts": results}
-                options.output.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+                options.output.write_text(
+                    json.dumps(values, separators=(",", ":")) + "\n", encoding="utf-8"
+                )
     return 0 if all(each["kept"] for each in results.values()) else 1
 
 
