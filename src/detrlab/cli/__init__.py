@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if error.errno not in REMEDIES:
             raise
-        reason = explain(error, error.filename or "a file")
-        print(f"detrlab {verb}: {printable(reason)}", file=sys.stderr)
+        print(f"detrlab {verb}: {explain(error, error.filename or 'a file')}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
