@@ -50,12 +50,10 @@ def excerpt(value: Any, length: int = 40) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed; for those on a CPU, PyTorch has no class of its own."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
+    """Whether an allocation has failed; PyTorch (on a CPU) and threads have no class for that."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "can't start new thread"))
 
 
 def printable(text: str) -> str:
