@@ -45,7 +45,7 @@ def main() -> int:
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = declared["dependencies"]
+    wanted = [*declared["dependencies"], *declared["optional-dependencies"]["laptop"]]
     if name == "oldest":
         wanted = [re.sub(r">=([^,]+).*", r"==\1", each) for each in wanted]
     extra = declared["optional-dependencies"]["dev"]
