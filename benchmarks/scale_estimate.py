@@ -15,9 +15,8 @@ import torch
 from cppe5_estimate import GIB, fused_kernels, kept_for_backward
 
 from detrlab.benchmark.cost import gflops
-from detrlab.compare import ladder
+from detrlab.compare import Entrant, ladder
 from detrlab.presets import build_network, model_config
-from detrlab.presets.ladder import OF_THE_RECIPE
 
 MEASURED = Path(__file__).resolve().parents[1] / "docs/results/gpu-check.json"
 TITLE = "Estimated for one H200 in float32, except for the training steps marked as measured"
@@ -33,20 +32,21 @@ STATES, VALUES = 2, 4
 """Saved states of a run; numbers of each weight in one: itself, average, two moments."""
 
 
-def row(preset: str, seconds_per_gflop: float, steps: dict[str, dict[str, float]]) -> list[str]:
-    size = SQUARE if preset.startswith(REAL_TIME) else LARGE
-    name = OF_THE_RECIPE.get(preset, (preset,))[0]
+def row(
+    entrant: Entrant, seconds_per_gflop: float, steps: dict[str, dict[str, float]]
+) -> list[str]:
+    size = SQUARE if entrant.preset.startswith(REAL_TIME) else LARGE
     with torch.device("meta"):
-        network = build_network(model_config(name, CLASSES))
+        network = build_network(model_config(entrant.preset, CLASSES))
     weights = sum(each.nbytes for each in network.parameters())
     count = gflops(network, size)
-    known = steps.get(name)
+    known = steps.get(entrant.preset)
     seconds = known["seconds"] / IMAGES if known else count * seconds_per_gflop
     with fused_kernels():
         kept = kept_for_backward(network, IMAGES, size)
     epoch = seconds * COCO / 3600
     return [
-        preset,
+        entrant.name,
         f"{size[0]} x {size[1]}",
         f"{count:.0f}",
         f"{1000 * seconds:.0f}{' (measured)' if known else ''}",
@@ -79,7 +79,7 @@ def main() -> None:
         f"GiB for {IMAGES} images",
         "GB of a run's weights and states",
     ]
-    rows = [row(preset, reached, steps) for preset in (each.name for each in ladder())]
+    rows = [row(entrant, reached, steps) for entrant in ladder()]
     sums = [f"{sum(float(each[column]) for each in rows):.0f}" for column in (4, 5, 6, 8)]
     lines = [
         head,
