@@ -164,6 +164,9 @@ class DataConfig(Record):
     repeat_threshold: float = Field(0.0, ge=0, le=1)
     """Images of classes in a smaller share of the images than this come several times in an
     epoch; 0 has each image once. Source: arXiv 1908.03195, section 4.2."""
+    passes: int = Field(1, ge=1)
+    """So many passes over the images make an epoch: with few images, evaluating and saving after
+    each pass takes longer than the pass."""
     scaled_decoding: bool = False
     """In training, JPEG files are decoded at a half, a quarter or an eighth of their size, where
     no side gets below the largest side of a training image: quicker, and not exactly the pixels

@@ -63,6 +63,19 @@ def test_no_threshold_changes_nothing(table):
     assert num_batches(table, CONFIG, batch=4, train=True) == 10
 
 
+def test_an_epoch_of_several_passes(table):
+    whole = train_order(table, batch=4, seed=1, epoch=2, passes=3)
+    seen = np.bincount(np.concatenate(whole), minlength=len(table))
+    config = CONFIG.change(passes=3)
+    assert len(whole) == num_batches(table, config, batch=4, train=True) == 3 * len(table) // 4
+    assert set(seen) <= {2, 3}  # the partial batch at the end is left out
+    assert seen.sum() == 4 * len(whole)
+    first = np.concatenate(whole)[: len(table)]
+    assert sorted(first) == list(range(len(table)))  # every image before any comes again
+    again = Loader(table, config, batch=4, train=True, seed=1).order(2)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_batches_are_counted_and_a_repeated_image_has_other_draws(table):
     config = CONFIG.change(repeat_threshold=0.9)
     count = num_batches(table, config, batch=4, train=True)

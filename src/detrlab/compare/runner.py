@@ -187,6 +187,7 @@ def fingerprints(run: Run, data: DataSet) -> dict[str, str]:
             seed=run.seed,
             epoch=epoch,
             repeat_threshold=run.data.repeat_threshold,
+            passes=run.data.passes,
         ):
             order.update(b"|" + part.tobytes())
     return {"initial_backbone": backbone.hexdigest(), "order": order.hexdigest()}

@@ -75,16 +75,26 @@ def pad(images: Sequence[torch.Tensor], config: DataConfig) -> ImageBatch:
 
 
 def train_order(
-    table: Table, *, batch: int, seed: int, epoch: int, repeat_threshold: float = 0.0
+    table: Table,
+    *,
+    batch: int,
+    seed: int,
+    epoch: int,
+    repeat_threshold: float = 0.0,
+    passes: int = 1,
 ) -> list[np.ndarray]:
     """The positions of the images in each training batch of an epoch.
 
     The last, partial batch is dropped, unless it is the only one.
     """
     draws = keyed("order", seed, epoch)
-    order = draws.permutation(len(table))
-    if repeat_threshold > 0:
-        order = repeated(order, table, repeat_threshold, draws)
+    parts = []
+    for _ in range(passes):
+        order = draws.permutation(len(table))
+        if repeat_threshold > 0:
+            order = repeated(order, table, repeat_threshold, draws)
+        parts.append(order)
+    order = np.concatenate(parts)
     if len(order) <= batch:
         return [order] if len(order) else []
     return [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
@@ -187,9 +197,13 @@ class Loader:
                 _Key(epoch, i, positions, np.zeros_like(positions))
                 for i, positions in enumerate(whole)
             ]
-        threshold = self.config.repeat_threshold
         whole = train_order(
-            self.table, batch=self.batch, seed=self.seed, epoch=epoch, repeat_threshold=threshold
+            self.table,
+            batch=self.batch,
+            seed=self.seed,
+            epoch=epoch,
+            repeat_threshold=self.config.repeat_threshold,
+            passes=self.config.passes,
         )
         mine = slice(self.rank, None, self.world)
         return [
@@ -250,7 +264,8 @@ def num_batches(
 ) -> int:
     """How many batches ``batches`` gives a rank in one epoch from its start."""
     if train:
-        return max(epoch_length(table, config.repeat_threshold) // batch, min(len(table), 1))
+        images = epoch_length(table, config.repeat_threshold) * config.passes
+        return max(images // batch, min(len(table), 1))
     return len(eval_order(table, config, batch=batch)[rank::world])
 
 
