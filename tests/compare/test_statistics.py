@@ -212,6 +212,17 @@ VERDICTS = [
     ),
     ({"quantity": "class:Goggles"}, ["1.8 AP on Goggles"]),
     (
+        {
+            "estimate": 0.001,
+            "low": -0.004,
+            "high": 0.006,
+            "p_adjusted": 0.7,
+            "learnt": (False,) * 2,
+        },
+        ["neither plain nor refine has learnt", "less than 1 AP", "nothing can be said"],
+    ),
+    ({"learnt": (False, True)}, ["refine beats plain, which has not learnt, by 1.8 AP"]),
+    (
         {"quantity": "ap_small", "estimate": None, "low": None, "high": None, "p_adjusted": None},
         ["nothing to judge", "AP on small objects"],
     ),

@@ -31,6 +31,8 @@ LEVEL = 0.95
 """Confidence level of all intervals."""
 TARGET = 0.01
 """One AP: two detectors count as equal if they differ by less."""
+LEARNT = 0.01
+"""One AP: a detector with less has not learnt to find anything, and equals nothing."""
 MOST_SEEDS = 20
 """``Needed`` never suggests more trainings of each detector than this."""
 _POWER = 0.8
@@ -71,6 +73,7 @@ class Difference:
         p_adjusted: the same after Holm's correction for all planned comparisons.
         images: number of images judged.
         seeds: number of trained models of ``first`` and of ``second``.
+        learnt: whether ``first`` and ``second`` have learnt, see ``LEARNT``.
     """
 
     first: str
@@ -84,6 +87,7 @@ class Difference:
     images: int
     seeds: tuple[int, int]
     needed: Needed | None
+    learnt: tuple[bool, bool] = (True, True)
 
     @property
     def about_models(self) -> bool:
@@ -102,6 +106,10 @@ class Findings:
     def of(self, quantity: str) -> list[Difference]:
         """The planned pairs in one quantity."""
         return [each for each in self.differences if each.quantity == quantity]
+
+    def has_learnt(self, name: str) -> bool:
+        """Whether a detector reaches one AP; one that cannot be judged is not accused."""
+        return _has_learnt(self.intervals[name])
 
 
 def compare(
@@ -156,9 +164,15 @@ def compare(
                 images=first.num_images,
                 seeds=(len(detectors[key[0]]), len(detectors[key[1]])),
                 needed=spread.needed(first.num_images, target),
+                learnt=(_has_learnt(intervals[key[0]]), _has_learnt(intervals[key[1]])),
             )
         )
     return Findings(intervals, tuple(differences), first.num_images)
+
+
+def _has_learnt(quantities: Mapping[str, Interval]) -> bool:
+    estimate = quantities["ap"].estimate
+    return estimate is None or estimate >= LEARNT
 
 
 @dataclass(frozen=True, eq=False)

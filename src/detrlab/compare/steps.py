@@ -45,7 +45,7 @@ def steps_grid(rows: Sequence[Row], found: Findings) -> Grid | None:
             (
                 name,
                 _words(found.intervals[name]["ap"]),
-                _words(gains.get(name), "+.1f"),
+                _gain(gains.get(name)),
                 *(_words(found.intervals[name].get(f"ap_{size}")) for size in SIZES),
                 _epochs(curves.get(name), before.get(name)),
                 NOTHING if minutes is None else f"{minutes:.1f}",
@@ -69,6 +69,12 @@ def _words(value: Interval | Difference | None, form: str = ".1f") -> str:
     if value.low is None or value.high is None:
         return text
     return f"{text} [{100 * value.low:{form}}, {100 * value.high:{form}}]"
+
+
+def _gain(difference: Difference | None) -> str:
+    if difference is not None and not any(difference.learnt):
+        return "neither has learnt"
+    return _words(difference, "+.1f")
 
 
 def _epochs(curve: Curve | None, before: Row | None) -> str:

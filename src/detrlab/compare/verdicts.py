@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from detrlab.compare import statistics
 from detrlab.compare.entrants import in_order, placed
 from detrlab.compare.results import Row
-from detrlab.compare.statistics import LEVEL, MOST_SEEDS, TARGET, Difference, Findings, Needed
+from detrlab.compare.statistics import (
+    LEARNT,
+    LEVEL,
+    MOST_SEEDS,
+    TARGET,
+    Difference,
+    Findings,
+    Needed,
+)
 from detrlab.presets import BESIDE_THE_LADDER, LADDER
 
 if TYPE_CHECKING:
@@ -27,9 +35,10 @@ class Verdicts:
     sentences: tuple[str, ...]
 
     def words(self) -> dict[str, str]:
-        """Each detector's interval of AP as the table shows it."""
+        """Each detector's interval of AP as the table shows it, and whether it has learnt."""
         return {
             name: f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+            + ("" if self.found.has_learnt(name) else " not learnt")
             for name, quantities in self.found.intervals.items()
             if (interval := quantities["ap"]).low is not None and interval.high is not None
         }
@@ -63,8 +72,9 @@ def judge(rows: Sequence[Row], truth: GroundTruth, folder: Path) -> Verdicts:
     }
     found = statistics.compare(detectors, planned_pairs(rows))
     points = {row.name: ap for row in rows if (ap := row.metrics["ap"]) is not None}
-    if points and _points(max(points.values())) == "0.0":
-        return Verdicts(found, ("no detector has learnt anything yet: the highest AP is 0.0",))
+    if points and not any(found.has_learnt(name) for name in points):
+        highest = _points(max(points.values()))
+        return Verdicts(found, (f"no detector has learnt yet: the highest AP is {highest}",))
     return Verdicts(found, (*_leader(points, found), *map(verdict, found.of("ap"))))
 
 
@@ -119,12 +129,18 @@ def verdict(difference: Difference) -> str:
     if d.estimate is None or d.low is None or d.high is None or d.p_adjusted is None:
         return f"{d.second} against {d.first}: nothing to judge in {what}"
     first, second = _spoken(d.first, d.seeds[0], d), _spoken(d.second, d.seeds[1], d)
+    if not any(d.learnt):
+        return (
+            f"neither {first} nor {second} has learnt: both have less than "
+            f"{100 * LEARNT:.3g} AP, so nothing can be said about the two"
+        )
     ahead, behind = (second, first) if d.estimate >= 0 else (first, second)
     sign = 1.0 if d.estimate >= 0 else -1.0
     low, high = sorted((sign * d.low, sign * d.high))
     size = f"{_points(sign * d.estimate)} {what} [{_points(low)}, {_points(high)}]"
     if d.p_adjusted <= 1 - LEVEL:
-        return f"{ahead} beats {behind} by {size}"
+        has_not = "" if all(d.learnt) else ", which has not learnt"
+        return f"{ahead} beats {behind}{has_not}{',' if has_not else ''} by {size}"
     if low > 0:
         return (
             f"{ahead} is ahead of {behind} by {size}, but with several comparisons planned that "

@@ -205,6 +205,8 @@ def _differences(verdicts: dict[str, Any]) -> list[Markup]:
         for each in verdicts["differences"]:
             if each["quantity"] == quantity and each["estimate"] is not None:
                 name, p = f"{each['second']} − {each['first']}", each["p_adjusted"]
+                if not any(each["learnt"]):
+                    name += " (neither has learnt)"
                 clear = p is not None and p <= 1 - verdicts["level"]
                 found.append(_estimate(name, name, None, each, clear=clear))
         if found:
