@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from detrlab.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from detrlab.checkpoints import native
-from detrlab.checkpoints.weights import figures
-from detrlab.config import ModelConfig, TrainConfig
+from detrlab.checkpoints.weights import figures, first_network
+from detrlab.config import DataConfig, ModelConfig, TrainConfig
 from detrlab.data import shapes
 from detrlab.data.batching import Batch, pad
 from detrlab.data.keyed import keyed
@@ -99,7 +99,8 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     config = model_config(preset, len(STYLE.classes), **tiny.model)
     settings = TRAIN.change(**TRAIN_EACH.get(preset, {}))
     epochs, steps = settings.epochs, len(train) // settings.batch
-    maps = {table.name: features(config, table, folder.parent) for table in (train, val)}
+    data = tiny.data
+    maps = {table.name: features(config, data, table, folder.parent) for table in (train, val)}
     network = build_network(config, pretrained_backbone=True, seed=0)
     if preset in STARTS:
         own, earlier = network.state_dict(), native.load(figures(STARTS[preset])).state
@@ -119,10 +120,10 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     while progress.step < epochs * steps:
         epoch, start = divmod(progress.step, steps)
         for batch in training_batches(train, settings.batch, epoch, start):
-            before = _processor_seconds()
+            before = processor_seconds()
             report = engine.step(batch, progress.step)
             progress.step += 1
-            progress.seconds += _processor_seconds() - before
+            progress.seconds += processor_seconds() - before
             for name, value in report.measures.items():
                 sums[name] = sums.get(name, 0.0) + value / steps
             if time.monotonic() - saved_at > SECONDS_BETWEEN_STATES:
@@ -143,24 +144,26 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     write(preset, network, config, settings, progress, metrics)
 
 
-def features(config: ModelConfig, table: Table, folder: Path) -> list[np.ndarray]:
-    """The backbone's feature maps of all images, computed once and kept on disk."""
-    network = prepare(build_network(config, pretrained_backbone=True)).eval()
+def features(
+    config: ModelConfig, data: DataConfig, table: Table, folder: Path, weights: str = "imagenet"
+) -> list[np.ndarray]:
+    """The first backbone's feature maps of all images, computed once and kept on disk."""
+    network = prepare(first_network(config, weights, table.classes).network).eval()
     with torch.no_grad():
         levels = len(network.backbone(torch.zeros(1, 3, 64, 64)))
     kind = f"{levels}-dc5" if config.dilation else str(levels)
     paths = [folder / f"features-{kind}-{table.name}-{level}.npy" for level in range(levels)]
     if not all(path.exists() for path in paths):
-        _compute_features(network, table, paths)
+        _compute_features(network, data, table, paths)
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
 @torch.no_grad()
-def _compute_features(network: Network, table: Table, paths: list[Path]) -> None:
+def _compute_features(network: Network, data: DataConfig, table: Table, paths: list[Path]) -> None:
     maps: list[list[np.ndarray]] = [[] for _ in paths]
     for start in range(0, len(table), 16):
         images = [table.read(i).image for i in range(start, min(start + 16, len(table)))]
-        found = network.backbone(pad(images, recipe("tiny").data).pixels)
+        found = network.backbone(pad(images, data).pixels)
         for kept, each in zip(maps, found, strict=True):
             kept.append(each.half().contiguous().numpy())
     for path, kept in zip(paths, maps, strict=True):
@@ -246,7 +249,7 @@ def write(
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

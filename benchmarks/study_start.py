@@ -1,0 +1,122 @@
+"""The weights that the detectors of the study start from: a training on generated pictures.
+
+    python benchmarks/study_start.py --recipe docs/results/study-bccd/recipe.yaml
+
+Hundreds of epochs on two hundred photographs are not enough for DETR to learn where objects are
+(docs/study.md). So every detector of the study first learns that from generated pictures with up
+to nineteen figures each, of other classes than the photographs. The backbone is the recipe's and
+does not train, so its feature maps are computed once. Writes PRESET.safetensors and results.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from demo_weights import Features, features, judge, processor_seconds, training_batches
+
+from detrlab.checkpoints import native
+from detrlab.checkpoints.weights import first_network
+from detrlab.config import Recipe, TrainConfig
+from detrlab.data import shapes
+from detrlab.presets import model_config
+from detrlab.training.distributed import join
+from detrlab.training.folder import RunConfig
+from detrlab.training.loop import build_engine
+
+STYLE = shapes.FIGURES._replace(
+    name="crowd",
+    train=8_000,
+    val=200,
+    stream=0x63726F7764,  # "crowd"
+    sizes=((144, 192),),
+    objects=(10, 10),
+    sides=((4, 9, 8), (16, 22, 16), (20, 40, 30)),
+)
+"""As the demo's figures, but many of them, small, medium and large, in one picture."""
+TRAIN = TrainConfig(
+    epochs=3, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=500, weights="none"
+)
+DENSE = {"batch": 32, "epochs": 30}
+TRAIN_EACH = {"detr": DENSE, "detr-dc5": {"batch": 32, "epochs": 6}, "detr-sigmoid": DENSE}
+"""Dense attention learns more slowly, and a step of it costs less."""
+STARTS = {"detr-dc5": "detr"}
+"""To save time: it differs in the resolution of its features only."""
+MODELS = (
+    "detr",
+    "detr-dc5",
+    "detr-sigmoid",
+    "deformable-detr",
+    "deformable-detr-refine",
+    "deformable-detr-two-stage",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--output", type=Path, default=Path("runs/study-start"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe.load(options.recipe)
+    tables = shapes.shapes(style=STYLE)
+    print(f"drawn: {sum(map(len, tables)):,} pictures", flush=True)
+    for preset in options.models:
+        train_preset(preset, recipe, tables, options.output)
+
+
+def train_preset(preset, recipe, tables, folder: Path) -> None:
+    """Train one detector on cached feature maps and write its weights and its numbers."""
+    train, val = tables
+    config = model_config(preset, len(STYLE.classes), shared=recipe.model)
+    settings = TRAIN.change(**TRAIN_EACH.get(preset, {}))
+    maps = {
+        each.name: features(config, recipe.data, each, folder, "coco-backbone") for each in tables
+    }
+    network = first_network(config, "coco-backbone", STYLE.classes, seed=0).network
+    if preset in STARTS:
+        earlier = native.load(folder / f"{STARTS[preset]}.safetensors").state
+        network.load_state_dict(
+            {name: each for name, each in earlier.items() if not name.startswith("backbone.")},
+            strict=False,
+        )
+    backbone, network.backbone = network.backbone, Features(maps["train"])
+    steps = len(train) // settings.batch
+    run = RunConfig(model=config, train=settings, data=recipe.data)
+    engine = build_engine(network.train(), run, steps, join("cpu"))
+    step, start = 0, processor_seconds()
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for batch in training_batches(train, settings.batch, epoch, 0):
+            total += engine.step(batch, step).measures["loss"] / steps
+            step += 1
+        spent = (processor_seconds() - start) / 60
+        ap = judge(network, config, maps, val)["ap"] if epoch % 5 == 4 else float("nan")
+        print(f"{preset} {epoch + 1}: loss {total:.2f} AP {ap:.3f} {spent:.1f} min", flush=True)
+    metrics = judge(network, config, maps, val)
+    network.backbone = backbone
+    provenance = {
+        "started from": STARTS.get(preset, "nothing but the backbone"),
+        "trained on": f"{STYLE.name}: {STYLE.train:,} generated pictures of other classes",
+        "epochs": settings.epochs,
+    }
+    native.save(
+        folder / f"{preset}.safetensors",
+        network.state_dict(),
+        config,
+        STYLE.classes,
+        range(1, len(STYLE.classes) + 1),
+        recipe.data,
+        provenance=provenance,
+    )
+    file = folder / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    minutes = (processor_seconds() - start) / 60
+    results[preset] = {**provenance, "steps": step, "minutes": minutes, "val": metrics}
+    file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
