@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import study_tables
+
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 STUDY = RESULTS / "facemask-laptop"
 SIZES = {"ap": "AP", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
@@ -41,6 +43,11 @@ def main() -> None:
     parts.append(section("An hour on two cores: evaluated at several sizes", hour_sizes()))
     parts.append(section("The packaged detector, fine-tuned", photos()))
     parts.append(section("Two detectors from one start", same_start()))
+    learnt = RESULTS / "study-bccd"
+    parts.append(section("The study: AP after equal time", study_tables.equal_time(learnt)))
+    parts.append(section("The study: each at its best", study_tables.at_best(learnt)))
+    parts.append(section("The study: before the photographs", study_tables.starts(learnt)))
+    parts.append(section("The study: how the matching settles", study_tables.matching(learnt)))
     parts.append(section("Exported detectors", exported()))
     parts.append(section("Beside the authors' code", originals()))
     parts.append(section("Steps of four images and of two", batch_sizes()))

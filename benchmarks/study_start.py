@@ -38,10 +38,11 @@ TRAIN = TrainConfig(
     epochs=3, batch=16, learning_rate=1e-3, schedule="cosine", warmup_steps=500, weights="none"
 )
 DENSE = {"batch": 32, "epochs": 30}
-TRAIN_EACH = {"detr": DENSE, "detr-dc5": {"batch": 32, "epochs": 6}, "detr-sigmoid": DENSE}
+SHORT = {"batch": 32, "epochs": 6}
+TRAIN_EACH = {"detr": DENSE, "detr-dc5": SHORT, "detr-sigmoid": SHORT}
 """Dense attention learns more slowly, and a step of it costs less."""
-STARTS = {"detr-dc5": "detr"}
-"""To save time: it differs in the resolution of its features only."""
+STARTS = {"detr-dc5": "detr", "detr-sigmoid": "detr"}
+"""To save time: the first differs in the resolution of its features, the second in its scores."""
 MODELS = (
     "detr",
     "detr-dc5",
@@ -76,9 +77,14 @@ def train_preset(preset, recipe, tables, folder: Path) -> None:
     }
     network = first_network(config, "coco-backbone", STYLE.classes, seed=0).network
     if preset in STARTS:
+        own = network.state_dict()
         earlier = native.load(folder / f"{STARTS[preset]}.safetensors").state
         network.load_state_dict(
-            {name: each for name, each in earlier.items() if not name.startswith("backbone.")},
+            {
+                name: each
+                for name, each in earlier.items()
+                if not name.startswith("backbone.") and own[name].shape == each.shape
+            },
             strict=False,
         )
     backbone, network.backbone = network.backbone, Features(maps["train"])

@@ -96,6 +96,31 @@ def at_best(folder: Path) -> list[list[str]]:
     return table
 
 
+def starts(folder: Path) -> list[list[str]]:
+    """What each detector learnt from generated pictures before it saw a photograph."""
+    table = [["model", "from", "steps", "minutes", "AP on generated pictures"]]
+    for name, row in json.loads((folder / "start.json").read_text()).items():
+        steps, minutes = f"{row['steps']:,}", f"{row['minutes']:.0f}"
+        table.append([name, row["started from"], steps, minutes, points(row["val"]["ap"])])
+    return table
+
+
+def matching(folder: Path) -> list[list[str]]:
+    """AP of each decoder layer, and objects matched to another query than an epoch before."""
+    table = [["model", "minutes", "AP of layers 1, 2, 3", "objects that changed their query"]]
+    for run in trained(folder):
+        if run.seed is None:
+            continue
+        (file,) = folder.glob(f"runs/{run.name}-seed{run.seed}-*/curves.json")
+        rows = json.loads(file.read_text())["epochs"]
+        for index in (1, len(rows) - 1):
+            row = rows[index]
+            shown = ", ".join(points(value) for value in row["layer_ap"])
+            moved = f"{100 * row['unstable'][-1]:.0f} %"
+            table.append([run.name, f"{run.minutes[index]:.0f}", shown, moved])
+    return table
+
+
 def last_quarter(run: Trained) -> str:
     """What the last quarter of the steps gained, in points."""
     end = run.rows[-1]
