@@ -47,7 +47,7 @@ def steps_grid(rows: Sequence[Row], found: Findings) -> Grid | None:
                 _words(found.intervals[name]["ap"]),
                 _gain(gains.get(name)),
                 *(_words(found.intervals[name].get(f"ap_{size}")) for size in SIZES),
-                _epochs(curves.get(name), before.get(name)),
+                _epochs(curves.get(name), _goal(before.get(name), found)),
                 NOTHING if minutes is None else f"{minutes:.1f}",
                 NOTHING if parameters is None else count(parameters),
                 *published,
@@ -77,9 +77,15 @@ def _gain(difference: Difference | None) -> str:
     return _words(difference, "+.1f")
 
 
-def _epochs(curve: Curve | None, before: Row | None) -> str:
+def _goal(before: Row | None, found: Findings) -> float | None:
+    """AP of the step before; None where there is none, or it has not learnt."""
+    if before is None or not found.has_learnt(before.name):
+        return None
+    return before.metrics["ap"]
+
+
+def _epochs(curve: Curve | None, goal: float | None) -> str:
     """The first epoch as good as the step before was at its end."""
-    goal = None if before is None else before.metrics["ap"]
     if curve is None or goal is None:
         return NOTHING
     reached = (x for x, y in zip(curve.x, curve.y, strict=True) if y >= 100 * goal)
