@@ -90,11 +90,11 @@ def run(options: Options) -> int:
             layers = evaluate_layers(as_ours.network, as_ours.scoring, stream, table)
             evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
-    folder = fresh_folder(options.output)
-    files.write_json(folder / "metrics.json", metrics)
-    evaluator.save_predictions(folder / "predictions.json")
-    if options.analysis:
-        write_analysis(table, evaluator, folder, layers)
+    with fresh_folder(options.output) as folder:
+        files.write_json(folder / "metrics.json", metrics)
+        evaluator.save_predictions(folder / "predictions.json")
+        if options.analysis:
+            write_analysis(table, evaluator, folder, layers)
     if options.json:
         print(json.dumps(metrics))
     else:
