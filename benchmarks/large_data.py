@@ -193,6 +193,16 @@ def foreign_once(argument: str) -> dict[str, object]:
     return {"ap": evaluator.metrics().ap}
 
 
+def analyse_once(argument: str) -> dict[str, object]:
+    """Read that file, and do the further analysis of ``detrlab eval``."""
+    from detrlab.evaluation.analysis import analyse
+    from detrlab.evaluation.foreign import load_predictions
+
+    images, path = argument.split(",", 1)
+    truth = judged_truth(int(images))
+    return {"tide": analyse(truth, load_predictions(path, truth).detected).tide.cost}
+
+
 def judged_truth(images: int):
     """Annotations of images of 640 x 480 with seven objects each, of 80 classes."""
     from detrlab.evaluation.records import GroundTruth
@@ -216,6 +226,7 @@ def judged_truth(images: int):
 
 STEPS: dict[str, Callable[[str], dict[str, object]]] = {
     "open": open_once, "check": check_once, "evaluate": evaluate_once, "foreign": foreign_once,
+    "analyse": analyse_once,
 }  # fmt: skip
 
 
@@ -228,6 +239,7 @@ def evaluating(scale: float) -> dict[str, object]:
             "images": images,
             "evaluated": measured("evaluate", argument, {}),
             "read_from_a_file": measured("foreign", argument, {}),
+            "analysed": measured("analyse", argument, {}),
         }
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 2000
 """Characters of a message; both ends of a longer one are kept."""
+_NO_MEMORY = (
+    "can't allocate memory", "Cannot allocate memory", "bad_alloc", "can't start new thread",
+)  # fmt: skip
 
 
 class UserError(ValueError):
@@ -50,10 +54,29 @@ def excerpt(value: Any, length: int = 40) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed; PyTorch (on a CPU) and threads have no class for that."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "can't start new thread"))
+    """Whether an allocation has failed, here or in an error that led to this one.
+
+    PyTorch (on a CPU), the system and threads have no class for that.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, MemoryError) or type(each).__name__ == "OutOfMemoryError":
+            return True
+        if any(words in str(each) for words in _NO_MEMORY):
+            return True
+        each = each.__cause__ or each.__context__
+    return False
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever a library raises as a user's error; a lack of memory stays what it is."""
+    try:
+        yield
+    except Exception as error:  # some have dozens of kinds
+        if lacks_memory(error):
+            raise
+        raise UserError(f"{what}: {' '.join(str(error).split())[:300]}") from None
 
 
 def printable(text: str) -> str:

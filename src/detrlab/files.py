@@ -11,7 +11,7 @@ import json
 import lzma
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ MAX_YAML = 1 << 20
 _BOMB_BYTES, _BOMB_RATIO = 16 << 20, 200
 """What a compressed file may unpack to: so many bytes, or so many times its own."""
 
+UNFINISHED = ".export-"
+"""What the name of a folder starts with in which an export is made."""
 _TEMPORARY = ".tmp"
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -182,6 +184,21 @@ def sha256(path: str | Path) -> str:
 def digest(data: bytes) -> str:
     """The SHA-256 of ``data``, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def move_into(folder: str | Path, finished: Iterable[Path]) -> None:
+    """Give finished files their place in another folder of the same disk, in this order.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    for path in finished:
+        try:
+            _sync(path)
+            os.replace(path, Path(folder) / path.name)
+        except OSError as error:
+            raise explain(error, Path(folder) / path.name) from error
+    _sync_folder(Path(folder))
 
 
 def remove_leftovers(folder: str | Path) -> int:

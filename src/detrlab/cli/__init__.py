@@ -9,8 +9,11 @@ Exit codes: 0 success; 1 ``check`` found problems; 2 user error; 130 interrupted
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from detrlab.errors import UserError, did_you_mean, lacks_memory, printable
@@ -32,6 +35,8 @@ VERBS = {
     "models": "list the detectors: parameters, cost, published accuracy",
 }
 _WITHOUT_PLAIN_WORDS = ("compare", "ladder", "ablate", "train")
+_OWN_SIGNALS = (*_WITHOUT_PLAIN_WORDS, "serve")
+"""Verbs that save or answer before they end."""
 _REPLACED = {
     "--processes": "is gone: give several commands the same --output, each its own --device "
     "(docs/comparing.md), or train one detector with torchrun (docs/training.md)",
@@ -53,32 +58,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"unknown command {verb!r}{did_you_mean(verb, VERBS)}")
-        return _run(verb, rest)
+        with nullcontext() if verb in _OWN_SIGNALS else _ended_as_interrupted():
+            return _run(verb, rest)
     except UserError as mistake:
         print(f"detrlab {printable(verb)}: {mistake}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the output is closed, as by `| head`
         sys.stderr.close()
         return 0
-    except OSError as error:
+    except Exception as error:
         from detrlab.files import REMEDIES, explain
 
-        if error.errno not in REMEDIES:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            told = str(explain(error, error.filename or "a file"))
+        elif lacks_memory(error):
+            told = "memory ran out: end other programs, or use smaller images, fewer at once"
+        else:
             raise
-        print(f"detrlab {verb}: {explain(error, error.filename or 'a file')}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        print(
-            f"detrlab {verb}: memory ran out: end other programs, or use smaller images, fewer at "
-            "once",
-            file=sys.stderr,
-        )
+        print(f"detrlab {verb}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"detrlab {verb}: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is unfinished is removed, and one line says so.
+
+    Does nothing outside the main thread, where Python delivers no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _run(verb: str, arguments: Sequence[str]) -> int:

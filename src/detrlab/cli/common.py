@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrlab.errors import UserError, printable
+from detrlab.files import UNFINISHED
 
 if TYPE_CHECKING:
     from detrlab.api import Detector
@@ -99,20 +103,32 @@ def open_predictor(source: str, device: str, image_size: int | None) -> Detector
     return other
 
 
-def fresh_folder(path: str | Path) -> Path:
-    """Create ``path``, or the first of ``path-2``, ``path-3``... that is new or empty.
+@contextmanager
+def fresh_folder(path: str | Path) -> Iterator[Path]:
+    """The folder ``path``, or the first of ``path-2``, ``path-3``... that is new or empty.
+
+    While the block runs, no other command takes it. What a killed export has left is removed.
 
     Raises:
         UserError: the folder cannot be created.
     """
+    from detrlab.training.folder import held
+
     base = Path(path)
-    number = 1
-    while True:
+    for number in count(1):
         candidate = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        try:
-            candidate.mkdir(parents=True, exist_ok=True)
-            if not any(candidate.iterdir()):
-                return candidate
-        except OSError as error:
-            raise UserError(f"the folder {candidate} cannot be created: {error.strerror}") from None
-        number += 1
+        with ExitStack() as stack:
+            try:
+                candidate.mkdir(parents=True, exist_ok=True)
+                if not stack.enter_context(held(candidate)):
+                    continue
+                for each in candidate.glob(f"{UNFINISHED}????????"):
+                    shutil.rmtree(each, ignore_errors=True)
+                if any(candidate.iterdir()):
+                    continue
+            except OSError as error:
+                raise UserError(
+                    f"the folder {candidate} cannot be created: {error.strerror}"
+                ) from None
+            yield candidate
+            return

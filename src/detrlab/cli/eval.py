@@ -56,9 +56,11 @@ def run(options: Options) -> int:
     from detrlab import files
     from detrlab.cli.common import fresh_folder, open_predictor, print_metrics, say
     from detrlab.data import batches, open_data, open_whole
+    from detrlab.evaluation.analysis import BYTES
     from detrlab.evaluation.coco import Evaluator, evaluate_layers
     from detrlab.evaluation.folder import write_analysis
     from detrlab.evaluation.predictor import judge
+    from detrlab.evaluation.records import shortage
 
     if (options.model is None) == (options.predictions is None):
         raise UserError("give either --model CHECKPOINT or --predictions FILE")
@@ -90,11 +92,13 @@ def run(options: Options) -> int:
             layers = evaluate_layers(as_ours.network, as_ours.scoring, stream, table)
             evaluator = layers[-1] if layers else Evaluator(table)
     metrics = evaluator.metrics().to_dict()
-    folder = fresh_folder(options.output)
-    files.write_json(folder / "metrics.json", metrics)
-    evaluator.save_predictions(folder / "predictions.json")
-    if options.analysis:
-        write_analysis(table, evaluator, folder, layers)
+    with fresh_folder(options.output) as folder:
+        files.write_json(folder / "metrics.json", metrics)
+        evaluator.save_predictions(folder / "predictions.json")
+        if missing := shortage(evaluator.num_detections, BYTES) if options.analysis else None:
+            say(f"metrics alone, without the analysis: {missing}")
+        elif options.analysis:
+            write_analysis(table, evaluator, folder, layers)
     if options.json:
         print(json.dumps(metrics))
     else:

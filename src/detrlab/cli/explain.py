@@ -64,18 +64,18 @@ def run(options: Options) -> int:
     data = None if options.data is None else open_data(options.data)
     target = None if data is None else find_target(data, options.image, detector.classes)
     explanation = detector.explain(options.image, target)
-    folder = fresh_folder(options.output)
-    files = explanation.save(
-        folder,
-        queries=options.query or None,
-        points=points or None,
-        layer=options.layer,
-        threshold=threshold,
-        image_format=options.format,
-    )
-    if options.statistics and data is not None:
-        figure = plots.draw_query_use(query_use(detector, data.val))
-        files.insert(-1, save_figure(figure, folder / f"queries.{options.format}"))
+    with fresh_folder(options.output) as folder:
+        files = explanation.save(
+            folder,
+            queries=options.query or None,
+            points=points or None,
+            layer=options.layer,
+            threshold=threshold,
+            image_format=options.format,
+        )
+        if options.statistics and data is not None:
+            figure = plots.draw_query_use(query_use(detector, data.val))
+            files.insert(-1, save_figure(figure, folder / f"queries.{options.format}"))
     count = sum(each.score >= threshold for each in explanation.detections())
     print(f"{count} detections of at least {threshold:.3g}")
     for verdict in [] if target is None else explanation.verdicts(threshold):

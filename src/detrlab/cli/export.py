@@ -63,31 +63,31 @@ def run(options: Options) -> int:
     detector = open_detector(options.model, "cpu", options.imgsz)
     data = None if options.data is None else open_data(options.data)
     pictures = _pictures(options, data)
-    folder = fresh_folder(options.output)
     stem = Path(options.model.rstrip("/")).stem if "/" in options.model else options.model
     name = "-".join(
         [stem.replace(":", "-"), *[options.precision] * (options.precision != "float32")]
     )
-    certificate = export(
-        detector,
-        folder,
-        name,
-        source=Path(options.model).name,
-        form=options.format,
-        precision=options.precision,
-        pictures=pictures,
-        data=data,
-        say=say,
-    )
-    if options.json:
-        print((folder / f"{name}.certificate.json").read_text(encoding="utf-8"))
-    else:
-        show(certificate.page())
-    if not certificate.accepted:
-        say(f"refused, the file was not kept: {folder / name}.certificate.md says why")
-        return 1
-    say(f"written to {folder / certificate.file}")
-    return 0
+    with fresh_folder(options.output) as folder:
+        certificate = export(
+            detector,
+            folder,
+            name,
+            source=Path(options.model).name,
+            form=options.format,
+            precision=options.precision,
+            pictures=pictures,
+            data=data,
+            say=say,
+        )
+        if options.json:
+            print((folder / f"{name}.certificate.json").read_text(encoding="utf-8"))
+        else:
+            show(certificate.page())
+        if not certificate.accepted:
+            say(f"refused, the file was not kept: {folder / name}.certificate.md says why")
+            return 1
+        say(f"written to {folder / certificate.file}")
+        return 0
 
 
 def _pictures(options: Options, data: DataSet | None) -> Pictures:

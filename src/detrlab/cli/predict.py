@@ -236,7 +236,8 @@ class _Output:
         if self._options.json:
             self._writers = [writers.CocoWriter(sys.stdout)]
         else:
-            self.folder = folder = fresh_folder(self._options.output)
+            folder = self._open.enter_context(fresh_folder(self._options.output))
+            self.folder = folder
 
             def text(name: str) -> Any:
                 return self._open.enter_context(

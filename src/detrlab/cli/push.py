@@ -68,15 +68,15 @@ def run(options: Options) -> int:
     source = str(last) if last.is_file() else options.model
     imported = load_detector(source)
     judged = _judged(imported, source, options)
-    folder = fresh_folder(options.output)
-    others = _copies(source, options.add, folder)
-    for line in _write(imported, judged, others, options, folder):
-        say(line)
-    if options.dry_run:
-        show(f"{folder} holds what would be sent to {options.repository}")
+    with fresh_folder(options.output) as folder:
+        others = _copies(source, options.add, folder)
+        for line in _write(imported, judged, others, options, folder):
+            say(line)
+        if options.dry_run:
+            show(f"{folder} holds what would be sent to {options.repository}")
+            return 0
+        show(_upload(folder, options))
         return 0
-    show(_upload(folder, options))
-    return 0
 
 
 def _write(

@@ -174,6 +174,10 @@ class Analysis:
         return self.metrics.to_dict() | _plain(values)
 
 
+BYTES = 1000
+"""Of memory for each detection that is analysed."""
+
+
 def analyse(ground_truth: dict[str, Any] | Table | GroundTruth, detected: Detected) -> Analysis:
     """Analyse the detections of one detector.
 

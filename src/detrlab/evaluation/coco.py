@@ -184,6 +184,11 @@ class Evaluator:
         """Number of images added so far."""
         return len(self._parts)
 
+    @property
+    def num_detections(self) -> int:
+        """Number of detections that are kept of them."""
+        return sum(len(part.score) for part in self._parts.values())
+
     def detected(self) -> Detected:
         """All detections added so far."""
         image, found = self._joined()

@@ -7,7 +7,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import (
@@ -27,7 +27,7 @@ from detrlab.data.mapped import in_blocks
 from detrlab.data.pieces import list_in_pieces
 from detrlab.errors import UserError
 from detrlab.evaluation.coco import as_ground_truth
-from detrlab.evaluation.records import Detected, GroundTruth, ImageId
+from detrlab.evaluation.records import Detected, GroundTruth, ImageId, shortage
 
 if TYPE_CHECKING:
     from detrlab.data.table import Table
@@ -47,6 +47,8 @@ class _Record(TypedDict):
 
 
 _RECORDS = TypeAdapter(Annotated[list[_Record], FailFast()])
+BYTES = 150
+"""Of memory for each detection that is read and judged."""
 _SHAPE = '{"image_id": 7, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}'
 
 
@@ -124,6 +126,7 @@ def _read(path: Path) -> Iterator[list[_Record]]:
     try:
         if path.is_file() and path.stat().st_size >= LARGE:
             with path.open("rb") as stream:
+                _require_memory(path, stream)
                 yield from list_in_pieces(stream, parse)
         else:
             yield parse(files.read_bytes(path).removeprefix(codecs.BOM_UTF8), 0)
@@ -133,6 +136,17 @@ def _read(path: Path) -> Iterator[list[_Record]]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(_no_results(path, str(error))) from None
+
+
+def _require_memory(path: Path, stream: IO[bytes]) -> None:
+    """Refuse a file that would not fit, before it is read: its beginning tells how many it has."""
+    start = stream.read(1 << 20)
+    count = start.count(b'"score"') * path.stat().st_size / max(len(start), 1)
+    if missing := shortage(count, BYTES):
+        raise UserError(
+            f"{path} was not read: {missing}; split the data set, or write fewer detections (of "
+            "each class in an image, only the 100 best count)"
+        )
 
 
 def _no_results(path: Path, reason: str) -> str:

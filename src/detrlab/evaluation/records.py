@@ -217,6 +217,19 @@ class Compact(NamedTuple):
         return Detected(image[rows].astype(np.int64), label, self.xywh(rows), score)
 
 
+def shortage(detections: float, each: int) -> str | None:
+    """What is missing where ``each`` bytes a detection are more than the free memory, or None."""
+    import psutil
+
+    needed, free = detections * each, psutil.virtual_memory().available
+    if needed <= free:
+        return None
+    return (
+        f"about {detections:,.0f} detections take about {needed / 1e9:,.1f} GB of memory, and "
+        f"{free / 1e9:,.1f} GB are free"
+    )
+
+
 def to_xywh(corners: Floats) -> Floats:
     """(N, 4) corners as left, top, width, height."""
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)

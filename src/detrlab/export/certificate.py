@@ -63,11 +63,12 @@ class Certificate:
         """Whether it may be used in PyTorch's place."""
         return not self.reasons
 
-    def write(self, folder: Path, name: str) -> None:
-        """Write ``NAME.certificate.json`` and ``NAME.certificate.md``."""
-        values = {"accepted": self.accepted, **asdict(self)}
-        files.write_json(folder / f"{name}.certificate.json", values)
-        files.write_text(folder / f"{name}.certificate.md", self.page())
+    def write(self, folder: Path, name: str) -> list[Path]:
+        """Write ``NAME.certificate.json`` and ``NAME.certificate.md``; returns their paths."""
+        paths = [folder / f"{name}.certificate.{ending}" for ending in ("json", "md")]
+        files.write_json(paths[0], {"accepted": self.accepted, **asdict(self)})
+        files.write_text(paths[1], self.page())
+        return paths
 
     def page(self) -> str:
         """As Markdown."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detrlab.boxes import cxcywh_to_xyxy
-from detrlab.errors import UserError
+from detrlab.errors import refusing
 from detrlab.export.packages import needs
 from detrlab.export.reading import SIZES, Reading
 from detrlab.models.network import Network
@@ -119,20 +119,15 @@ def trace(module: Deployed, size: tuple[int, int]) -> torch.export.ExportedProgr
     images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     sizes = torch.tensor([[width, height]] * 2)
     free = torch.export.Dim.DYNAMIC
-    try:
-        with torch.no_grad(), _quiet():
-            return torch.export.export(
-                module,
-                (images, sizes),
-                dynamic_shapes=({0: free, 2: free, 3: free}, {0: free}),
-                strict=False,
-                # Lengths are not checked in the file: the runtime would not understand it.
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-    except Exception as error:  # the exporter has dozens
-        raise UserError(
-            f"the network cannot be exported: {' '.join(str(error).split())[:300]}"
-        ) from None
+    with refusing("the network cannot be exported"), torch.no_grad(), _quiet():
+        return torch.export.export(
+            module,
+            (images, sizes),
+            dynamic_shapes=({0: free, 2: free, 3: free}, {0: free}),
+            strict=False,
+            # Lengths are not checked in the file: the runtime would not understand it.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
 def write_onnx(
@@ -148,21 +143,16 @@ def write_onnx(
     """
     onnx = needs("onnx")
     needs("onnxscript")
-    try:
-        with _quiet():
-            written = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
-                verbose=False,
-            )
-    except Exception as error:
-        raise UserError(
-            f"the network cannot be written as ONNX: {' '.join(str(error).split())[:300]}"
-        ) from None
+    with refusing("the network cannot be written as ONNX"), _quiet():
+        written = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            verbose=False,
+        )
     assert written is not None
     model = written.model_proto
     onnx.helper.set_model_props(model, dict(metadata))
@@ -186,12 +176,8 @@ def write_openvino(source: Path, path: Path, metadata: Mapping[str, str]) -> Non
         UserError: the package is missing, or cannot convert it.
     """
     openvino = needs("openvino")
-    try:
+    with refusing("OpenVINO cannot convert the network"):
         model = openvino.convert_model(source)
-    except Exception as error:  # it has several kinds
-        raise UserError(
-            f"OpenVINO cannot convert the network: {' '.join(str(error).split())[:300]}"
-        ) from None
     for key, value in metadata.items():
         model.set_rt_info(value, key)
     openvino.save_model(model, path, compress_to_fp16=False)

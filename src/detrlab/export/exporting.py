@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def export(
     """
     if data is not None:
         common_classes(detector.classes, data.val.classes, {})  # at once, not after minutes
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=files.UNFINISHED) as temporary:
         made = Path(temporary) / f"{name}{SUFFIX[form]}"
         say(f"tracing {source}")
         module = deploy.deployed(detector)
@@ -140,10 +139,9 @@ def export(
             versions=versions(),
             machine=machine(),
         )
-        certificate.write(folder, name)
-        if certificate.accepted:
-            for each in kept:
-                shutil.move(each, folder / each.name)
+        # The certificate first: whatever happens then, no file stands there without one.
+        written = certificate.write(Path(temporary), name)
+        files.move_into(folder, written + kept * certificate.accepted)
     return certificate
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detrlab.errors import UserError
+from detrlab.errors import refusing
 from detrlab.export.deploy import SCOPE
 from detrlab.export.packages import needs
 
@@ -74,17 +74,15 @@ def to_int8(source: Path, path: Path, pictures: Iterable[Mapping[str, Tensor]]) 
     _, others = split_nodes(model)
     feeds = [{name: each.numpy() for name, each in one.items()} for one in pictures]
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-            lowered = nncf.quantize(
-                model,
-                nncf.Dataset(feeds),
-                subset_size=len(feeds),
-                preset=nncf.QuantizationPreset.MIXED,
-                ignored_scope=nncf.IgnoredScope(names=others, validate=False),
-            )
-    except Exception as error:  # it has dozens
-        raise UserError(f"int8: nncf cannot quantise it: {str(error)[:300]}") from None
+    silent = contextlib.redirect_stdout(io.StringIO())  # its progress bars
+    with refusing("int8: nncf cannot quantise it"), silent:
+        lowered = nncf.quantize(
+            model,
+            nncf.Dataset(feeds),
+            subset_size=len(feeds),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=others, validate=False),
+        )
     del lowered.metadata_props[:]
     lowered.metadata_props.extend(model.metadata_props)
     onnx.save(lowered, path)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detrlab.errors import UserError
+from detrlab.errors import UserError, lacks_memory
 from detrlab.export.packages import needs
 from detrlab.export.safety import check_onnx
 
@@ -154,7 +154,7 @@ class _OpenVino:
 
 
 def _refused(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
+    reason = "memory ran out" if lacks_memory(error) else " ".join(str(error).split())
     return UserError(f"{path} cannot be run: {reason[:300]}")
 
 

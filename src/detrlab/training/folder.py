@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -133,12 +133,29 @@ def locked(folder: Path, name: str = "run.lock") -> Iterator[None]:
         yield
 
 
-def _try_to_lock(file: IO[bytes]) -> bool:
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process alone holds a folder, while the block runs; no file is written.
+
+    As with ``locked``, the lock ends with the process. Windows has no such locks: True there.
+    """
+    with ExitStack() as stack:
+        if sys.platform == "win32":
+            yield True
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, handle)
+        os.register_at_fork(after_in_child=stack.close)
+        yield _try_to_lock(handle)
+
+
+def _try_to_lock(file: IO[bytes] | int) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows
         import msvcrt
 
+        assert not isinstance(file, int)
         try:
             # A byte far behind the text, which other processes must be able to read.
             file.seek(1 << 20)

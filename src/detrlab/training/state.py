@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from detrlab import files
+from detrlab.checkpoints.native import serialized
 from detrlab.config import first_mistake
 from detrlab.errors import UserError
 from detrlab.training.engine import Engine
@@ -67,8 +68,6 @@ def save(folder: Path, engine: Engine, progress: Progress, about: Mapping[str, A
     Raises:
         UserError: the file cannot be written, or reads back differently; older states are kept.
     """
-    from safetensors.torch import save as serialize
-
     tensors = {f"network.{name}": value for name, value in engine.network.state_dict().items()}
     tensors |= _optimizer_tensors(engine)
     values = {
@@ -82,7 +81,7 @@ def save(folder: Path, engine: Engine, progress: Progress, about: Mapping[str, A
         values["average_updates"] = engine.average.updates
     plain = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
     # One metadata entry only: safetensors does not fix the order of several.
-    data = serialize(plain, metadata={_KEY: json.dumps(values)})
+    data = serialized(plain, {_KEY: json.dumps(values)})
     place = f"step-{progress.step:08d}-epoch-{len(progress.epochs):04d}"
     path = folder / f"{place}-{files.digest(data)[:16]}.safetensors"
     files.write_bytes(path, data)

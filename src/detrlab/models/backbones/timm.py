@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detrlab.errors import UserError, did_you_mean
+from detrlab.errors import UserError, did_you_mean, lacks_memory
 
 Trains = Literal["late", "body", "all", "none"]
 
@@ -125,6 +125,8 @@ def _create(
     except UserError:
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         # timm answers with whatever the architecture or the download raised.
         raise UserError(
             _why_not(name, dilation=dilation, pretrained=pretrained, error=error)
