@@ -41,7 +41,10 @@ def trained(folder: Path) -> Iterator[Trained]:
                 rows = [
                     {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(opened)
                 ]
-            second = costs[name]["seconds_a_step"]
+            if name in costs:
+                second = costs[name]["seconds_a_step"]
+            else:  # an outside detector: its own processor time
+                second = rows[-1]["seconds"] / rows[-1]["step"]
             yield Trained(name, seed, [row["step"] * second / 60 for row in rows], rows)
 
 
