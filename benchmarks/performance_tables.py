@@ -19,6 +19,8 @@ COMMANDS = {
     "--output docs/results/performance-step.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
+    "products": "python benchmarks/products.py --rounds 3 "
+    "--output docs/results/performance-products.json",
     "scaling": "python benchmarks/scaling.py --models deformable-detr --rounds 2 "
     "--output docs/results/performance-scaling.json",
 }
@@ -177,10 +179,35 @@ def scaling_tables(report: dict[str, Any]) -> list[str]:
     return [*lines, "Exponents of growth (1 is linear)", "", *table(head, rows), ""]
 
 
+def products_table(report: dict[str, Any]) -> list[str]:
+    """oneDNN's time for a linear layer over MKL's, and layouts of convolutions."""
+    rows = []
+    for row in report["rows"]:
+        forward, both = row["forward_ms"], row["both_ms"]
+        rows.append(
+            [
+                f"{row['tokens']:,} x {row['in']} to {row['out']}",
+                f"{forward['mkl']:.2f}",
+                f"{forward['convolution'] / forward['mkl']:.2f}",
+                f"{forward['fused'] / forward['mkl']:.2f}",
+                f"{both['mkl']:.2f}",
+                f"{both['convolution'] / both['mkl']:.2f}",
+            ]
+        )
+    head = ["tokens, channels", "forward by MKL, ms", "as a convolution", "oneDNN's layer"]
+    head += ["both passes by MKL, ms", "as a convolution"]
+    last, usual = (report["resnet50_ms"][way] for way in ("channels_last", "contiguous_format"))
+    told = f"ResNet-50 at 480 px, both passes: channels last takes {last / usual:.2f} of the time"
+    title = "Linear layers: oneDNN's processor time over MKL's"
+    return [title, "", *table(head, rows), "", f"{told} of PyTorch's usual layout.", ""]
+
+
 def where(report: dict[str, Any]) -> str:
     """Where a measurement was made, in one line."""
     load = report["load_before"]
     words = [report["machine"], f"torch {report['torch']}"]
+    if "capability" in report:
+        words.append(report["capability"])
     if "threads" in report:
         words.append(f"{report['threads']} threads")
     if "transformers" in report:
@@ -190,7 +217,7 @@ def where(report: dict[str, Any]) -> str:
 
 def page() -> str:
     """The whole page."""
-    op, steps, profile, scaling = (read(name) for name in COMMANDS)
+    op, steps, profile, products, scaling = (read(name) for name in COMMANDS)
     lines = ["# What it costs, measured", ""]
     lines += [
         "Written by `python benchmarks/performance_tables.py` from the JSON files beside it.",
@@ -200,6 +227,7 @@ def page() -> str:
         ("op", op, op_tables(op)),
         ("step", steps[0], step_tables(steps)),
         ("profile", profile, profile_table(profile)),
+        ("products", products, products_table(products)),
         ("scaling", scaling, scaling_tables(scaling)),
     ):
         lines += [f"`{COMMANDS[name]}` ({where(report)})", "", *tables]
