@@ -1,4 +1,4 @@
-"""Which library multiplies fastest here: linear layers by MKL and oneDNN, and layouts of convolutions.
+"""Which library multiplies fastest here: linear layers by MKL and oneDNN, convolutions by layout.
 
     python benchmarks/products.py --output docs/results/performance-products.json
 
