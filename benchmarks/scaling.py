@@ -52,7 +52,7 @@ def measure(row: dict, rounds: int) -> dict:
     size = (row["side"], row["side"])
     subject = subjects.ours(config, size, row["batch"])
     times = timing.in_turn({"inference": subject.infer, "training": subject.learn}, rounds)
-    held = memory.peak_memory("detrlab", config, size, row["batch"], learn=True)
+    held = memory.peak_memory(subjects.ours, config, size, row["batch"], learn=True)
     return {
         **row,
         "tokens": tokens(row["side"], row["model"]),
