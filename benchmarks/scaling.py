@@ -78,16 +78,16 @@ def measure(row: dict, rounds: int) -> dict:
 
 
 def exponent(rows: list[dict], axis: str, value: str) -> float:
-    """The least-squares slope of log(value) over log(axis): 1 is linear."""
+    """The least-squares slope of log(value) over log(axis): 1 is linear; times are processor's."""
     xs = [math.log(row[axis]) for row in rows]
-    ys = [math.log(_number(row[value])) for row in rows]
+    ys = [math.log(_number(row[value], "processor")) for row in rows]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     above = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))
     return above / sum((a - x) ** 2 for a in xs)
 
 
-def _number(value: dict | float) -> float:
-    return value["median"] if isinstance(value, dict) else value
+def _number(value: dict | float, kind: str = "median") -> float:
+    return value[kind] if isinstance(value, dict) else value
 
 
 def exponents(rows: list[dict]) -> list[dict]:
