@@ -19,8 +19,14 @@ COMMANDS = {
     "--output docs/results/performance-step.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
-    "scaling": "python benchmarks/scaling.py --models deformable-detr --rounds 2 "
-    "--output docs/results/performance-scaling.json",
+    "products": "python benchmarks/products.py --rounds 3 "
+    "--output docs/results/performance-products.json",
+    "onnxruntime": "detrlab benchmark --against onnxruntime --model deimv2-femto --imgsz 416 "
+    "--threads 1 --rounds 9 --output docs/results/performance-onnxruntime.json",
+    "matching": "python benchmarks/step_profile.py --models dino-4scale --side 320 --steps 2 "
+    "--objects 100 --output docs/results/performance-matching.json",
+    "scaling": "python benchmarks/scaling.py --models deformable-detr --vary side queries batch "
+    "--rounds 2 --output docs/results/performance-scaling.json",
 }
 ORDER = (
     "detr",
@@ -143,12 +149,15 @@ def profile_table(report: dict[str, Any]) -> list[str]:
 def scaling_tables(report: dict[str, Any]) -> list[str]:
     """Times and memory at every size, and how they grow."""
     lines = []
+    side = min(point["side"] for point in report["points"])
     titles = {
-        "side": ("side", "Cost over the side of the image (batch 1)"),
-        "queries": ("queries", "Cost over the number of queries (320 px, batch 1)"),
-        "batch": ("batch", "Cost over the batch (320 px)"),
+        "side": "Cost over the side of the image (batch 1)",
+        "queries": f"Cost over the number of queries ({side} px, batch 1)",
+        "batch": f"Cost over the batch ({side} px)",
+        "objects": f"Cost over the objects of an image ({side} px, batch 1)",
+        "classes": f"Cost over the number of classes ({side} px, batch 1)",
     }
-    for varies, (column, title) in titles.items():
+    for varies, title in titles.items():
         rows = []
         for point in report["points"]:
             if point["varies"] != varies:
@@ -161,10 +170,14 @@ def scaling_tables(report: dict[str, Any]) -> list[str]:
                     f"{point['inference_ms']['median']:,.0f}",
                     f"{step['median']:,.0f}",
                     f"{step['low']:,.0f} to {step['high']:,.0f}",
+                    f"{step['processor']:,.0f}",
                     f"{point['training_mb']:,.0f}",
                 ]
             )
-        head = [f"model, {column}", "tokens", "inference, ms", "training step, ms", "range"]
+        if not rows:
+            continue
+        head = [f"model, {varies}", "tokens", "inference, ms", "training step, ms", "range"]
+        head += ["processor, ms"]
         lines += [title, "", *table([*head, "step's memory, MB"], rows), ""]
     rows = [
         [
@@ -174,13 +187,74 @@ def scaling_tables(report: dict[str, Any]) -> list[str]:
         for row in report["exponents"]
     ]
     head = ["model, over", "inference time", "training time", "training memory"]
-    return [*lines, "Exponents of growth (1 is linear)", "", *table(head, rows), ""]
+    over = ", ".join(dict.fromkeys(row["over"] for row in report["exponents"]))
+    title = f"Exponents of growth over {over} (1 is linear)"
+    return [*lines, title, "", *table(head, rows), ""]
+
+
+def onnxruntime_table(reports: list[dict[str, Any]]) -> list[str]:
+    """Inference from resized pictures to detections."""
+    rows = [
+        [
+            f"{report['model']}, {row['batch']} of {report['picture'][1]} x {report['picture'][0]}",
+            str(row["threads"]),
+            f"{row['PyTorch']['processor_ms']:.1f}",
+            f"{row['ONNX Runtime']['processor_ms']:.1f}",
+            f"{row['times_as_long']['wall']['median']:.2f}",
+            f"{row['times_as_long']['processor']['median']:.2f}",
+        ]
+        for report in reports
+        for row in report["rows"]
+    ]
+    head = ["detector, images", "threads", "PyTorch, processor ms", "ONNX Runtime, processor ms"]
+    head += ["times as long", "by processor time"]
+    return ["Inference beside ONNX Runtime", "", *table(head, rows), ""]
+
+
+def matching_table(report: dict[str, Any]) -> list[str]:
+    """What matching and losses take of a step."""
+    rows = [
+        [
+            f"{row['model']}, {row['side']} px, {row['queries']} queries",
+            f"{row['objects']}",
+            *(f"{each:,.0f}" for each in row["processor_ms"].values()),
+            f"{row['share']:.1%}",
+        ]
+        for row in report["rows"]
+    ]
+    head = ["detector", "objects", "matching, ms", "matching and losses, ms", "step, ms", "share"]
+    return ["Matching and losses, forward and backward", "", *table(head, rows), ""]
+
+
+def products_table(report: dict[str, Any]) -> list[str]:
+    """oneDNN's time for a linear layer over MKL's, and layouts of convolutions."""
+    rows = []
+    for row in report["rows"]:
+        forward, both = row["forward_ms"], row["both_ms"]
+        rows.append(
+            [
+                f"{row['tokens']:,} x {row['in']} to {row['out']}",
+                f"{forward['mkl']:.2f}",
+                f"{forward['convolution'] / forward['mkl']:.2f}",
+                f"{forward['fused'] / forward['mkl']:.2f}",
+                f"{both['mkl']:.2f}",
+                f"{both['convolution'] / both['mkl']:.2f}",
+            ]
+        )
+    head = ["tokens, channels", "forward by MKL, ms", "as a convolution", "oneDNN's layer"]
+    head += ["both passes by MKL, ms", "as a convolution"]
+    last, usual = (report["resnet50_ms"][way] for way in ("channels_last", "contiguous_format"))
+    told = f"ResNet-50 at 480 px, both passes: channels last takes {last / usual:.2f} of the time"
+    title = "Linear layers: oneDNN's processor time over MKL's"
+    return [title, "", *table(head, rows), "", f"{told} of PyTorch's usual layout.", ""]
 
 
 def where(report: dict[str, Any]) -> str:
     """Where a measurement was made, in one line."""
     load = report["load_before"]
     words = [report["machine"], f"torch {report['torch']}"]
+    if "capability" in report:
+        words.append(report["capability"])
     if "threads" in report:
         words.append(f"{report['threads']} threads")
     if "transformers" in report:
@@ -190,7 +264,7 @@ def where(report: dict[str, Any]) -> str:
 
 def page() -> str:
     """The whole page."""
-    op, steps, profile, scaling = (read(name) for name in COMMANDS)
+    op, steps, profile, products, deployed, matching, scaling = map(read, COMMANDS)
     lines = ["# What it costs, measured", ""]
     lines += [
         "Written by `python benchmarks/performance_tables.py` from the JSON files beside it.",
@@ -200,6 +274,9 @@ def page() -> str:
         ("op", op, op_tables(op)),
         ("step", steps[0], step_tables(steps)),
         ("profile", profile, profile_table(profile)),
+        ("products", products, products_table(products)),
+        ("onnxruntime", deployed[0], onnxruntime_table(deployed)),
+        ("matching", matching, matching_table(matching)),
         ("scaling", scaling, scaling_tables(scaling)),
     ):
         lines += [f"`{COMMANDS[name]}` ({where(report)})", "", *tables]

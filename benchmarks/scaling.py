@@ -1,4 +1,4 @@
-"""How time and memory of a detector grow with image side, queries and batch.
+"""How time and memory of a detector grow with image side, queries, batch, objects and classes.
 
     python benchmarks/scaling.py --output docs/results/performance-scaling.json
 
@@ -7,6 +7,7 @@ numbers, as FILE.svg; --draw draws them again.
 """
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -23,8 +24,11 @@ from detrlab.presets import model_config
 SIDES = (320, 448, 640, 800, 1066, 1333)
 QUERIES = (100, 300, 500, 700, 900)
 BATCHES = (1, 2, 4)
+OBJECTS = (1, 10, 100)
+CLASSES = (3, 80, 1200)
+AXES = ("side", "queries", "batch", "objects", "classes")
 SIDE_OF_OTHERS = 320
-"""Queries and batches are varied at this side, where the decoder weighs most."""
+"""All but the side is varied at this one, where the decoder weighs most."""
 STRIDES = (8, 16, 32, 64)
 
 
@@ -34,25 +38,29 @@ def tokens(side: int, model: str) -> int:
     return sum(math.ceil(side / stride) ** 2 for stride in strides)
 
 
-def points(models: list[str], sides: list[int]) -> list[dict]:
+def points(
+    models: list[str], sides: list[int], varied: list[str], side_of_others: int
+) -> list[dict]:
     """Every size to measure: what varies, and its value."""
+    values = dict(zip(AXES, (sides, QUERIES, BATCHES, OBJECTS, CLASSES), strict=True))
     rows = []
     for model in models:
-        usual = {"model": model, "side": SIDE_OF_OTHERS, "batch": 1}
+        usual = {"model": model, "side": side_of_others, "batch": 1, "classes": 91}
+        usual["objects"] = subjects.OBJECTS
         usual["queries"] = model_config(model, 91).num_queries
-        rows += [{**usual, "varies": "side", "side": side} for side in sides]
-        rows += [{**usual, "varies": "queries", "queries": count} for count in QUERIES]
-        rows += [{**usual, "varies": "batch", "batch": count} for count in BATCHES]
+        for axis in varied:
+            rows += [{**usual, "varies": axis, axis: value} for value in values[axis]]
     return rows
 
 
 def measure(row: dict, rounds: int) -> dict:
     """Milliseconds of inference and training step at one size, and memory of the step."""
-    config = model_config(row["model"], 91, num_queries=row["queries"])
+    config = model_config(row["model"], row["classes"], num_queries=row["queries"])
     size = (row["side"], row["side"])
-    subject = subjects.ours(config, size, row["batch"])
+    make = functools.partial(subjects.ours, objects=row["objects"])
+    subject = make(config, size, row["batch"])
     times = timing.in_turn({"inference": subject.infer, "training": subject.learn}, rounds)
-    held = memory.peak_memory("detrlab", config, size, row["batch"], learn=True)
+    held = memory.peak_memory(make, config, size, row["batch"], learn=True)
     return {
         **row,
         "tokens": tokens(row["side"], row["model"]),
@@ -70,25 +78,27 @@ def measure(row: dict, rounds: int) -> dict:
 
 
 def exponent(rows: list[dict], axis: str, value: str) -> float:
-    """The least-squares slope of log(value) over log(axis): 1 is linear."""
+    """The least-squares slope of log(value) over log(axis): 1 is linear; times are processor's."""
     xs = [math.log(row[axis]) for row in rows]
-    ys = [math.log(_number(row[value])) for row in rows]
+    ys = [math.log(_number(row[value], "processor")) for row in rows]
     x, y = statistics.fmean(xs), statistics.fmean(ys)
     above = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))
     return above / sum((a - x) ** 2 for a in xs)
 
 
-def _number(value: dict | float) -> float:
-    return value["median"] if isinstance(value, dict) else value
+def _number(value: dict | float, kind: str = "median") -> float:
+    return value[kind] if isinstance(value, dict) else value
 
 
 def exponents(rows: list[dict]) -> list[dict]:
     """How each model's time and memory grow with each axis."""
     found = []
-    axes = {"side": "tokens", "queries": "queries", "batch": "batch"}
+    axes = {axis: "tokens" if axis == "side" else axis for axis in AXES}
     for model in dict.fromkeys(row["model"] for row in rows):
         for varies, axis in axes.items():
             chosen = [row for row in rows if (row["model"], row["varies"]) == (model, varies)]
+            if not chosen:
+                continue
             found.append(
                 {
                     "model": model,
@@ -140,6 +150,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["deformable-detr", "detr"])
     parser.add_argument("--sides", nargs="+", type=int, default=list(SIDES))
+    parser.add_argument("--vary", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--side-of-others", type=int, default=SIDE_OF_OTHERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
@@ -150,18 +162,19 @@ def main() -> None:
         draw(json.loads(options.output.read_text()), options.output.with_suffix(".svg"))
         return
     report = {**provenance(), "rounds": options.rounds, "points": []}
-    for row in points(options.models, options.sides):
+    for row in points(options.models, options.sides, options.vary, options.side_of_others):
         report["points"].append(measure(row, options.rounds))
         last = report["points"][-1]
         print(
-            f"{last['model']} side {last['side']} queries {last['queries']} batch {last['batch']}: "
+            f"{last['model']} {last['varies']} {last[last['varies']]}: "
             f"inference {last['inference_ms']['median']:.0f} ms, "
             f"step {last['training_ms']['median']:.0f} ms, {last['training_mb']:.0f} MB",
             flush=True,
         )
     report["exponents"] = exponents(report["points"])
     files.write_json(options.output, report)
-    draw(report, options.output.with_suffix(".svg"))
+    if "side" in options.vary:
+        draw(report, options.output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where the time of a training step goes.
 
     python benchmarks/step_profile.py --output docs/results/performance-profile.json
+    python benchmarks/step_profile.py --models dino-4scale --objects 100 --output FILE
 
 The parts are the operators of torch's profiler, grouped by what they do. The rest is the time
 between them: Python, autograd, allocation.
@@ -18,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from detrlab import files
 from detrlab.benchmark import subjects
 from detrlab.benchmark.cost import provenance
+from detrlab.benchmark.timing import in_turn
 from detrlab.config import TrainConfig
 from detrlab.presets import FIVE, model_config
 
@@ -79,6 +81,40 @@ def profile_step(model: str, side: int, steps: int) -> dict[str, Any]:
     }
 
 
+def learning_share(model: str, side: int, rounds: int, objects: int) -> dict[str, Any]:
+    """What matching and losses, forward and backward, take of a step's processor time."""
+    config = model_config(model, 91, num_queries=300)
+    subject = subjects.ours(config, (side, side), objects=objects)
+    images, targets = subjects.pictures((side, side), 1, objects=objects)
+    criterion = config.criterion(TrainConfig())
+    output = subject.network.train()(images, targets)
+    made = [each.predictions for each in output.sets]
+    predicted = [part for each in made for part in (each.logits, each.boxes)]
+    predicted = [part for part in predicted if part.requires_grad]
+
+    def learn_from_output() -> None:
+        total = criterion(output, targets).total
+        torch.autograd.grad(total, predicted, retain_graph=True, allow_unused=True)
+
+    matched = [each.predictions for each in output.sets if each.pairs is None]
+    matched = [each for each in matched if each.logits.shape == matched[-1].logits.shape]
+    calls = {
+        "matching": lambda: criterion.matcher(matched, targets),
+        "matching and losses": learn_from_output,
+        "step": subject.learn,
+    }
+    times = in_turn(calls, rounds)
+    spent = {name: 1e3 * statistics.median(each.processor) for name, each in times.items()}
+    return {
+        "model": model,
+        "side": side,
+        "queries": 300,
+        "objects": objects,
+        "processor_ms": spent,
+        "share": spent["matching and losses"] / spent["step"],
+    }
+
+
 def matching_ms(model: str, side: int, subject: subjects.Subject) -> float:
     """Time of matching the predictions of all decoder layers to the objects."""
     matcher = model_config(model, 91).criterion(TrainConfig()).matcher
@@ -98,10 +134,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(FIVE))
     parser.add_argument("--side", type=int, default=640)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--objects", type=int, help="measure matching and losses with so many")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report: dict[str, Any] = {**provenance(), "rows": []}
     for model in options.models:
+        if options.objects:
+            row = learning_share(model, options.side, options.steps, options.objects)
+            report["rows"].append(row)
+            print(row, flush=True)
+            continue
         row = profile_step(model, options.side, options.steps)
         report["rows"].append(row)
         print(

@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("DETRLAB_BFLOAT16", "insist")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

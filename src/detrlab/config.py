@@ -357,7 +357,7 @@ class TrainConfig(Record):
     box_cost: float | None = Field(None, ge=0)
     giou_cost: float | None = Field(None, ge=0)
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], BeforeValidator(_written_out)
+        Literal["float32", "bfloat16", "float16", "auto"], BeforeValidator(_written_out)
     ] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"

@@ -65,12 +65,12 @@ def test_pictures_too_small_for_the_other_library():
 def test_a_measurement_that_dies_is_told():
     config = tiny_config("detr", backbone="no_such_backbone")
     with pytest.raises(UserError, match=r"no_such_backbone.*--no-memory"):
-        memory.peak_memory("detrlab", config, (64, 64), 1, learn=False)
+        memory.peak_memory(subjects.ours, config, (64, 64), 1, learn=False)
 
 
 @pytest.mark.slow
 def test_memory_of_a_process_of_its_own():
     # A backbone of timm's own: the child process does not know the tests' tiny one.
     config = tiny_config("detr", backbone="resnet10t")
-    held = memory.peak_memory("detrlab", config, (128, 128), 1, learn=True)
+    held = memory.peak_memory(subjects.ours, config, (128, 128), 1, learn=True)
     assert held["peak_mb"] > held["above_start_mb"] >= 0

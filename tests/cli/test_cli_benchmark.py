@@ -1,6 +1,8 @@
 """``detrlab benchmark``: what it prints and writes, and how it answers mistakes."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,8 @@ def test_a_detector_is_measured(capsys, tmp_path):
         (["--op", "--device", "abacus"], "abacus"),
         (["--op", "--against", "transformers"], "--op"),
         (["--output", __file__], "exists already"),
+        (["--against", "original"], "--originals DIR or DETRLAB_ORIGINALS"),
+        (["--against", "original", "--originals", "no/such"], "(no/such is none)"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, expected, capsys):
@@ -66,3 +70,34 @@ def test_mistakes_are_one_clear_line(arguments, expected, capsys):
     message = capsys.readouterr().err.strip()
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+def test_inference_beside_onnx_runtime(capsys, tmp_path, monkeypatch):
+    output = tmp_path / "report.json"
+    small = ["--set", *SMALL, "model.decoder_layers=1", "model.num_queries=10"]
+    command = ["benchmark", "--model", "deformable-detr", "--imgsz", "64", "96", "--rounds", "1"]
+    command += ["--against", "onnxruntime", *small]
+    assert main([*command, "--threads", "1", "--output", str(output)]) == 0
+    assert "batch 8, 1 threads: PyTorch" in capsys.readouterr().out
+    (report,) = json.loads(output.read_text())
+    assert [(row["batch"], row["threads"]) for row in report["rows"]] == [(1, 1), (8, 1)]
+    assert all(row["times_as_long"]["wall"]["median"] > 0 for row in report["rows"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(command) == 2
+    assert 'pip install "detrlab[export]"' in capsys.readouterr().err
+
+
+def test_a_detector_beside_its_authors_code(capsys):
+    folder = Path(__file__).resolve().parents[3] / "shared" / "originals"
+    if not folder.is_dir():
+        pytest.skip("the authors' code does not lie beside the checkout (../shared/originals)")
+    command = ["benchmark", "--rounds", "1", "--no-memory", "--json", "--against", "original"]
+    command += ["--originals", str(folder), "--model"]
+    assert main([*command, "deimv2-atto", "--imgsz", "320"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert set(report["libraries"]) == {"detrlab", "original"}
+    assert set(report["ratios"]) == {"inference", "training"}
+    assert main([*command, "deimv2-atto", "--imgsz", "64"]) == 2
+    assert "published for, with --imgsz" in capsys.readouterr().err
+    assert main([*command, "dab-deformable-detr"]) == 2
+    assert "has no 'dab-deformable-detr'" in capsys.readouterr().err

@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -275,3 +277,27 @@ def test_tiles_from_the_command_line(predict, tmp_path):
     plain = json.loads(predict(path, "--json").out)
     for side in ("96", "auto"):
         assert json.loads(predict(path, "--json", "--tiles", side).out) != plain
+
+
+HEAVY = {
+    "torch._dynamo", "torch._inductor", "sympy", "timm", "torchvision", "matplotlib",
+    "transformers", "huggingface_hub", "pandas", "hotcoco", "accelerate", "rich", "onnxruntime",
+    "onnx", "openvino",
+}  # fmt: skip
+"""What takes longer to import than the packaged detector takes for a picture."""
+
+
+def test_the_packaged_detector_starts_without_what_it_does_not_need(tmp_path):
+    noise(tmp_path / "photo.png")
+    program = (
+        "import sys\n"
+        "from detrlab.cli import main\n"
+        "assert main(['predict', 'photo.png', '--device', 'cpu']) == 0\n"
+        "sys.stderr.write('loaded: ' + ' '.join(sys.modules))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stderr.split("loaded: ")[1].split())
+    assert not HEAVY & loaded

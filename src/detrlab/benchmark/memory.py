@@ -19,12 +19,15 @@ from detrlab.benchmark import subjects
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError
 
+Make = Callable[[ModelConfig, tuple[int, int], int], subjects.Subject]
+"""Builds a subject for images of one size and number; in a process of its own, so it is pickled."""
+
 _WARM_UP = (256, 256)
 """Small, but with more cells than a two-stage detector has queries: transformers' needs that."""
 
 
 def peak_memory(
-    library: str, config: ModelConfig, size: tuple[int, int], batch: int, *, learn: bool
+    make: Make, config: ModelConfig, size: tuple[int, int], batch: int, *, learn: bool
 ) -> dict[str, float]:
     """Peak memory of a process in MB: in all, and above what it used before the detector.
 
@@ -37,7 +40,7 @@ def peak_memory(
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         threads = torch.get_num_threads()
         try:
-            job = pool.submit(_measure, library, config, size, batch, learn, threads)
+            job = pool.submit(_measure, make, config, size, batch, learn, threads)
             peak, before = job.result()
         except Exception as error:  # the process may also have been killed
             raise UserError(
@@ -47,10 +50,9 @@ def peak_memory(
 
 
 def _measure(
-    library: str, config: ModelConfig, size: tuple[int, int], batch: int, learn: bool, threads: int
+    make: Make, config: ModelConfig, size: tuple[int, int], batch: int, learn: bool, threads: int
 ) -> tuple[float, float]:
     torch.set_num_threads(threads)
-    make = subjects.ours if library == "detrlab" else subjects.theirs
     # Compilers, and libraries that load on first use, do not count.
     make(config, _WARM_UP, 1).learn()
     above = peak_of(lambda: make(config, size, batch), learn=learn)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from detrlab.benchmark import memory, subjects, timing
 from detrlab.benchmark.cost import count_parameters, gflops, multiply_adds, provenance
+from detrlab.benchmark.original import commit, original
 from detrlab.config import ModelConfig
 
 SIDE = 2048
@@ -24,10 +27,11 @@ def benchmark(
     batch: int = 1,
     rounds: int = 7,
     against: str | None = None,
+    originals: Path | None = None,
     train: bool = True,
     with_memory: bool = True,
 ) -> dict[str, Any]:
-    """Measure a detector of ours, and with ``against`` transformers' in the same rounds.
+    """Measure a detector of ours, and with ``against`` another's in the same rounds.
 
     Args:
         config: the architecture.
@@ -35,21 +39,25 @@ def benchmark(
         width: of the images.
         batch: images in a batch.
         rounds: of timing, after one that does not count.
-        against: ``transformers``, or None.
+        against: ``transformers``, ``original`` (the authors' code), or None.
+        originals: the folder with the authors' code.
         train: also measure training steps.
         with_memory: also measure peak memory, in processes of their own.
 
     Returns:
         Plain values: for each library latency percentiles, throughput, the training step, the
-        share of the matrix peak, memory; and ratios, transformers over ours.
+        share of the matrix peak, memory; and ratios, the other's over ours.
 
     Raises:
-        UserError: transformers is not installed, or has no such detector.
+        UserError: transformers is not installed, or the other has no such detector.
     """
     size = (height, width)
-    measured = [subjects.ours(config, size, batch)]
-    if against is not None:
-        measured.append(subjects.theirs(config, size, batch))
+    makers: dict[str, memory.Make] = {"detrlab": subjects.ours}
+    if originals is not None:
+        makers["original"] = functools.partial(original, originals)
+    elif against is not None:
+        makers[against] = subjects.theirs
+    measured = [make(config, size, batch) for make in makers.values()]
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     calls: dict[Any, Any] = {"product": lambda: a @ b}
     calls |= {(each.name, "inference"): each.infer for each in measured}
@@ -73,7 +81,7 @@ def benchmark(
             },
         }
         if with_memory:
-            row |= memory.peak_memory(name, config, size, batch, learn=kind == "training")
+            row |= memory.peak_memory(makers[name], config, size, batch, learn=kind == "training")
         libraries[name][kind] = row
     parameters, trainable = count_parameters(measured[0].network)
     report: dict[str, Any] = {
@@ -90,7 +98,9 @@ def benchmark(
         "libraries": libraries,
     }
     if against is not None:
-        report[against] = version(against)
+        report[against] = (
+            commit(originals, config.preset) if originals is not None else version(against)
+        )
         report["ratios"] = {}
         for kind, own in libraries["detrlab"].items():
             ours, theirs = times["detrlab", kind], times[against, kind]

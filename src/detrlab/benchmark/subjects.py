@@ -53,7 +53,7 @@ class Subject:
 
 
 def pictures(
-    size: tuple[int, int], batch: int, device: str = "cpu"
+    size: tuple[int, int], batch: int, device: str = "cpu", objects: int = OBJECTS
 ) -> tuple[ImageBatch, list[Target]]:
     """Noise of one (height, width), unpadded, with objects at random positions."""
     draw = torch.Generator().manual_seed(0)
@@ -63,19 +63,23 @@ def pictures(
     )
     targets = []
     for _ in range(batch):
-        sides = torch.rand(OBJECTS, 2, generator=draw) * 0.3 + 0.05
-        centers = torch.rand(OBJECTS, 2, generator=draw) * (1 - sides) + sides / 2
-        labels = torch.zeros(OBJECTS, dtype=torch.long)
+        sides = torch.rand(objects, 2, generator=draw) * 0.3 + 0.05
+        centers = torch.rand(objects, 2, generator=draw) * (1 - sides) + sides / 2
+        labels = torch.zeros(objects, dtype=torch.long)
         targets.append(Target(labels.to(device), torch.cat([centers, sides], 1).to(device)))
     return images, targets
 
 
 def ours(
-    config: ModelConfig, size: tuple[int, int], batch: int = 1, device: str = "cpu"
+    config: ModelConfig,
+    size: tuple[int, int],
+    batch: int = 1,
+    device: str = "cpu",
+    objects: int = OBJECTS,
 ) -> Subject:
     """Detrlab's detector."""
     network = prepare(build_network(config)).to(device)
-    images, targets = pictures(size, batch, device)
+    images, targets = pictures(size, batch, device, objects)
     train = TrainConfig()
     criterion = config.criterion(train)
     optimizer = build_optimizer(parameter_groups(network, train), train)

@@ -359,15 +359,14 @@ def wanted_tensors(
     Raises:
         UserError: there are fewer tensors than layers, or the sizes are absurd.
     """
-    from detrlab.presets import build_network
+    from detrlab.presets import outline
 
     settings = config.to_dict()
     layers = settings.get("encoder_layers", 0) + settings.get("decoder_layers", 0)
     if layers > len(state):
         raise UserError(f"{where} describes {layers:,} layers but holds {len(state):,} tensors")
     try:
-        with torch.device("meta"):
-            return build_network(config).state_dict()
+        return outline(config).state_dict()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except RuntimeError as error:

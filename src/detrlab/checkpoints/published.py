@@ -235,13 +235,10 @@ def models() -> list[dict[str, Any]]:
 
 
 def _row(preset: str, entry: Published | None) -> dict[str, Any]:
-    import torch
-
-    from detrlab.presets import build_network
+    from detrlab.presets import outline
 
     config = entry.config if entry else model_config(preset, COCO_ROWS)
-    with torch.device("meta"):
-        parameters = list(build_network(config).parameters())
+    parameters = list(outline(config).parameters())
     here = (cached(entry) or in_hub_cache(entry)) if entry else None
     return {
         "preset": preset,

@@ -32,12 +32,16 @@ class Options:
     imgsz: tuple[int, ...] = ()
     """Height and width of the images in pixels, or one number for both; by default 640, and
     800 1066 with --op."""
-    batch: int = 1
-    """Images in a batch."""
+    batch: int | None = None
+    """Images in a batch; by default 1."""
     rounds: int = 7
     """How many times everything is timed, in turn, after one round that does not count."""
-    against: Literal["transformers"] | None = None
-    """Also measure the same architecture in transformers."""
+    against: Literal["transformers", "original", "onnxruntime"] | None = None
+    """Also measure the same architecture in transformers, in its authors' code, or as a file in
+    ONNX Runtime (inference with 1 and 8 images and 1 and 2 threads, where none are given)."""
+    originals: str | None = None
+    """With --against original: the folder with the authors' code; by default what DETRLAB_ORIGINALS
+    names."""
     train: bool = True
     """Also measure training steps."""
     memory: bool = True
@@ -62,7 +66,7 @@ def run(options: Options) -> int:
 
     size = _size(options)
     for name, number in (("batch", options.batch), ("rounds", options.rounds)):
-        if number < 1:
+        if number is not None and number < 1:
             raise UserError(f"--{name} {number}: at least 1")
     if options.output is not None and Path(options.output).exists():
         raise UserError(f"--output {options.output} exists already: choose another name")
@@ -92,10 +96,12 @@ def _measure_op(options: Options, size: tuple[int, int]) -> int:
         )
     device = pick_device(options.device)
     origin = cost.provenance()
-    rows = op.compare_backends(*size, device=device, rounds=options.rounds, batch=options.batch)
+    rows = op.compare_backends(
+        *size, device=device, rounds=options.rounds, batch=options.batch or 1
+    )
     report = {
         "picture": list(size),
-        "batch": options.batch,
+        "batch": options.batch or 1,
         "rounds": options.rounds,
         "device": str(device),
         **origin,
@@ -115,22 +121,77 @@ def _measure_detectors(options: Options, size: tuple[int, int]) -> int:
         )
     others = [name for name in options.model if name.lower().endswith((".onnx", ".xml"))]
     configs = [_config(name, options.set) for name in options.model if name not in others]
+    if options.against == "onnxruntime":
+        return _beside_onnxruntime(options, configs, size)
+    originals = None
+    if options.against == "original":
+        from detrlab.benchmark.original import folder_of_originals
+
+        originals = folder_of_originals(options.originals)
+        if options.set:
+            raise UserError(
+                "--set: the authors' code is measured as it was published: leave it out"
+            )
     reports: list[dict[str, Any]] = _measure_files(options, others) if others else []
     for config in configs:
         say(f"measuring {config.preset}: {options.rounds + 1} rounds")
-        report = benchmark(
-            config,
-            height=size[0],
-            width=size[1],
-            batch=options.batch,
-            rounds=options.rounds,
-            against=options.against,
-            train=options.train,
-            with_memory=options.memory,
-        )
+        try:
+            report = benchmark(
+                config,
+                height=size[0],
+                width=size[1],
+                batch=options.batch or 1,
+                rounds=options.rounds,
+                against=options.against,
+                originals=originals,
+                train=options.train,
+                with_memory=options.memory,
+            )
+        except RuntimeError as error:
+            if originals is None:
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the authors' {config.preset} fails with images of this size ({reason[:200]}): "
+                "choose the one that it was published for, with --imgsz"
+            ) from error
         reports.append(report)
         if not options.json:
             show("\n".join(lines(report)))
+    _show(options, reports, [])
+    return 0
+
+
+def _beside_onnxruntime(options: Options, configs: list[ModelConfig], size: tuple[int, int]) -> int:
+    """Inference of untrained detectors, in PyTorch and as ONNX files."""
+    from detrlab.api import Detector
+    from detrlab.benchmark.cost import provenance
+    from detrlab.cli.common import say, show
+    from detrlab.export.speed import RUNTIME, beside_onnxruntime
+    from detrlab.models.prepare import prepare
+    from detrlab.presets import build_network
+
+    reports = []
+    for config in configs:
+        say(f"measuring {config.preset}: {options.rounds + 1} rounds")
+        classes = [f"class {index}" for index in range(config.num_classes)]
+        origin = provenance()
+        rows = beside_onnxruntime(
+            Detector(prepare(build_network(config)), config, classes),
+            size,
+            batches=(options.batch,) if options.batch else (1, 8),
+            threads=(options.threads,) if options.threads else (1, 2),
+            rounds=options.rounds,
+        )
+        reports.append({"model": config.preset, "picture": list(size), **origin, "rows": rows})
+        for row in () if options.json else rows:
+            ratio = row["times_as_long"]
+            show(
+                f"{config.preset}, batch {row['batch']}, {row['threads']} threads: PyTorch "
+                f"{row['PyTorch']['p50_ms']:.1f} ms, {RUNTIME} {row[RUNTIME]['p50_ms']:.1f} ms: "
+                f"{ratio['wall']['median']:.2f} times as long "
+                f"({ratio['processor']['median']:.2f} by processor time)"
+            )
     _show(options, reports, [])
     return 0
 
@@ -144,7 +205,7 @@ def _measure_files(options: Options, names: list[str]) -> list[dict[str, Any]]:
     from detrlab.cli.common import say, show
     from detrlab.export import load
 
-    if options.batch != 1:
+    if options.batch not in (None, 1):
         raise UserError(f"--batch {options.batch}: exported files are timed with one image")
     opened = {name: load(name) for name in names}
     origin = provenance()

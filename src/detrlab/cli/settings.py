@@ -45,7 +45,7 @@ class RecipeOptions:
     workers: int | None = None
     """Data loader processes; 0 loads images in the training process."""
     precision: str | None = None
-    """float32, bfloat16 (bf16) or float16 (fp16)."""
+    """float32, bfloat16 (bf16), float16 (fp16), or auto: bfloat16 where that is faster."""
     set: tuple[str, ...] = ()
     """Any other settings: model.width=192 train.clip=0.5 data.augmentation=detr ..."""
 

@@ -38,10 +38,10 @@ class FocalCost:
 
     def __call__(self, logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:  # noqa: ARG002
         """(B, Q, K), (B, Q, 4), (B, N), (B, N, 4) -> (B, Q, N)."""
-        p = logits.sigmoid()
+        p = _columns(logits, labels).sigmoid()  # of the objects' classes only: there may be 1,200
         positive = self.alpha * (1 - p) ** self.gamma * -torch.log(p + 1e-8)
         negative = (1 - self.alpha) * p**self.gamma * -torch.log(1 - p + 1e-8)
-        return _columns(positive - negative, labels)
+        return positive - negative
 
 
 def l1_cost(logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:  # noqa: ARG001
@@ -77,7 +77,7 @@ class ScoreIouCost:
     def __call__(self, logits: Tensor, boxes: Tensor, labels: Tensor, objects: Tensor) -> Tensor:
         """(B, Q, K), (B, Q, 4), (B, N), (B, N, 4) -> (B, Q, N)."""
         all_boxes, all_objects = cxcywh_to_xyxy(boxes)[:, :, None], cxcywh_to_xyxy(objects)[:, None]
-        return -_columns(logits.sigmoid(), labels) * box_iou(all_boxes, all_objects) ** self.power
+        return -_columns(logits, labels).sigmoid() * box_iou(all_boxes, all_objects) ** self.power
 
 
 def _columns(scores: Tensor, labels: Tensor) -> Tensor:

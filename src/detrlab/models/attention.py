@@ -156,8 +156,10 @@ class DeformableAttention(nn.Module):
         for each in (self.attention_weights, self.value_proj, self.output_proj):
             if isinstance(each, nn.Linear):
                 nn.init.zeros_(each.bias)
-        directions = offset_directions(self.num_heads, self.counts)
-        self.sampling_offsets.bias.copy_(directions.flatten())
+        # Without memory there is nothing to fill, and PyTorch would import its whole compiler.
+        if not self.sampling_offsets.bias.is_meta:
+            directions = offset_directions(self.num_heads, self.counts)
+            self.sampling_offsets.bias.copy_(directions.flatten())
 
     def forward(self, query: Tensor, references: References, memory: Memory) -> Tensor:
         """(B, Q, D) -> (B, Q, D)."""

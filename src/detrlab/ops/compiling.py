@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from detrlab.ops.testing import in_own_thread
@@ -49,9 +52,26 @@ def compile_and_test(
 
 
 def compile_on_disk(compile_kernel: Callable[..., Any], *arguments: Any) -> Any:
-    """Compile a kernel with a cache on disk or, if that fails, without."""
+    """Compile a kernel with a cache on disk or, if that fails, without.
+
+    Of processes that start together one compiles, and the others find what it compiled.
+    """
     try:
-        return compile_kernel(*arguments, cache=True)
+        from filelock import FileLock
+        from numba.core.registry import cpu_target
+
+        cpu_target.target_context.refresh()  # the slow part of loading, which needs no lock
+        with FileLock(_lock_file(), timeout=_PATIENCE):
+            return compile_kernel(*arguments, cache=True)
     except Exception as error:  # a folder that cannot be written, a broken file
         _log.debug("compiled again without the cache on disk: %s", error)
         return compile_kernel(*arguments, cache=False)
+
+
+_PATIENCE = 120.0
+"""Seconds to wait for another process; compiling takes a few, and a process can be stopped."""
+
+
+def _lock_file() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir(), f"detrlab-kernels-{user}.lock")

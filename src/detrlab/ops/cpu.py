@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from detrlab.ops import reference, testing, threads
 from detrlab.ops.compiling import Compiled, compile_and_test, compile_on_disk
 from detrlab.structures import LevelShapes, References
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _WIDEST = 64
 """Channels that fit the registers; wider heads are computed in several pieces."""
@@ -91,7 +93,19 @@ def _head_by_head(values: Tensor, queries: int) -> Tensor:
 # --- the operators ------------------------------------------------------------------------
 
 
-@torch.library.custom_op("detrlab::deformable", mutates_args=(), device_types="cpu")
+def _operator(name: str) -> Callable[[Function], Function]:
+    """Register an operator, as ``custom_op``: that would import the whole compiler when called."""
+
+    def register(function: Function) -> Function:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(name, "cpu", function)
+        return function
+
+    return register
+
+
+@_operator("detrlab::deformable")
 def _deformable(
     values: Tensor,
     shapes: Sequence[int],
@@ -113,7 +127,7 @@ def _deformable(
     return output
 
 
-@_deformable.register_fake
+@torch.library.register_fake("detrlab::deformable")
 def _(
     values: Tensor,
     shapes: Sequence[int],  # noqa: ARG001
@@ -126,7 +140,7 @@ def _(
     return values.new_empty(values.shape[0], offsets.shape[1], values.shape[2] * values.shape[3])
 
 
-@torch.library.custom_op("detrlab::deformable_backward", mutates_args=(), device_types="cpu")
+@_operator("detrlab::deformable_backward")
 def _deformable_backward(
     output_grad: Tensor,
     values: Tensor,
@@ -142,7 +156,7 @@ def _deformable_backward(
     return _run_backward(_kernels_or_raise(work), work, output_grad.contiguous())
 
 
-@_deformable_backward.register_fake
+@torch.library.register_fake("detrlab::deformable_backward")
 def _(
     output_grad: Tensor,  # noqa: ARG001
     values: Tensor,

@@ -115,7 +115,6 @@ def _pick(values: Tensor, count: int) -> ModuleType:
     return _BACKENDS[_backend_for(values.device, values.dtype, values.shape[3], count)]
 
 
-@torch.compiler.assume_constant_result
 def _backend_for(device: torch.device, dtype: torch.dtype, width: int, count: int) -> str:
     """The chosen backend where it works for such tensors, else the reference."""
     name = _chosen.get()
@@ -135,6 +134,10 @@ def _backend_for(device: torch.device, dtype: torch.dtype, width: int, count: in
         return device.type
     _warn_once(device.type, found)
     return "reference"
+
+
+# What ``torch.compiler.assume_constant_result`` does, which imports the whole compiler.
+_backend_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, SerializeAsAny
+from torch.overrides import TorchFunctionMode
 
 from detrlab.config import ModelConfig
 from detrlab.errors import UserError, did_you_mean, excerpt
@@ -289,3 +290,25 @@ def build_network(
         backbone = config.build_backbone(pretrained=pretrained_backbone)
         torch.manual_seed(seed)  # the rest starts the same whatever the backbone drew
         return config.build(backbone)
+
+
+def outline(config: ModelConfig) -> Network:
+    """A detector without numbers: its parameters have names and shapes, but no memory.
+
+    Raises:
+        UserError: as ``build_network``.
+    """
+    with torch.device("meta"), _Undrawn():
+        return build_network(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers: PyTorch's way to draw none, too, imports its whole compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)

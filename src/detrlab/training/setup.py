@@ -16,7 +16,7 @@ from detrlab.download import in_lines
 from detrlab.errors import UserError
 from detrlab.models.prepare import prepare
 from detrlab.presets import build_network, model_config
-from detrlab.training import preflight, state
+from detrlab.training import precision, preflight, state
 from detrlab.training.distributed import Processes
 from detrlab.training.engine import Engine, StepReport
 from detrlab.training.folder import RunConfig, RunFolder, locked
@@ -145,7 +145,7 @@ def _resumed_settings(saved: RunConfig, asked: RunConfig, path: Path) -> RunConf
     for part, settings in asked.to_dict().items():
         for name, new in settings.items():
             key, old = f"{part}.{name}", values[part][name]
-            if key not in accepted and new != old:
+            if key not in accepted and new != old and (key, new) != ("train.precision", "auto"):
                 differences.append(f"{key} is {old!r} there and {new!r} here")
             if key in _MAY_CHANGE and new != "auto":  # "auto" keeps the size that was chosen
                 values[part][name] = new
@@ -181,6 +181,7 @@ def build(
     if resume and has_state:  # every weight is restored from the state
         network = build_network(config.model)
     else:
+        config = _settle_precision(config, processes, say)
         network, config = _initial_network(config, data, say)
     for line in freeze(network, config.train.freeze):
         say(line)
@@ -204,6 +205,15 @@ def _check_data(model: ModelConfig, data: DataSet) -> None:
             f"the model has {model.num_classes} classes, the data {len(data.train.classes)}: "
             f"{', '.join(data.train.classes)}"
         )
+
+
+def _settle_precision(config: RunConfig, processes: Processes, say: Say) -> RunConfig:
+    asked = config.train.precision
+    found = processes.from_main(lambda: precision.settled(asked, processes.device))
+    if found == asked:
+        return config
+    say(f"precision: {found}")
+    return config.model_copy(update={"train": config.train.change(precision=found)})
 
 
 def _initial_network(config: RunConfig, data: DataSet, say: Say) -> tuple[Network, RunConfig]:

@@ -284,11 +284,9 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _padding_of(conv: nn.Module) -> Pad | None:
     """What the kind of convolution does to its input first, or None for unknown kinds."""
-    from timm.layers import Conv2dSame
-
     if type(conv) is nn.Conv2d and conv.padding_mode == "zeros":
         return _unchanged
-    if type(conv) is Conv2dSame:
+    if type(conv).__name__ == "Conv2dSame" and isinstance(conv, nn.Conv2d):  # timm's
         kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
         return _Same(list(kernel), list(stride), list(dilation))
     return None

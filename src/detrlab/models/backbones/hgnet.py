@@ -1,4 +1,4 @@
-"""PP-HGNetV2, the backbone of D-FINE, DEIM and DEIMv2, built from timm's blocks.
+"""PP-HGNetV2, the backbone of D-FINE, DEIM and DEIMv2.
 
 Source: PaddleDetection and PaddleClas, ``PPHGNetV2``; DEIMv2, ``backbone/hgnetv2.py`` (the sizes
 Atto, Femto and Pico, which end after the third stage).
@@ -6,7 +6,7 @@ Atto, Femto and Pico, which end after the third stage).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,43 +14,73 @@ from torch import Tensor, nn
 
 from detrlab.errors import UserError, did_you_mean
 from detrlab.models.backbones.folding import FoldedConv2d, Kept, Kernel
+from detrlab.models.backbones.hgnet_blocks import HGStage, Stage, Stem, initialise
 from detrlab.models.backbones.timm import Trains
 
-_SMALL: list[list[Any]] = [
-    [16, 16, 64, 1, False, False, 3, 3],
-    [64, 32, 256, 1, True, False, 3, 3],
-]
-_SIZES: dict[str, list[list[Any]]] = {
-    "atto": [*_SMALL, [256, 64, 256, 1, True, True, 3, 3]],
-    "femto": [*_SMALL, [256, 64, 512, 1, True, True, 5, 3]],
-    "pico": [*_SMALL, [256, 64, 512, 2, True, True, 5, 3]],
+
+class _Layout(NamedTuple):
+    """A size: the stem's channels, and for each stage channels inside and out, and blocks."""
+
+    stem: tuple[int, int]
+    inside: tuple[int, ...]
+    out: tuple[int, ...]
+    blocks: tuple[int, ...]
+    layers: int
+    kernel: int = 5
+
+
+_LAYOUTS = {
+    "atto": _Layout((16, 16), (16, 32, 64), (64, 256, 256), (1, 1, 1), 3, kernel=3),
+    "femto": _Layout((16, 16), (16, 32, 64), (64, 256, 512), (1, 1, 1), 3),
+    "pico": _Layout((16, 16), (16, 32, 64), (64, 256, 512), (1, 1, 2), 3),
+    "b0": _Layout((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
+    "b1": _Layout((24, 32), (32, 48, 96, 192), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
+    "b2": _Layout((24, 32), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4),
+    "b3": _Layout((24, 32), (32, 64, 128, 256), (128, 512, 1024, 2048), (1, 1, 3, 1), 5),
+    "b4": _Layout((32, 48), (48, 96, 192, 384), (128, 512, 1024, 2048), (1, 1, 3, 1), 6),
+    "b5": _Layout((32, 64), (64, 128, 256, 512), (128, 512, 1024, 2048), (1, 2, 5, 2), 6),
 }
-SMALL = tuple(f"hgnetv2_{size}" for size in _SIZES)
+NAMES = tuple(f"hgnetv2_{size}" for size in _LAYOUTS)
+SMALL = NAMES[:3]
 """Backbones that timm does not have and that nobody trained on ImageNet."""
-NAMES = tuple(f"hgnetv2_{size}" for size in (*_SIZES, *(f"b{index}" for index in range(6))))
 
 
-def stages_of(name: str) -> list[list[Any]]:
-    """For each stage: channels in, inside and out, blocks, strided, light blocks, kernel, layers.
+def stages_of(name: str) -> list[Stage]:
+    """The sizes of each stage.
 
     Raises:
         UserError: unknown name.
     """
-    from timm.models.hgnet import model_cfgs
+    layout = _layout(name)
+    read = (layout.stem[1], *layout.out)
+    return [
+        Stage(
+            channels_in=read[index],
+            inside=layout.inside[index],
+            channels_out=layout.out[index],
+            blocks=layout.blocks[index],
+            strided=index > 0,
+            light=index > 1,
+            kernel=layout.kernel if index > 1 else 3,
+            layers=layout.layers,
+        )
+        for index in range(len(layout.out))
+    ]
 
+
+def stem_of(name: str) -> tuple[int, int]:
+    """The stem's channels, inside and out.
+
+    Raises:
+        UserError: unknown name.
+    """
+    return _layout(name).stem
+
+
+def _layout(name: str) -> _Layout:
     if name not in NAMES:
         raise UserError(f"unknown HGNetV2 {name!r}{did_you_mean(name, NAMES)}")
-    size = name.removeprefix("hgnetv2_")
-    layouts: dict[str, Any] = model_cfgs
-    return _SIZES.get(size) or [layouts[name][f"stage{number}"] for number in range(1, 5)]
-
-
-def stem_of(name: str) -> list[int]:
-    """The stem's channels, inside and out."""
-    from timm.models.hgnet import model_cfgs
-
-    layouts: dict[str, Any] = model_cfgs
-    return layouts.get(name, {"stem_chs": [16, 16]})["stem_chs"]
+    return _LAYOUTS[name.removeprefix("hgnetv2_")]
 
 
 def no_imagenet(name: str) -> str:
@@ -80,22 +110,12 @@ class HGNet(nn.Module):
 
     def __init__(self, name: str, maps: int, *, affine: bool = True) -> None:
         super().__init__()
-        from timm.models.hgnet import HighPerfGpuNet
-
         rows = stages_of(name)
-        # timm's network always has four stages; the smallest sizes end after three.
-        four = [*rows, rows[-1]][:4]
-        layout = {f"stage{number}": row for number, row in enumerate(four, 1)}
-        network = HighPerfGpuNet(
-            {"stem_type": "v2", "stem_chs": stem_of(name), **layout},
-            num_classes=0,
-            head_hidden_size=None,
-            use_lab=affine,
-        )
-        self.stem = network.stem
-        self.stages = nn.ModuleList(network.stages[: len(rows)])
+        self.stem = Stem(*stem_of(name), affine=affine)
+        self.stages = nn.ModuleList(HGStage(row, affine=affine) for row in rows)
+        initialise(self)
         self.maps = maps
-        self.channels = tuple(row[2] for row in rows)[-maps:]
+        self.channels = tuple(row.channels_out for row in rows)[-maps:]
         self.strides = tuple(4 * 2**index for index in range(len(rows)))[-maps:]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -182,14 +202,14 @@ def freeze(
 
 
 class BoundedConv(nn.Module):
-    """One of timm's blocks, whose inference is one convolution and one bound.
+    """A ``ConvBNAct`` whose inference is one convolution and one bound.
 
     A ReLU, then a scale s and a shift b: ``s max(y, 0) + b``. For s >= 0 it is
     ``max(s y + b, b)``, else the minimum of the same two, and ``s y + b`` is the convolution with
     other numbers.
 
     Args:
-        block: timm's ``ConvBNAct`` with a ReLU and a folded norm, whose parts are taken over.
+        block: with a ReLU and a folded norm, whose parts are taken over.
     """
 
     def __init__(self, block: Any) -> None:

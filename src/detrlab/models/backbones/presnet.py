@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from timm.models.resnet import BasicBlock, downsample_avg
 from torch import nn
 
 
@@ -17,6 +16,8 @@ def add_first_shortcut(body: nn.Module) -> None:
 
     Source: ``PResNet`` of lyuwenyu/RT-DETR.
     """
+    from timm.models.resnet import BasicBlock, downsample_avg
+
     stage = getattr(body, "layer1", None)
     block = stage[0] if isinstance(stage, nn.Sequential) else None
     if not isinstance(block, BasicBlock) or block.downsample is not None:
