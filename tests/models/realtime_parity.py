@@ -23,7 +23,7 @@ from torch import Tensor
 FOLDER = Path(__file__).with_name("parity_realtime")
 SEEDS = {
     "rt-detr-r18": 2,
-    "rt-detr-v2-r18": 1,
+    "rt-detr-v2-r18": 3,
     "d-fine-n": 1,
     "deim-n": 1,
     "deimv2-femto": 1,
