@@ -47,6 +47,7 @@ def main() -> None:
     parts.append(section("The study: AP after equal time", study_tables.equal_time(learnt)))
     parts.append(section("The study: each at its best", study_tables.at_best(learnt)))
     parts.append(section("The study: before the photographs", study_tables.starts(learnt)))
+    parts.append(section("The study: without the start", study_tables.without_start(learnt)))
     parts.append(section("The study: how the matching settles", study_tables.matching(learnt)))
     parts.append(section("Exported detectors", exported()))
     parts.append(section("Beside the authors' code", originals()))

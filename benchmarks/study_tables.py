@@ -108,6 +108,20 @@ def starts(folder: Path) -> list[list[str]]:
     return table
 
 
+def without_start(folder: Path) -> list[list[str]]:
+    """AP by steps on the photographs alone, and after the generated pictures."""
+    table = [["model", "steps", "without the start", "with it"]]
+    for file in sorted((folder / "without-start").glob("*.csv")):
+        (after,) = (run for run in trained(folder) if run.name == file.stem)
+        started = {row["step"]: row["ap"] for row in after.rows}
+        with file.open() as opened:
+            rows = [_numbers(row) for row in csv.DictReader(opened)]
+        for row in rows:
+            pair = points(row["ap"]), points(started[row["step"]])
+            table.append([file.stem, f"{row['step']:,.0f}", *pair])
+    return table
+
+
 def matching(folder: Path) -> list[list[str]]:
     """AP of each decoder layer, and objects matched to another query than an epoch before."""
     table = [["model", "minutes", "AP of layers 1, 2, 3", "objects that changed their query"]]

@@ -165,8 +165,7 @@ class DataConfig(Record):
     """Images of classes in a smaller share of the images than this come several times in an
     epoch; 0 has each image once. Source: arXiv 1908.03195, section 4.2."""
     passes: int = Field(1, ge=1)
-    """So many passes over the images make an epoch: with few images, evaluating and saving after
-    each pass takes longer than the pass."""
+    """Passes over the images in an epoch: evaluating after each takes long with few images."""
     scaled_decoding: bool = False
     """In training, JPEG files are decoded at a half, a quarter or an eighth of their size, where
     no side gets below the largest side of a training image: quicker, and not exactly the pixels
@@ -330,7 +329,6 @@ class TrainConfig(Record):
     final_factor: float = Field(0.5, ge=0, le=1)
     """``flat_cosine``: of the rate, reached before the last ``plain_epochs``."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps of warm-up."""
     warmup: Literal["linear", "quadratic"] = "linear"
     plain_epochs: int = Field(0, ge=0)
     """The last so many epochs only flip and resize images, to one size."""
@@ -361,9 +359,8 @@ class TrainConfig(Record):
     ] = "float32"
     seed: int = Field(42, ge=0)
     weights: str = "imagenet"
-    """Initial weights: ``imagenet`` (backbone), ``coco-backbone`` (the packaged detector's, for
-    ``model.backbone`` hgnetv2_femto), ``none``, ``coco``, ``figures`` (the small packaged
-    weights of the demo), or a file."""
+    """Initial weights: ``imagenet`` (backbone), ``coco-backbone`` (the packaged detector's, of
+    hgnetv2_femto), ``none``, ``coco``, ``figures`` (the demo's small weights), or a file."""
     class_rows: Literal["auto", "keep", "seed", "new"] = "auto"
     """Rows taken from the checkpoint's class heads: all if the classes are the same; all, by
     index; those of classes with the same name; none."""
