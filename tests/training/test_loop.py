@@ -254,7 +254,7 @@ def test_the_checkpoint_suggests_a_threshold(tmp_path, tiny_config, tiny_data):
 def test_precisions_have_short_names_too(tiny_config):
     names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "float16": "float16"}
     assert {name: tiny_config(precision=name).train.precision for name in names} == names
-    with pytest.raises(UserError, match=r"precision: .*'bfloat16' or 'float16'"):
+    with pytest.raises(UserError, match=r"precision: .*'bfloat16', 'float16' or 'auto'"):
         tiny_config().train.change(precision="half")
 
 
