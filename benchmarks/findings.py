@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import study_tables
+from curves_and_points import curve, points
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 STUDY = RESULTS / "facemask-laptop"
@@ -73,10 +74,6 @@ def section(title: str, rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
-def points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
 def numbers(row: dict[str, Any]) -> list[str]:
     """The columns of ``NUMBERS``."""
     return [points(row[key]) for key in NUMBERS]
@@ -99,14 +96,6 @@ def steps() -> list[list[str]]:
         }
         table.append([f"{first} → {second}", *(interval(row[size]) for size in SIZES)])
     return table
-
-
-def curve(file: Path) -> dict[int, dict[str, float]]:
-    with file.open() as rows:
-        return {
-            int(row["epoch"]): {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(rows)
-        }
 
 
 def ladder() -> Iterable[tuple[str, dict[int, dict[str, float]]]]:

@@ -14,6 +14,7 @@ import argparse
 import csv
 import time
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -174,11 +175,8 @@ def main() -> None:
             total += loss.item()
             step += 1
         seconds += time.process_time() - clock
-        if average is None:
+        with nullcontext() if average is None else average.applied_to(network):
             evaluator = judge(network, judged, Evaluator(data.val))
-        else:
-            with average.applied_to(network):
-                evaluator = judge(network, judged, Evaluator(data.val))
         metrics = evaluator.metrics().to_dict()
         row = {
             "epoch": epoch + 1,

@@ -5,11 +5,12 @@ step, which ``epoch_cost.py`` measured with all detectors taking turns. So they 
 what else the machine did while a detector was trained.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from curves_and_points import curve, points
 
 MOMENTS = (5, 10, 20, 30, 60, 120)
 """Minutes of the table of equal time."""
@@ -37,19 +38,12 @@ def trained(folder: Path) -> Iterator[Trained]:
                 file = folder / f"{name}.csv"
             else:
                 (file,) = folder.glob(f"runs/{name}-seed{seed}-*/metrics.csv")
-            with file.open() as opened:
-                rows = [
-                    {k: float(v) for k, v in row.items() if v} for row in csv.DictReader(opened)
-                ]
+            rows = list(curve(file).values())
             if name in costs:
                 second = costs[name]["seconds_a_step"]
             else:  # an outside detector: its own processor time
                 second = rows[-1]["seconds"] / rows[-1]["step"]
             yield Trained(name, seed, [row["step"] * second / 60 for row in rows], rows)
-
-
-def _numbers(row: dict[str, str]) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if value}
 
 
 def equal_time(folder: Path) -> list[list[str]]:
@@ -114,9 +108,7 @@ def without_start(folder: Path) -> list[list[str]]:
     for file in sorted((folder / "without-start").glob("*.csv")):
         (after,) = (run for run in trained(folder) if run.name == file.stem)
         started = {row["step"]: row["ap"] for row in after.rows}
-        with file.open() as opened:
-            rows = [_numbers(row) for row in csv.DictReader(opened)]
-        for row in rows:
+        for row in curve(file).values():
             pair = points(row["ap"]), points(started[row["step"]])
             table.append([file.stem, f"{row['step']:,.0f}", *pair])
     return table
@@ -145,10 +137,6 @@ def last_quarter(run: Trained) -> str:
     gain = end["ap"] - max((row["ap"] for row in before), default=0.0)
     words = ", still rising" if gain > RISING else ""
     return f"{100 * gain:+.1f}{words}"
-
-
-def points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
 
 
 def interval(found: dict[str, Any]) -> str:
