@@ -72,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             told = str(explain(error, error.filename or "a file"))
         elif lacks_memory(error):
-            told = "memory ran out: end other programs, or use smaller images, fewer at once"
+            told = (
+                "memory ran out: end other programs, raise what `ulimit -v` or `-d` allows, or "
+                "use smaller images, fewer at once"
+            )
         else:
             raise
         print(f"detrlab {verb}: {told}", file=sys.stderr)

@@ -23,6 +23,7 @@ from detrlab.export.certificate import AP_LOSS, TOLERANCE, Certificate, Precisio
 from detrlab.export.detector import ExportedDetector, load
 from detrlab.export.sessions import KEY, Port
 from detrlab.models.prepare import plain
+from detrlab.ops.allocation import require
 
 if TYPE_CHECKING:
     from detrlab.api import Detector
@@ -36,6 +37,10 @@ COMPARED = 16
 CALIBRATED = 128
 """Images that decide the ranges of 8 bits."""
 ROUNDS = 15
+TRACING = 512 << 20
+"""Bytes of address space that it takes beside the weights; 290 MiB of them data of the smallest."""
+COPIES = 6
+"""Of the weights: traced, written, loaded, and in double precision."""
 _LAST_BIT = torch.finfo(torch.float32).eps
 
 Say = Callable[[str], None]
@@ -82,6 +87,7 @@ def export(
     """
     if data is not None:
         common_classes(detector.classes, data.val.classes, {})  # at once, not after minutes
+    require(TRACING + COPIES * sum(each.nbytes for each in detector.network.parameters()))
     with tempfile.TemporaryDirectory(dir=folder, prefix=files.UNFINISHED) as temporary:
         made = Path(temporary) / f"{name}{SUFFIX[form]}"
         say(f"tracing {source}")

@@ -1,9 +1,10 @@
-"""Freed memory is kept, because the next pass needs the same tensors again."""
+"""Memory of the process: freed memory is kept, and what a step will need is asked for first."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import os
 import sys
 from contextlib import suppress
@@ -31,3 +32,16 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
         mallopt(_TRIM_THRESHOLD, KEPT)
+
+
+def require(size: int) -> None:
+    """Ask the system for so many bytes and give them back.
+
+    For long steps of many small allocations: Python before 3.14 may wait for ever, or lose the
+    error, when memory ends in one of them (CPython's issue 132508). So they are refused before.
+
+    Raises:
+        OSError: it does not give them, because of a limit or its own policy.
+    """
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    mmap.mmap(-1, size, **private).close()
