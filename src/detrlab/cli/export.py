@@ -63,7 +63,7 @@ def run(options: Options) -> int:
     detector = open_detector(options.model, "cpu", options.imgsz)
     data = None if options.data is None else open_data(options.data)
     pictures = _pictures(options, data)
-    stem = Path(options.model.rstrip("/")).stem if "/" in options.model else options.model
+    stem = Path(options.model.rstrip("/")).stem
     name = "-".join(
         [stem.replace(":", "-"), *[options.precision] * (options.precision != "float32")]
     )
