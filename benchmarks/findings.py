@@ -44,12 +44,14 @@ def main() -> None:
     parts.append(section("An hour on two cores: evaluated at several sizes", hour_sizes()))
     parts.append(section("The packaged detector, fine-tuned", photos()))
     parts.append(section("Two detectors from one start", same_start()))
-    learnt = RESULTS / "study-bccd"
-    parts.append(section("The study: AP after equal time", study_tables.equal_time(learnt)))
-    parts.append(section("The study: each at its best", study_tables.at_best(learnt)))
-    parts.append(section("The study: before the photographs", study_tables.starts(learnt)))
-    parts.append(section("The study: without the start", study_tables.without_start(learnt)))
-    parts.append(section("The study: how the matching settles", study_tables.matching(learnt)))
+    for what, folder in STUDIES.items():
+        named = f"The study, {what}"
+        parts.append(section(f"{named}: AP after equal time", study_tables.equal_time(folder)))
+        parts.append(section(f"{named}: each at its best", study_tables.at_best(folder)))
+        parts.append(section(f"{named}: how the matching settles", study_tables.matching(folder)))
+    cells = STUDIES["blood cells"]
+    parts.append(section("The study: before the photographs", study_tables.starts(cells)))
+    parts.append(section("The study: without the start", study_tables.without_start(cells)))
     parts.append(section("Exported detectors", exported()))
     parts.append(section("Beside the authors' code", originals()))
     parts.append(section("Steps of four images and of two", batch_sizes()))

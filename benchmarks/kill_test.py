@@ -36,6 +36,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("DETRLAB_BFLOAT16", "insist")  # slow on some processors, and small here
 os.environ.pop("HF_HUB_OFFLINE", None)  # pushes go to a stand-in on this machine
 os.environ.pop("DETRLAB_OFFLINE", None)
 os.environ.pop("TRANSFORMERS_OFFLINE", None)
