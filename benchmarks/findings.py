@@ -15,6 +15,7 @@ import study_tables
 from curves_and_points import curve, points
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
+STUDIES = {"blood cells": RESULTS / "study-bccd"}
 STUDY = RESULTS / "facemask-laptop"
 SIZES = {"ap": "AP", "ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
 NUMBERS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", **SIZES}
