@@ -16,6 +16,7 @@ from detrlab.errors import UserError
 from detrlab.images import Finder, as_picture, as_pixels
 from detrlab.models.network import Network
 from detrlab.models.prepare import prepare
+from detrlab.ops.allocation import keep_freed_memory
 from detrlab.predicting.ahead import ahead
 from detrlab.predicting.tiles import Tiled
 from detrlab.presets import build_network, model_config
@@ -61,6 +62,7 @@ class Detector(Finder):
                 f"{len(classes)} class names for a detector of {config.num_classes} classes: "
                 "give one name for each"
             )
+        keep_freed_memory()
         self.network = network
         self.config = config
         self.scoring = config.scoring

@@ -14,6 +14,7 @@ from detrlab.benchmark import memory, subjects, timing
 from detrlab.benchmark.cost import count_parameters, gflops, multiply_adds, provenance
 from detrlab.benchmark.original import commit, original
 from detrlab.config import ModelConfig
+from detrlab.ops.allocation import keep_freed_memory
 
 SIDE = 2048
 """Of the square matrices whose product gives the speed of this machine."""
@@ -57,6 +58,8 @@ def benchmark(
         makers["original"] = functools.partial(original, originals)
     elif against is not None:
         makers[against] = subjects.theirs
+    if not train:
+        keep_freed_memory()  # as detectors that predict do
     measured = [make(config, size, batch) for make in makers.values()]
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     calls: dict[Any, Any] = {"product": lambda: a @ b}

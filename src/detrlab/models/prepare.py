@@ -22,19 +22,16 @@ from detrlab.models.backbones.folding import (
 from detrlab.models.backbones.hgnet import BoundedConv, HGNet, shorten
 from detrlab.models.encoders.blocks import MergedRepBlock, fold_blocks
 from detrlab.models.network import Network
-from detrlab.ops.allocation import keep_freed_memory
 
 
 def prepare(network: Network) -> Network:
     """Fold norms, merge RepVGG blocks, and run convolutions channels last on a CPU; in place.
 
-    A norm that trains is folded in evaluation mode only. The process keeps freed memory from now
-    on, see ``keep_freed_memory``.
+    A norm that trains is folded in evaluation mode only.
 
     Returns:
         The network that was given.
     """
-    keep_freed_memory()
     backbone = network.backbone
     fold_norms(backbone)
     if isinstance(backbone, HGNet):

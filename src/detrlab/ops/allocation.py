@@ -22,9 +22,9 @@ _CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the system after each tensor.
 
-    The system clears every page that it hands out: a quarter of an inference of the packaged
-    detector, and 5 to 7 percent of a training step, went into that. What the environment says
-    about memory wins; other systems are left as they are.
+    For inference: the system clears every page that it hands out, and a quarter of the packaged
+    detector's time went into that. A training step would gain 5 to 7 percent, and take a fifth more
+    memory. What the environment says about memory wins; other systems are left as they are.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _CHOICES):
         return
