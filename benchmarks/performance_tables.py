@@ -17,6 +17,9 @@ COMMANDS = {
     "step": "detrlab benchmark --model deformable-detr detr detr-dc5 deformable-detr-two-stage "
     "deformable-detr-refine --rounds 5 --against transformers "
     "--output docs/results/performance-step.json",
+    "step-avx2": "detrlab benchmark --model deformable-detr detr detr-dc5 "
+    "deformable-detr-two-stage deformable-detr-refine --rounds 5 --threads 2 "
+    "--against transformers --output docs/results/performance-step-avx2.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
     "products": "python benchmarks/products.py --rounds 3 "
@@ -84,7 +87,7 @@ def op_tables(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def step_tables(reports: list[dict[str, Any]]) -> list[str]:
+def step_tables(reports: list[dict[str, Any]], on: str = "") -> list[str]:
     """Inference and training step beside transformers."""
     by_model = {report["model"]: report for report in reports}
     chosen = [by_model[name] for name in ORDER if name in by_model]
@@ -112,7 +115,7 @@ def step_tables(reports: list[dict[str, Any]]) -> list[str]:
             )
         head = ["model", "detrlab, ms", "transformers, ms", "times faster", "quartiles"]
         head += ["by processor time", "memory, MB", "of transformers'"]
-        lines += [title, "", *table(head, rows), ""]
+        lines += [f"{title}{on}", "", *table(head, rows), ""]
     rows = []
     for report in chosen:
         cells = [report["model"], f"{report['matrix_peak_gflops']:.0f}"]
@@ -125,7 +128,7 @@ def step_tables(reports: list[dict[str, Any]]) -> list[str]:
         rows.append(cells)
     head = ["model", "peak, G/s", "step, G", "at the peak, ms", "detrlab", "transformers"]
     head += ["inference, G", "at the peak, ms", "detrlab", "transformers"]
-    return [*lines, "Share of the matrix peak", "", *table(head, rows), ""]
+    return [*lines, f"Share of the matrix peak{on}", "", *table(head, rows), ""]
 
 
 def profile_table(report: dict[str, Any]) -> list[str]:
@@ -264,7 +267,7 @@ def where(report: dict[str, Any]) -> str:
 
 def page() -> str:
     """The whole page."""
-    op, steps, profile, products, deployed, matching, scaling = map(read, COMMANDS)
+    op, steps, avx2, profile, products, deployed, matching, scaling = map(read, COMMANDS)
     lines = ["# What it costs, measured", ""]
     lines += [
         "Written by `python benchmarks/performance_tables.py` from the JSON files beside it.",
@@ -273,6 +276,7 @@ def page() -> str:
     for name, report, tables in (
         ("op", op, op_tables(op)),
         ("step", steps[0], step_tables(steps)),
+        ("step-avx2", avx2[0], step_tables(avx2, ", AVX2")),
         ("profile", profile, profile_table(profile)),
         ("products", products, products_table(products)),
         ("onnxruntime", deployed[0], onnxruntime_table(deployed)),
