@@ -10,6 +10,7 @@ import pytest
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 RUNS = sorted(path.parent for path in RESULTS.rglob("predictions.json.xz"))
+OTHERS = sorted(RESULTS.glob("*/predictions/*.json.xz"))
 # These four were made again from weights in half precision, after their metrics
 # (docs/results/README.md): no number moves by more than 0.6 points.
 FROM_HALF_PRECISION = (
@@ -41,14 +42,14 @@ def each_run():
         yield pytest.param(run, marks=marks, id=f"{study}/{run.name}")
 
 
-@pytest.mark.parametrize("run", [*each_run()])
-def test_predictions_give_the_numbers(run):
+def judged(study, file):
+    """What pycocotools finds for one file of predictions."""
     coco = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
 
-    predictions = read(run / "predictions.json.xz")
+    predictions = read(file)
     truth = coco.COCO()
-    truth.dataset = read(run.parents[1] / "ground_truth.json.xz")
+    truth.dataset = read(study / "ground_truth.json.xz")
     truth.dataset.setdefault("info", {})
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
@@ -56,7 +57,21 @@ def test_predictions_give_the_numbers(run):
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
+    return dict(zip(NAMES, judge.stats, strict=False))
+
+
+@pytest.mark.parametrize("run", [*each_run()])
+def test_predictions_give_the_numbers(run):
     committed = json.loads((run / "metrics.json").read_text())["metrics"]
     tolerance = 6e-3 if run.relative_to(RESULTS).as_posix() in FROM_HALF_PRECISION else 1e-6
-    for name, found in zip(NAMES, judge.stats, strict=False):
+    for name, found in judged(run.parents[1], run / "predictions.json.xz").items():
         assert found == pytest.approx(committed[name], abs=tolerance), name
+
+
+@pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.name)
+def test_predictions_of_other_detectors_give_the_numbers(file):
+    study = file.parents[1]
+    models = json.loads((study / "comparison-result.json").read_text())["models"]
+    (row,) = (each for each in models if each["model"] == file.name.removesuffix(".json.xz"))
+    for name, found in judged(study, file).items():
+        assert found == pytest.approx(row[name], abs=1e-6), name
