@@ -14,7 +14,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,18 +98,41 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     tiny = recipe("tiny")
     config = model_config(preset, len(STYLE.classes), **tiny.model)
     settings = TRAIN.change(**TRAIN_EACH.get(preset, {}))
-    epochs, steps = settings.epochs, len(train) // settings.batch
-    data = tiny.data
-    maps = {table.name: features(config, data, table, folder.parent) for table in (train, val)}
+    maps = {table.name: features(config, tiny.data, table, folder.parent) for table in (train, val)}
     network = build_network(config, pretrained_backbone=True, seed=0)
     if preset in STARTS:
-        own, earlier = network.state_dict(), native.load(figures(STARTS[preset])).state
-        fitting = {
-            name for name in own if name in earlier and earlier[name].shape == own[name].shape
-        }
-        network.load_state_dict({name: earlier[name] for name in fitting}, strict=False)
-    backbone, network.backbone = network.backbone, Features(maps["train"])
+        take_fitting(network, native.load(figures(STARTS[preset])).state)
     run = RunConfig(model=config, train=settings, data=tiny.data)
+    progress, metrics = train_on(maps, network, run, folder, train, val)
+    write(preset, network, config, settings, progress, metrics)
+
+
+def take_fitting(network: Network, earlier: Mapping[str, Tensor]) -> None:
+    """Load what has the same name and shape; the backbone keeps its own."""
+    own = network.state_dict()
+    fitting = {
+        name: each
+        for name, each in earlier.items()
+        if name in own and own[name].shape == each.shape and not name.startswith("backbone.")
+    }
+    network.load_state_dict(fitting, strict=False)
+
+
+def train_on(
+    maps: dict[str, list[np.ndarray]],
+    network: Network,
+    run: RunConfig,
+    folder: Path,
+    train: Table,
+    val: Table,
+) -> tuple[state.Progress, dict[str, object]]:
+    """Train all but the backbone, from the last state in the folder on.
+
+    Returns:
+        Steps and processor seconds, and the metrics on the validation images.
+    """
+    epochs, steps = run.train.epochs, len(train) // run.train.batch
+    backbone, network.backbone = network.backbone, Features(maps["train"])
     engine = build_engine(network.train(), run, steps, join("cpu"))
     progress = state.Progress()
     if saved := state.load_latest(folder):
@@ -119,7 +142,7 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
     sums: dict[str, float] = {}
     while progress.step < epochs * steps:
         epoch, start = divmod(progress.step, steps)
-        for batch in training_batches(train, settings.batch, epoch, start):
+        for batch in training_batches(train, run.train.batch, epoch, start):
             before = processor_seconds()
             report = engine.step(batch, progress.step)
             progress.step += 1
@@ -129,19 +152,20 @@ def train_preset(preset: str, folder: Path, train: Table, val: Table) -> None:
             if time.monotonic() - saved_at > SECONDS_BETWEEN_STATES:
                 state.save(folder, engine, progress, {})
                 saved_at = time.monotonic()
-        metrics = judge(network, config, maps, val) if epoch % 4 == 3 else {}
+        metrics = judge(network, run.model, maps, val) if epoch % 4 == 3 else {}
         shown = " ".join(
             f"{name} {value:.3f}"
             for name, value in {**sums, **metrics}.items()
             if isinstance(value, float)
         )
-        print(f"{preset} {epoch + 1}/{epochs} {progress.seconds:.0f} s {shown}", flush=True)
+        print(
+            f"{run.model.preset} {epoch + 1}/{epochs} {progress.seconds:.0f} s {shown}", flush=True
+        )
         sums.clear()
-        (folder / "seconds.txt").write_text(f"{progress.seconds}")
     state.save(folder, engine, progress, {})
-    metrics = judge(network, config, maps, val)
+    metrics = judge(network, run.model, maps, val)
     network.backbone = backbone
-    write(preset, network, config, settings, progress, metrics)
+    return progress, metrics
 
 
 def features(

@@ -6,6 +6,7 @@ Hundreds of epochs on two hundred photographs are not enough for DETR to learn w
 (docs/study.md). So every detector of the study first learns that from generated pictures with up
 to nineteen figures each, of other classes than the photographs. The backbone is the recipe's and
 does not train, so its feature maps are computed once. Writes PRESET.safetensors and results.json.
+Interrupted, it continues from the last saved state.
 """
 
 import argparse
@@ -13,16 +14,14 @@ import json
 from pathlib import Path
 
 import torch
-from demo_weights import Features, features, judge, processor_seconds, training_batches
+from demo_weights import features, take_fitting, train_on
 
 from detrlab.checkpoints import native
 from detrlab.checkpoints.weights import first_network
 from detrlab.config import Recipe, TrainConfig
 from detrlab.data import shapes
 from detrlab.presets import model_config
-from detrlab.training.distributed import join
 from detrlab.training.folder import RunConfig
-from detrlab.training.loop import build_engine
 
 STYLE = shapes.FIGURES._replace(
     name="crowd",
@@ -77,31 +76,11 @@ def train_preset(preset, recipe, tables, folder: Path) -> None:
     }
     network = first_network(config, "coco-backbone", STYLE.classes, seed=0).network
     if preset in STARTS:
-        own = network.state_dict()
-        earlier = native.load(folder / f"{STARTS[preset]}.safetensors").state
-        network.load_state_dict(
-            {
-                name: each
-                for name, each in earlier.items()
-                if not name.startswith("backbone.") and own[name].shape == each.shape
-            },
-            strict=False,
-        )
-    backbone, network.backbone = network.backbone, Features(maps["train"])
-    steps = len(train) // settings.batch
+        take_fitting(network, native.load(folder / f"{STARTS[preset]}.safetensors").state)
     run = RunConfig(model=config, train=settings, data=recipe.data)
-    engine = build_engine(network.train(), run, steps, join("cpu"))
-    step, start = 0, processor_seconds()
-    for epoch in range(settings.epochs):
-        total = 0.0
-        for batch in training_batches(train, settings.batch, epoch, 0):
-            total += engine.step(batch, step).measures["loss"] / steps
-            step += 1
-        spent = (processor_seconds() - start) / 60
-        ap = judge(network, config, maps, val)["ap"] if epoch % 5 == 4 else float("nan")
-        print(f"{preset} {epoch + 1}: loss {total:.2f} AP {ap:.3f} {spent:.1f} min", flush=True)
-    metrics = judge(network, config, maps, val)
-    network.backbone = backbone
+    states = folder / preset
+    states.mkdir(exist_ok=True)
+    progress, metrics = train_on(maps, network, run, states, train, val)
     provenance = {
         "started from": STARTS.get(preset, "nothing but the backbone"),
         "trained on": f"{STYLE.name}: {STYLE.train:,} generated pictures of other classes",
@@ -118,8 +97,8 @@ def train_preset(preset, recipe, tables, folder: Path) -> None:
     )
     file = folder / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    minutes = (processor_seconds() - start) / 60
-    results[preset] = {**provenance, "steps": step, "minutes": minutes, "val": metrics}
+    minutes = progress.seconds / 60
+    results[preset] = {**provenance, "steps": progress.step, "minutes": minutes, "val": metrics}
     file.write_text(json.dumps(results, indent=1) + "\n")
 
 
