@@ -73,7 +73,7 @@ def build(recipe: Recipe, classes: list[str]) -> nn.Module:
     strides = [*body.strides[-LEVELS:], 2 * body.strides[-1], 4 * body.strides[-1]]
     anchors = AnchorGenerator(tuple((each,) for each in strides), ((1.0,),) * len(strides))
     torch.manual_seed(recipe.train.seed)
-    return FCOS(
+    network = FCOS(
         Pyramid(body),
         num_classes=len(classes) + 1,  # torchvision counts a background
         anchor_generator=anchors,
@@ -81,8 +81,9 @@ def build(recipe: Recipe, classes: list[str]) -> nn.Module:
         image_std=[1.0] * 3,
         score_thresh=SCORE,
         detections_per_img=100,
-        _skip_resize=True,
     )
+    network.transform.resize = lambda image, target: (image, target)  # ours has resized them
+    return network
 
 
 def model_of(recipe: Recipe, classes: int):
