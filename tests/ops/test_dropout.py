@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from detrlab.ops.dropout import dropout
+from detrlab.ops.dropout import dropout, relu_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -74,3 +74,25 @@ def test_half_precision_and_compiling():
         output = function(torch.ones(1000, dtype=torch.bfloat16))
         assert output.dtype == torch.bfloat16
         assert abs((output != 0).double().mean() - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_relu_and_dropout_in_one_equal_both_and_keep_less(dtype):
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 70, 3, dtype=dtype, generator=draw)
+    weight = torch.randn(40, 70, 3, dtype=dtype, generator=draw)
+
+    def run(function):
+        torch.manual_seed(1)
+        inputs, kept = values.clone().requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor
+        ):
+            found = function(inputs, 0.3)
+        return found, torch.autograd.grad((found * weight).sum(), inputs)[0], sum(kept)
+
+    one = run(relu_dropout)
+    both = run(lambda inputs, p: dropout(torch.relu(inputs), p))
+    assert torch.equal(one[0], both[0])
+    assert torch.equal(one[1], both[1])
+    assert one[2] < both[2]

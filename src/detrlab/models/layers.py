@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from detrlab.ops.dropout import dropout
+from detrlab.ops.dropout import dropout, relu_dropout
 from detrlab.structures import Memory, Queries, References
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -57,7 +57,10 @@ class ActivationDropout(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) -> (...)."""
-        return dropout(self.activation(tokens), self.p if self.training else 0.0)
+        p = self.p if self.training else 0.0
+        if self.activation is torch.relu:
+            return relu_dropout(tokens, p)
+        return dropout(self.activation(tokens), p)
 
 
 class AddDropout(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +29,52 @@ def dropout(values: Tensor, p: float) -> Tensor:
         return values
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(values, p)
-    images = 1 if current_share() is None else len(values)
-    count = values.numel() // images
+    keep, factor = drawn(values.shape, p)
+    return (values * keep).mul_(factor)
+
+
+def relu_dropout(values: Tensor, p: float) -> Tensor:
+    """``dropout(relu(values), p)``, which keeps one tensor for the backward pass instead of three.
+
+    Args:
+        values: of any shape; in a training step (B, ...).
+        p: 0 <= p < 1.
+    """
+    if p == 0 or values.device.type != "cpu" or torch.compiler.is_compiling():
+        return dropout(torch.relu(values), p)
+    return _ReluDropout.apply(values, *drawn(values.shape, p))
+
+
+class _ReluDropout(torch.autograd.Function):
+    """What is above zero afterwards was above zero before, and kept: so only that is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, keep: Tensor, factor: float) -> Tensor:
+        """``keep`` is bool of the same shape, ``factor`` what kept elements are multiplied by."""
+        found = values.relu().mul_(keep).mul_(factor)
+        ctx.save_for_backward(found)
+        ctx.factor = factor
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The gradient of the values."""
+        (found,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, found, 0).mul_(ctx.factor), None, None
+
+
+def drawn(shape: torch.Size, p: float) -> tuple[Tensor, float]:
+    """Which elements of a tensor on the CPU are kept, (...) bool, and what they are multiplied by.
+
+    Args:
+        shape: of the tensor; in a training step (B, ...).
+        p: 0 < p < 1.
+    """
+    images = 1 if current_share() is None else shape[0]
+    count = shape.numel() // images
     numbers = torch.empty(images, (count + 3) // 4, dtype=torch.int64)
     for row, generator in zip(numbers, image_generators(images), strict=True):
         row.random_(-(2**63), None, generator=generator)
     dropped = round(p * _LEVELS)
-    keep = numbers.view(torch.int16)[:, :count].reshape(values.shape) >= dropped - _LEVELS // 2
-    return (values * keep).mul_(_LEVELS / (_LEVELS - dropped))
+    keep = numbers.view(torch.int16)[:, :count].reshape(shape) >= dropped - _LEVELS // 2
+    return keep, _LEVELS / (_LEVELS - dropped)
