@@ -1,7 +1,7 @@
 """Train a detector that nobody here wrote, torchvision's FCOS, as a comparison trains ours.
 
-    python benchmarks/outside_detector.py --data bccd --epochs 6 --output runs/fcos \\
-        --recipe docs/results/study-bccd/recipe.yaml
+    python benchmarks/outside_detector.py --data bccd --output runs/fcos \\
+        --recipe docs/results/study-bccd/fcos.yaml
     detrlab compare ... --predictions fcos=runs/fcos/predictions.json
 
 The same images in the same order with the same augmentation, the same first backbone, optimiser,

@@ -103,12 +103,13 @@ def starts(folder: Path) -> list[list[str]]:
 
 
 def without_start(folder: Path) -> list[list[str]]:
-    """AP by steps on the photographs alone, and after the generated pictures."""
+    """First and last AP on the photographs alone, and after the generated pictures."""
     table = [["model", "steps", "without the start", "with it"]]
     for file in sorted((folder / "without-start").glob("*.csv")):
         (after,) = (run for run in trained(folder) if run.name == file.stem)
         started = {row["step"]: row["ap"] for row in after.rows}
-        for row in curve(file).values():
+        first, *_, last = curve(file).values()
+        for row in (first, last):
             pair = points(row["ap"]), points(started[row["step"]])
             table.append([file.stem, f"{row['step']:,.0f}", *pair])
     return table
