@@ -17,9 +17,9 @@ COMMANDS = {
     "step": "detrlab benchmark --model deformable-detr detr detr-dc5 deformable-detr-two-stage "
     "deformable-detr-refine --rounds 5 --against transformers "
     "--output docs/results/performance-step.json",
-    "step-avx2": "detrlab benchmark --model deformable-detr detr detr-dc5 "
-    "deformable-detr-two-stage deformable-detr-refine --rounds 5 --threads 2 "
-    "--against transformers --output docs/results/performance-step-avx2.json",
+    "step-avx2": "detrlab benchmark --model detr-dc5 deformable-detr deformable-detr-two-stage "
+    "detr deformable-detr-refine --rounds 3 --threads 2 --against transformers "
+    "--output docs/results/performance-step-avx2.json",
     "profile": "python benchmarks/step_profile.py --steps 2 "
     "--output docs/results/performance-profile.json",
     "products": "python benchmarks/products.py --rounds 3 "
