@@ -50,7 +50,7 @@ def _shape(query: Tensor, key: Tensor) -> torch.Size:
 class _InBlocks(torch.autograd.Function):
     """The same some rows at a time, without keeping the weights: backward computes them anew.
 
-    Of every weight only one bit is kept, whether it was dropped, in a byte.
+    Only whether each weight was dropped is kept.
     """
 
     @staticmethod
@@ -109,9 +109,8 @@ def _weights(
     query: Tensor, key: Tensor, visible: Tensor | None, image: int, heads: slice, rows: slice
 ) -> Tensor:
     """``softmax(query key^T / sqrt(d))`` of one block."""
-    scores = (query[image, heads, rows] * query.shape[-1] ** -0.5) @ key[image, heads].transpose(
-        1, 2
-    )
+    scaled = query[image, heads, rows] * query.shape[-1] ** -0.5
+    scores = scaled @ key[image, heads].transpose(1, 2)
     if visible is not None:
         seen = visible.expand(_shape(query, key))[image, heads, rows]
         scores.masked_fill_(~seen, float("-inf"))
