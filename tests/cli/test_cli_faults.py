@@ -216,7 +216,7 @@ sys.exit(code)
     [
         ("train", ["AS+20"]),
         # At the checkpoint, at building the network, before it is traced.
-        ("export", ["AS+0", "AS+5", "DATA+5"]),
+        ("export", ["AS+0", "AS+2", "AS+5", "DATA+5", "AS+60"]),
         # At the checkpoint; where safetensors would end the process; at its second file.
         ("push", ["AS+0", "AS+6", "DATA+4", "DATA+12"]),
     ],
